@@ -1,0 +1,73 @@
+"""The command line around Hydra: what is rewritten before Hydra reads it, and errors in one line with an honest exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from omegaconf.errors import OmegaConfBaseException
+
+from fovea_detr.errors import UserError
+
+NUMERIC_GROUPS = ("smooth",)
+HINT = "see `python run.py --help`"
+
+
+def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
+    """`smooth=4,8` -> `smooth='4','8'`: Hydra takes a bare number for a value, and refuses it as a group's choice."""
+    pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=([0-9.,]+)")
+    quoted = []
+    for argument in arguments:
+        match = pattern.fullmatch(argument)
+        if match:
+            choices = ",".join(f"'{choice}'" for choice in match[2].split(","))
+            argument = f"{match[1]}={choices}"
+        quoted.append(argument)
+    return quoted
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's many-lined messages as one line that says what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key '{match[1]}' on the command line; {HINT}"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, value = match[1].rpartition("/")
+        return f"{group}={value}: there is no such value; {_values_of(group)}{HINT}"
+    return re.sub(r";? *(Config search path|Set the environment variable).*", "", text)
+
+
+def _values_of(group: str) -> str:
+    from fovea_detr.config import CONF_DIR
+
+    names = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    by_leaf = " (any other number: fovea.smooth=...)" if group == "smooth" else ""
+    return f"choose {', '.join(names)}{by_leaf}; " if names else ""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can put right ends in one line on stderr and exit code 2; anything else keeps its traceback."""
+    from hydra.errors import HydraException
+
+    try:
+        yield
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        line = str(error) if isinstance(error, UserError) else one_line(error)
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def run_cleanly(main: Callable[[], object]) -> None:
+    """Run Hydra's main with the command line rewritten, and with one-line errors unless HYDRA_FULL_ERROR=1 is set."""
+    sys.argv[1:] = quote_numeric_choices(sys.argv[1:])
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own summary
+    with one_line_errors():
+        main()

@@ -1,0 +1,25 @@
+"""What a user can put right. Everything else that goes wrong is a bug and keeps its traceback."""
+
+
+class UserError(ValueError):
+    """One clear line: what is wrong, where, and what to do. `run.py` prints it without a traceback and exits with 2."""
+
+
+class ConfigError(UserError):
+    """The composed configuration cannot be run."""
+
+
+class DataError(UserError):
+    """The data set on disk is missing something or holds something broken."""
+
+
+class WeightsError(UserError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class NonFiniteError(UserError):
+    """Training met NaN or infinity: names the images, the rank, the step and the loss parts. Never worth a requeue."""
+
+
+class RunFolderError(UserError):
+    """The run folder belongs to another configuration, or to a process that is still running."""

@@ -1,0 +1,23 @@
+"""The one entry point: `python run.py [key=value ...]`, `python run.py -m axis=a,b,c`, `torchrun ... run.py ...`."""
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from fovea_detr import cli
+from fovea_detr.config import parse, point_name
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    with cli.one_line_errors():
+        config = parse(composed)
+        point = point_name(HydraConfig.get().overrides.task)
+
+        from fovea_detr import experiment  # torch is imported only once the configuration stands
+
+        experiment.run(config, point)
+
+
+if __name__ == "__main__":
+    cli.run_cleanly(main)
