@@ -1,0 +1,112 @@
+"""The fovea: from a decoder layer's input to the Gaussian log-prior on its cross-attention, in separable form.
+
+    z        = LayerNorm(content + query_embed)                    the layer's input, before its self-attention
+    ref      = MLP(z), in layer 0 only                             a logit (x, y), reused by every later layer
+    centre   = sigmoid(ref) * (w, h) / stride + offset(z)          cells, one offset (x, y) per head
+    log_prior = -distance(centre, cell) / smooth                   distance: see dynamic_scale.py
+
+Source: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention" (SMCA), 2021, and its published code,
+which fixes 8 heads, width 256 and stride 32; here none of these is fixed. Everything runs in float32 whatever autocast
+does: rounding centres and scales to bfloat16 costs up to 6e-2 of the output, and type4 overflows float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """The feature map a batch is looked at through: rows x columns cells, each `stride` pixels wide."""
+
+    rows: int
+    columns: int
+    stride: int
+
+
+class FoveaPrior(nn.Module):
+    """One decoder layer's fovea.
+
+    reference: the MLP of layer 0; None in the later layers, which are handed layer 0's reference.
+    feels_heads [H] and feels_queries [Q]: bool, who feels the prior; None means everyone. smooth: in squared cells.
+    """
+
+    feels: Tensor | None
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        dynamic_scale: DynamicScale,
+        smooth: float,
+        reference: nn.Module | None,
+        feels_heads: Tensor | None = None,
+        feels_queries: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.smooth = smooth
+        self.norm = nn.LayerNorm(hidden)
+        self.reference = reference
+        self.offset = nn.Linear(hidden, 2 * heads)
+        self.dynamic_scale = dynamic_scale
+        self.register_buffer("feels", _who_feels(feels_heads, feels_queries), persistent=False)
+
+    def forward(
+        self, content: Tensor, query_embed: Tensor, reference: Tensor | None, sizes_hw: Tensor, grid: CellGrid
+    ) -> tuple[Tensor, Tensor]:
+        """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] (None in layer 0), sizes_hw [B, 2] pixels.
+
+        Returns the log-prior [B, H, Q, rows * columns], float32 and never above 0, and the reference logits [B, Q, 2].
+        """
+        with torch.autocast(content.device.type, enabled=False):
+            z = self.norm(content.float() + query_embed.float())
+            if self.reference is not None:
+                reference = self.reference(z)
+            assert reference is not None, "the first layer's prior must own a reference"
+            centres = self.centres_cells(z, reference, sizes_hw, grid.stride)
+            return self.log_prior(z, centres, grid), reference
+
+    def centres_cells(self, z: Tensor, reference: Tensor, sizes_hw: Tensor, stride: int) -> Tensor:
+        """z [B, Q, D], reference [B, Q, 2] -> the Gaussian's centre (x, y) of every head, in cells [B, H, Q, 2]."""
+        extent_cells = sizes_hw.flip(-1).to(z.dtype)[:, None] / stride  # [B, 1, 2] as (w, h)
+        offsets = self.offset(z).unflatten(-1, (self.heads, 2))  # [B, Q, H, 2]
+        return ((reference.sigmoid() * extent_cells)[:, :, None] + offsets).transpose(1, 2)
+
+    def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Tensor:
+        """centres [B, H, Q, 2] -> log-prior [B, H, Q, rows * columns]; never builds a [.., cells, 2] tensor."""
+        columns = torch.arange(grid.columns, device=z.device, dtype=z.dtype)
+        rows = torch.arange(grid.rows, device=z.device, dtype=z.dtype)
+        dx2 = (centres_cells[..., 0:1] - columns).square()
+        dy2 = (centres_cells[..., 1:2] - rows).square()
+        return self._outer_sum(self._select(self.dynamic_scale(z, dx2, dy2)))
+
+    def _select(self, distance: Distance) -> Distance:
+        """Zero, by selection, the distance of heads and queries that do not feel the prior."""
+        if self.feels is None:
+            return distance
+        return Distance(*(None if part is None else part.where(self.feels, 0.0) for part in distance))  # type: ignore[arg-type]
+
+    def _outer_sum(self, distance: Distance) -> Tensor:
+        """[B, H, Q, columns] and [B, H, Q, rows] -> -distance / smooth at every cell [B, H, Q, rows * columns]."""
+        x, y = distance.x / -self.smooth, distance.y / -self.smooth
+        log_prior = x[..., None, :] + y[..., :, None]
+        if distance.xy_x is not None and distance.xy_y is not None:
+            factor = distance.xy_x / -self.smooth
+            log_prior = log_prior + factor[..., None, :] * distance.xy_y[..., :, None]
+        return log_prior.flatten(-2)
+
+
+def _who_feels(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:
+    """[H] and [Q] bool (None: all) -> [H or 1, Q or 1, 1] bool, or None where everyone feels the prior."""
+    if heads is None and queries is None:
+        return None
+    everyone = torch.ones(1, dtype=torch.bool)
+    heads = everyone if heads is None else heads
+    queries = everyone if queries is None else queries
+    return (heads[:, None] & queries[None, :])[..., None]

@@ -1,0 +1,36 @@
+"""Multi-head attention through `scaled_dot_product_attention`, batch first, with an additive bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose parameters are packed and named as in `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden, hidden))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden))
+        self.out_proj = nn.Linear(hidden, hidden)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """query [B, Q, D], key and value [B, K, D] -> [B, Q, D].
+
+        bias: what is added to the scaled scores, broadcastable to [B, H, Q, K]; or bool, True where a key may be seen.
+        """
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = (
+            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, ., D / H]
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        )
+        dropout = self.dropout if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))

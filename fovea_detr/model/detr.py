@@ -1,0 +1,99 @@
+"""DETR: backbone, transformer, and a class and a box head shared by every decoder layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.model.backbone import Backbone
+from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
+from fovea_detr.types import Batch, Predictions
+
+
+class DETR(nn.Module):
+    """Plain or foveated, as its decoder is. It sees images and their sizes, never targets.
+
+    class_outputs: C, the number of classes + 1. plain_queries: [Q] bool, queries without a reference point on their boxes
+    (mixture=query); None: every query of a foveated decoder has it. class_prior: probability the sigmoid outputs start
+    with (focal loss), or None (softmax).
+    """
+
+    has_reference: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: Encoder,
+        decoder: Decoder,
+        position: nn.Module,
+        *,
+        hidden: int,
+        num_queries: int,
+        class_outputs: int,
+        has_reference: Tensor | None = None,
+        class_prior: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.position = position
+        self.input_proj = nn.Conv2d(backbone.channels, hidden, kernel_size=1)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.query_embed = nn.Embedding(num_queries, hidden)
+        self.class_head = nn.Linear(hidden, class_outputs)
+        self.box_head = FeedForward(hidden, hidden, 4, num_layers=3)
+        self.register_buffer("has_reference", has_reference, persistent=False)
+        self._reset_parameters(class_prior)
+
+    def _reset_parameters(self, class_prior: float | None) -> None:
+        """As published: Xavier for every matrix of the transformer; learned scales keep their own start."""
+        for stack in (self.encoder, self.decoder):
+            for parameter in stack.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        for layer in self.decoder.layers:
+            if layer.prior is not None:
+                layer.prior.dynamic_scale.reset_parameters()
+        if class_prior is not None:
+            nn.init.constant_(self.class_head.bias, -math.log((1 - class_prior) / class_prior))
+
+    def forward(self, batch: Batch) -> Predictions:
+        features = self.backbone(batch.images)  # [B, channels, rows, columns]
+        rows, columns = features.shape[-2:]
+        is_padding = padding_of_cells(batch.sizes_hw, tuple(batch.images.shape[-2:]), (rows, columns))
+        position = self.position(is_padding)
+        is_padding = is_padding.flatten(1)  # [B, K]
+        cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
+        memory = self.encoder(cells, position, is_padding)
+        grid = CellGrid(rows, columns, self.backbone.stride)
+        outputs, reference = self.decoder(
+            self.query_embed.weight, memory, position, is_padding, batch.sizes_hw, grid
+        )
+        return self.heads(torch.stack(outputs), reference)
+
+    def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
+        """outputs [L, B, Q, D], reference logits [B, Q, 2] or None -> Predictions in float32."""
+        logits = self.class_head(outputs).float()
+        boxes = self.box_head(outputs).float()
+        if reference is not None:
+            if self.has_reference is not None:
+                reference = reference.where(self.has_reference[:, None], 0.0)
+            boxes = boxes + functional.pad(reference, (0, 2))
+        return Predictions(logits, boxes.sigmoid())
+
+
+def padding_of_cells(sizes_hw: Tensor, padded_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Tensor:
+    """sizes_hw [B, 2] pixels -> [B, rows, columns] bool: nearest-pixel downsampling of the padding mask, as published.
+
+    The mask is a rectangle, so each side is sampled on its own, with the interpolation's own rounding.
+    """
+    outside = []
+    for side in (0, 1):
+        pixels = torch.arange(padded_hw[side], device=sizes_hw.device) >= sizes_hw[:, side : side + 1]  # [B, pixels]
+        sampled = functional.interpolate(pixels[:, None].float(), size=cells_hw[side])  # [B, 1, cells]
+        outside.append(sampled[:, 0] > 0)
+    return outside[0][:, :, None] | outside[1][:, None, :]

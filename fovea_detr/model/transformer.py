@@ -1,0 +1,124 @@
+"""DETR's transformer (Carion et al., 2020), batch first; a decoder layer may look through a fovea."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.model.attention import Attention
+
+
+class FeedForward(nn.Module):
+    """A stack of linear layers with ReLU between them; `layers.i` in the parameters' names."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [width_in] + [hidden] * (num_layers - 1) + [width_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: residual blocks with the norm after (as published) or before."""
+
+    def __init__(self, hidden: int, feedforward: int, dropout: float, pre_norm: bool, num_norms: int) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.linear1 = nn.Linear(hidden, feedforward)
+        self.linear2 = nn.Linear(feedforward, hidden)
+        self.dropout = nn.Dropout(dropout)
+        for i in range(1, num_norms + 1):
+            self.add_module(f"norm{i}", nn.LayerNorm(hidden))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.linear1(x).relu()))
+
+    def residual(self, x: Tensor, norm: nn.Module, block) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(block(norm(x)))
+        return norm(x + self.dropout(block(x)))
+
+
+class EncoderLayer(_Layer):
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
+        super().__init__(hidden, feedforward, dropout, pre_norm, num_norms=2)
+        self.self_attention = Attention(hidden, heads, dropout)
+
+    def forward(self, cells: Tensor, position: Tensor, may_see: Tensor) -> Tensor:
+        """cells, position [B, K, D]; may_see [B, 1, 1, K] bool -> [B, K, D]."""
+
+        def attend(x: Tensor) -> Tensor:
+            place = x + position
+            return self.self_attention(place, place, x, may_see)
+
+        cells = self.residual(cells, self.norm1, attend)
+        return self.residual(cells, self.norm2, self.feed_forward)
+
+
+class DecoderLayer(_Layer):
+    """Self-attention over the queries, cross-attention to the cells (with a prior, if there is one), feed-forward."""
+
+    def __init__(
+        self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool, prior: FoveaPrior | None
+    ) -> None:
+        super().__init__(hidden, feedforward, dropout, pre_norm, num_norms=3)
+        self.self_attention = Attention(hidden, heads, dropout)
+        self.cross_attention = Attention(hidden, heads, dropout)
+        self.prior = prior
+
+    def forward(self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor) -> Tensor:
+        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias as for Attention."""
+
+        def attend_queries(x: Tensor) -> Tensor:
+            place = x + query_embed
+            return self.self_attention(place, place, x)
+
+        def attend_cells(x: Tensor) -> Tensor:
+            return self.cross_attention(x + query_embed, places, memory, bias)
+
+        content = self.residual(content, self.norm1, attend_queries)
+        content = self.residual(content, self.norm2, attend_cells)
+        return self.residual(content, self.norm3, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    def __init__(self, layers: list[EncoderLayer], norm: nn.Module | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
+        """cells, position [B, K, D]; is_padding [B, K] -> memory [B, K, D]."""
+        may_see = ~is_padding[:, None, None]
+        for layer in self.layers:
+            cells = layer(cells, position, may_see)
+        return cells if self.norm is None else self.norm(cells)
+
+
+class Decoder(nn.Module):
+    def __init__(self, layers: list[DecoderLayer], hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(
+        self, query_embed: Tensor, memory: Tensor, position: Tensor, is_padding: Tensor, sizes_hw: Tensor, grid: CellGrid
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """query_embed [Q, D], memory and position [B, K, D], is_padding [B, K], sizes_hw [B, 2] pixels.
+
+        Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
+        """
+        content = query_embed.new_zeros(len(memory), *query_embed.shape)
+        places, reference, outputs = memory + position, None, []
+        for layer in self.layers:
+            bias = ~is_padding[:, None, None]  # [B, 1, 1, K]
+            if layer.prior is not None:
+                log_prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
+                bias = log_prior.masked_fill(is_padding[:, None, None], float("-inf"))
+            content = layer(content, query_embed, memory, places, bias)
+            outputs.append(self.norm(content))
+        return outputs, reference
