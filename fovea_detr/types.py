@@ -10,6 +10,7 @@ Sizes and boxes carry their format in the name: `sizes_hw` is (height, width) in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,6 +55,11 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         return Target(self.labels.to(device, non_blocking=True), self.boxes_cxcywh.to(device, non_blocking=True))
+
+
+def as_target(target: Target | Mapping[str, Tensor]) -> Target:
+    """A Target, or DETR's dict with `labels` [T] and `boxes` [T, 4] (cxcywh fractions) -> Target."""
+    return target if isinstance(target, Target) else Target(target["labels"], target["boxes"])
 
 
 @dataclass

@@ -17,9 +17,9 @@ from fovea_detr.types import Batch, Predictions
 class DETR(nn.Module):
     """Plain or foveated, as its decoder is. It sees images and their sizes, never targets.
 
-    class_outputs: C, the number of classes + 1. plain_queries: [Q] bool, queries without a reference point on their boxes
-    (mixture=query); None: every query of a foveated decoder has it. class_prior: probability the sigmoid outputs start
-    with (focal loss), or None (softmax).
+    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's reference
+    point; None: all of them, if the decoder has a fovea. class_prior: the probability that the sigmoid outputs start with
+    (focal loss), or None (softmax).
     """
 
     has_reference: Tensor | None
@@ -77,8 +77,9 @@ class DETR(nn.Module):
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
         """outputs [L, B, Q, D], reference logits [B, Q, 2] or None -> Predictions in float32."""
-        logits = self.class_head(outputs).float()
-        boxes = self.box_head(outputs).float()
+        with torch.autocast(outputs.device.type, enabled=False):
+            logits = self.class_head(outputs.float())
+            boxes = self.box_head(outputs.float())
         if reference is not None:
             if self.has_reference is not None:
                 reference = reference.where(self.has_reference[:, None], 0.0)

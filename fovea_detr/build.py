@@ -1,0 +1,101 @@
+"""The wiring diagram: the only place that knows both the configuration and the modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from torch import nn
+
+from fovea_detr.config import Config
+from fovea_detr.criterion import Criterion
+from fovea_detr.fovea.prior import FoveaPrior
+from fovea_detr.matcher import Matcher
+from fovea_detr.model.backbone import build_backbone
+from fovea_detr.model.detr import DETR
+from fovea_detr.model.position import LearnedPosition, SinePosition
+from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
+
+COCO_CLASSES = 91  # highest category id + 1; what a model is built for where no data set has said otherwise
+
+
+def build_model(config: Config) -> DETR:
+    """The model of a configuration with random weights; nothing is downloaded. Initialised from torch's generator."""
+    model = config.model
+    backbone = build_backbone(
+        model.backbone, dc5=model.dc5, batch_norm=model.batch_norm, train=config.schedule.lr_backbone > 0
+    )
+    position = {"sine": SinePosition, "learned": LearnedPosition}[model.position](model.hidden)
+    mixture = _axis(config.mixture) if model.fovea else None
+    return DETR(
+        backbone,
+        build_encoder(config),
+        build_decoder(config),
+        position,
+        hidden=model.hidden,
+        num_queries=model.num_queries,
+        class_outputs=class_outputs(config),
+        has_reference=mixture.queries(model.num_queries) if mixture else None,
+        class_prior=0.01 if model.loss == "focal" else None,
+    )
+
+
+def build_encoder(config: Config) -> Encoder:
+    model = config.model
+    layers = [
+        EncoderLayer(model.hidden, model.heads, model.feedforward, model.dropout, model.pre_norm)
+        for _ in range(model.encoder_layers)
+    ]
+    return Encoder(layers, nn.LayerNorm(model.hidden) if model.pre_norm else None)
+
+
+def build_decoder(config: Config) -> Decoder:
+    model = config.model
+    layers = [
+        DecoderLayer(
+            model.hidden,
+            model.heads,
+            model.feedforward,
+            model.dropout,
+            model.pre_norm,
+            build_prior(config, layer) if model.fovea else None,
+        )
+        for layer in range(model.decoder_layers)
+    ]
+    return Decoder(layers, model.hidden)
+
+
+def build_prior(config: Config, layer: int) -> FoveaPrior:
+    model = config.model
+    mixture = _axis(config.mixture)
+    return FoveaPrior(
+        model.hidden,
+        model.heads,
+        _axis(config.dynamic_scale, hidden=model.hidden, heads=model.heads),
+        config.fovea.smooth,
+        FeedForward(model.hidden, model.hidden, 2, num_layers=3) if layer == 0 else None,
+        mixture.heads(model.heads),
+        mixture.queries(model.num_queries),
+    )
+
+
+def build_criterion(config: Config) -> Criterion:
+    """The loss of a configuration: `build_criterion(config)(predictions, targets)` -> Losses."""
+    model = config.model
+    costs, weights = model.match_costs, model.loss_weights
+    return Criterion(
+        Matcher(costs.classification, costs.l1, costs.giou, model.loss),
+        {"classification": weights.classification, "l1": weights.l1, "giou": weights.giou},
+        loss=model.loss,
+        class_outputs=class_outputs(config),
+    )
+
+
+def class_outputs(config: Config) -> int:
+    """C: the classes and one more, as published (softmax: no object; sigmoid: an output that no object ever uses)."""
+    return (config.data.num_classes or COCO_CLASSES) + 1
+
+
+def _axis(node: dict[str, Any], **arguments: Any) -> Any:
+    """An axis' value: the class named by `_target_`, with the node's other keys as arguments; `name` is for people."""
+    return instantiate({key: value for key, value in node.items() if key != "name"}, **arguments)

@@ -1,0 +1,105 @@
+"""DETR's set loss: match, then classify every query and regress the boxes of the matched ones, on every decoder layer.
+
+Sources: Carion et al., DETR (softmax, L1, GIoU); Lin et al., focal loss, as used by SMCA (sum over queries and classes,
+divided by the number of objects). The mean number of objects per rank is the normaliser, so that ranks weigh alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from fovea_detr import distributed
+from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
+from fovea_detr.matcher import Match, Matcher
+from fovea_detr.types import Predictions, Target, as_target
+
+
+@dataclass
+class Losses:
+    """by_layer: "classification", "l1", "giou" -> [L], unweighted, the last entry is the last decoder layer's.
+
+    total: their weighted sum over parts and layers, what is differentiated. matches[layer][image]: (queries, objects).
+    """
+
+    by_layer: dict[str, Tensor]
+    total: Tensor
+    matches: list[list[Match]]
+
+
+class Criterion(nn.Module):
+    """weights: factors of the parts in the total. loss: "focal" or "softmax". no_object: softmax weight of that class."""
+
+    class_weights: Tensor
+
+    def __init__(
+        self, matcher: Matcher, weights: Mapping[str, float], *, loss: str, class_outputs: int, no_object: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.matcher = matcher
+        self.weights = dict(weights)
+        self.loss = loss
+        class_weights = torch.ones(class_outputs)
+        class_weights[-1] = no_object
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, predictions: Predictions, targets: list[Target] | list[Mapping[str, Tensor]]) -> Losses:
+        """targets: one an image, as Target or as DETR's dict of `labels` and `boxes`; empty ones are welcome.
+
+        Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite.
+        """
+        device = predictions.logits.device
+        objects = [as_target(target).to(device) for target in targets]
+        matches = self.matcher(predictions, objects)
+        count = torch.tensor([float(sum(len(target) for target in objects))], device=device)
+        num_boxes = distributed.mean(count).clamp(min=1)
+        layer, image, query, labels, boxes = _gather(matches, objects)
+        matched = predictions.boxes_cxcywh.float()[layer, image, query]  # [N, 4]
+        overlap = generalised_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(boxes))
+        num_layers = len(matches)
+        by_layer = {
+            "classification": self._classification(predictions.logits.float(), (layer, image, query), labels, num_boxes),
+            "l1": _sum_by_layer((matched - boxes).abs().sum(-1), layer, num_layers) / num_boxes,
+            "giou": _sum_by_layer(1 - overlap, layer, num_layers) / num_boxes,
+        }
+        total = torch.stack([self.weights[part] * value.sum() for part, value in by_layer.items()]).sum()
+        return Losses(by_layer, total, matches)
+
+    def _classification(
+        self, logits: Tensor, where: tuple[Tensor, Tensor, Tensor], labels: Tensor, num_boxes: Tensor
+    ) -> Tensor:
+        """logits [L, B, Q, C]; where: (layer, image, query) of the N matched queries; labels [N] -> [L]."""
+        if self.loss == "focal":
+            is_class = torch.zeros_like(logits)
+            is_class[(*where, labels)] = 1
+            return sigmoid_focal_loss(logits, is_class, alpha=0.25, gamma=2).sum((1, 2, 3)) / num_boxes
+        no_object = logits.shape[-1] - 1
+        classes = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
+        classes[where] = labels
+        each = functional.cross_entropy(logits.movedim(-1, 1), classes, self.class_weights, reduction="none")
+        return each.sum((1, 2)) / self.class_weights[classes].sum((1, 2))
+
+
+def _gather(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All matched pairs of all layers: layer, image, query [N], and the matched objects' labels [N] and boxes [N, 4]."""
+    device = objects[0].labels.device
+    starts = torch.tensor([0] + [len(target) for target in objects]).cumsum(0)
+    rows = [
+        torch.stack((torch.full_like(queries, layer), torch.full_like(queries, image), queries, chosen + starts[image]))
+        for layer, images in enumerate(matches)
+        for image, (queries, chosen) in enumerate(images)
+    ]
+    layer, image, query, chosen = torch.cat(rows, dim=1).to(device)
+    labels = torch.cat([target.labels for target in objects])[chosen]
+    boxes = torch.cat([target.boxes_cxcywh for target in objects]).float()[chosen]
+    return layer, image, query, labels, boxes
+
+
+def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:
+    """values [N], layer [N] -> [L]."""
+    return values.new_zeros(num_layers).index_add(0, layer, values)

@@ -1,0 +1,69 @@
+"""Hungarian matching of queries to objects, of every decoder layer and image at once (Carion et al., DETR, 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
+from fovea_detr.errors import NonFiniteError
+from fovea_detr.types import Predictions, Target
+
+Match = tuple[Tensor, Tensor]  # (queries, objects), each [min(Q, T)] int64 on the CPU, in ascending order of the query
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Weights of the three costs, and how a class is scored: "focal" (sigmoid) or "softmax"."""
+
+    classification: float
+    l1: float
+    giou: float
+    loss: str
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: list[Target]) -> list[list[Match]]:
+        """-> matches[layer][image]. One copy to the host. Raises NonFiniteError where a cost is NaN or infinite."""
+        labels, boxes = pad_targets(targets)
+        cost = self.costs(predictions, labels, boxes).cpu().numpy()  # [L, B, Q, T]
+        sizes = [len(target) for target in targets]
+        broken = [b for b, size in enumerate(sizes) if not np.isfinite(cost[:, b, :, :size]).all()]
+        if broken:
+            raise NonFiniteError(f"the predictions are not finite for image {', '.join(map(str, broken))} of the batch")
+        return [[_assign(layer[b, :, :size]) for b, size in enumerate(sizes)] for layer in cost]
+
+    def costs(self, predictions: Predictions, labels: Tensor, boxes_cxcywh: Tensor) -> Tensor:
+        """labels [B, T], boxes [B, T, 4], padded -> cost [L, B, Q, T] in float32; padded columns mean nothing."""
+        boxes = predictions.boxes_cxcywh.float()
+        l1 = (boxes[..., :, None, :] - boxes_cxcywh[:, None]).abs().sum(-1)
+        giou = generalised_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(boxes_cxcywh)[:, None])
+        by_class = self._class_costs(predictions.logits.float())  # [L, B, Q, C]
+        index = labels[None, :, None].expand(*by_class.shape[:3], -1)
+        return self.classification * by_class.gather(-1, index) + self.l1 * l1 - self.giou * giou
+
+    def _class_costs(self, logits: Tensor) -> Tensor:
+        """What it would cost to match each query to each class: as published (focal: Deformable DETR's form)."""
+        if self.loss == "softmax":
+            return -logits.softmax(-1)
+        p = logits.sigmoid()
+        as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        as_nothing = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+        return as_object - as_nothing
+
+
+def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:
+    """B targets of T_b objects -> labels [B, max T] and boxes [B, max T, 4], zeros behind each image's own objects."""
+    labels = torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], batch_first=True)
+    boxes = torch.nn.utils.rnn.pad_sequence([t.boxes_cxcywh for t in targets], batch_first=True)
+    return labels, boxes
+
+
+def _assign(cost: np.ndarray) -> Match:
+    queries, objects = linear_sum_assignment(cost)
+    return torch.as_tensor(queries, dtype=torch.int64), torch.as_tensor(objects, dtype=torch.int64)
