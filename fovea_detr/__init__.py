@@ -1,0 +1,34 @@
+"""DETR whose decoder looks through a Gaussian fovea. The names below are the API for notebooks; see the README.
+
+They are imported when first used, so that reading run folders (`fovea_detr.record`) never imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fovea_detr.build import build_criterion, build_model
+    from fovea_detr.checkpoint import load_weights
+    from fovea_detr.config import load_config
+    from fovea_detr.data.loader import collate_images as collate
+    from fovea_detr.evaluate import postprocess
+
+_HOMES = {
+    "build_criterion": ("fovea_detr.build", "build_criterion"),
+    "build_model": ("fovea_detr.build", "build_model"),
+    "collate": ("fovea_detr.data.loader", "collate_images"),
+    "load_config": ("fovea_detr.config", "load_config"),
+    "load_weights": ("fovea_detr.checkpoint", "load_weights"),
+    "postprocess": ("fovea_detr.evaluate", "postprocess"),
+}
+
+__all__ = ["build_criterion", "build_model", "collate", "load_config", "load_weights", "postprocess"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fovea_detr' has no attribute '{name}'")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -9,6 +10,9 @@ from torch import nn
 
 from fovea_detr.config import Config
 from fovea_detr.criterion import Criterion
+from fovea_detr.data.coco import CocoDataset, check_images
+from fovea_detr.data.shapes import generate
+from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.fovea.prior import FoveaPrior
 from fovea_detr.matcher import Matcher
 from fovea_detr.model.backbone import build_backbone
@@ -36,7 +40,7 @@ def build_model(config: Config) -> DETR:
         num_queries=model.num_queries,
         class_outputs=class_outputs(config),
         has_reference=mixture.queries(model.num_queries) if mixture else None,
-        class_prior=0.01 if model.loss == "focal" else None,
+        activation="sigmoid" if model.loss == "focal" else "softmax",
     )
 
 
@@ -89,6 +93,22 @@ def build_criterion(config: Config) -> Criterion:
         loss=model.loss,
         class_outputs=class_outputs(config),
     )
+
+
+def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
+    """The training split (None with mode=eval) and the validation split, checked. Raises DataError."""
+    data = config.data
+    root = data.root
+    if data.name == "shapes":
+        root = generate(Path(data.cache), data.train_images, data.val_images)
+    val = CocoDataset(root, "val", eval_transform(data.recipe), in_memory=data.in_memory)
+    train = None
+    if config.mode == "train":
+        train = CocoDataset(root, "train", train_transform(data.recipe), in_memory=data.in_memory)
+    for split in (train, val):
+        if split is not None and data.check == "full":
+            check_images(split)
+    return train, val
 
 
 def class_outputs(config: Config) -> int:

@@ -75,7 +75,11 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
 
 
 def load_weights(
-    model: nn.Module, source: Path | str | Mapping[str, Tensor], *, other_classes: bool = False, backbone_alone: bool = True
+    model: nn.Module,
+    source: Path | str | Mapping[str, Tensor],
+    *,
+    other_classes: bool = False,
+    backbone_alone: bool = True,
 ) -> Loaded:
     """Load a checkpoint (ours, DETR's or SMCA's naming, a torchvision ResNet) or a state dict into a model, in place.
 
@@ -87,7 +91,9 @@ def load_weights(
     theirs = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
     only_backbone = is_torchvision_resnet(theirs)
     if only_backbone and not backbone_alone:
-        raise WeightsError(f"{name}: a torchvision ResNet fills only the backbone; a whole detector's checkpoint is needed")
+        raise WeightsError(
+            f"{name}: a torchvision ResNet fills only the backbone; a whole detector's checkpoint is needed"
+        )
     theirs, ours = in_our_names(theirs), model.state_dict()
     report = Loaded(name, loaded=0)
     for key in [key for key in theirs if key in ours and theirs[key].shape != ours[key].shape]:

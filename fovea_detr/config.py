@@ -198,7 +198,9 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {
-        key: value for name, child in node.items() for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
+        key: value
+        for name, child in node.items()
+        for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
     }
 
 
@@ -257,10 +259,14 @@ def _check_model(model: Model) -> None:
         f"model.heads={model.heads} does not divide model.hidden={model.hidden}; choose a divisor",
     )
     halves = 4 if model.position == "sine" else 2
-    _refuse(model.hidden % halves != 0, f"model.hidden={model.hidden} must be a multiple of {halves} ({model.position})")
+    _refuse(
+        model.hidden % halves != 0, f"model.hidden={model.hidden} must be a multiple of {halves} ({model.position})"
+    )
     _refuse(not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in 0..1 (1 excluded)")
     shallow = model.dc5 and model.backbone not in ("resnet50", "resnet101")
-    _refuse(shallow, f"model.dc5=true needs dilated bottlenecks: model.backbone=resnet50 or resnet101, not {model.backbone}")
+    _refuse(
+        shallow, f"model.dc5=true needs dilated bottlenecks: model.backbone=resnet50 or resnet101, not {model.backbone}"
+    )
     named = model.backbone_weights not in ("imagenet", "none")
     lost = named and not Path(model.backbone_weights).expanduser().is_file()
     _refuse(lost, f"model.backbone_weights={model.backbone_weights}: no such file (or write imagenet, or none)")

@@ -63,7 +63,9 @@ class Criterion(nn.Module):
         overlap = generalised_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(boxes))
         num_layers = len(matches)
         by_layer = {
-            "classification": self._classification(predictions.logits.float(), (layer, image, query), labels, num_boxes),
+            "classification": self._classification(
+                predictions.logits.float(), (layer, image, query), labels, num_boxes
+            ),
             "l1": _sum_by_layer((matched - boxes).abs().sum(-1), layer, num_layers) / num_boxes,
             "giou": _sum_by_layer(1 - overlap, layer, num_layers) / num_boxes,
         }

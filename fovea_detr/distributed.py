@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from fovea_detr.errors import UserError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -53,15 +57,6 @@ def mean(value: Tensor) -> Tensor:
     return total / world_size()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank."""
-    if not is_active():
-        return flag
-    value = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
-
-
 def gather(value: Any) -> list[Any]:
     """Every rank's object, in the order of the ranks, on every rank."""
     if not is_active():
@@ -71,15 +66,20 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def from_first(value: Any) -> Any:
-    """Rank 0's object, on every rank."""
-    if not is_active():
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+def first_on_node(function: Callable[[], T]) -> T:
+    """Call a function on every rank, on each node's first one before the others, so that a cache is filled once.
 
-
-def barrier() -> None:
-    if is_active():
-        dist.barrier()
+    A UserError of a first rank is raised there; the other ranks leave quietly with exit code 2.
+    """
+    value, error = None, None
+    if local_rank() == 0:
+        try:
+            value = function()
+        except UserError as caught:
+            error = caught
+    anywhere = any(gather(error is not None))
+    if error is not None:
+        raise error
+    if anywhere:
+        raise SystemExit(2)
+    return function() if value is None else value

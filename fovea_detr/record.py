@@ -76,7 +76,9 @@ class RunFolder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it") from None
+            raise RunFolderError(
+                f"{self.path}: another process is running in this folder; wait for it or stop it"
+            ) from None
         self._lock = file
 
     def unlock(self) -> None:

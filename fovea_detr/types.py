@@ -68,10 +68,12 @@ class Predictions:
 
     logits: [L, B, Q, C] before sigmoid or softmax.
     boxes_cxcywh: [L, B, Q, 4] in 0..1, fractions of each image's own unpadded size.
+    activation: what turns logits into scores, "sigmoid" (focal loss) or "softmax" (the last class is "no object").
     """
 
     logits: Tensor
     boxes_cxcywh: Tensor
+    activation: str = "sigmoid"
 
 
 @dataclass

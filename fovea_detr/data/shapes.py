@@ -1,8 +1,8 @@
 """A generated data set in COCO's layout: coloured shapes on dull backgrounds, for a real ablation in minutes on a CPU.
 
-Six categories differ in outline and hue. An image holds 2 to 6 objects with boxes that overlap by at most a quarter of the
-smaller one; polygons are amodal (they go on behind what covers them). Every twentieth image also holds a crowd of tiny
-shapes under one run-length mask. An image is a function of (seed, split, index) and of nothing else.
+Six categories differ in outline and hue. An image holds 2 to 6 objects with boxes that overlap by at most a quarter of
+the smaller one; polygons are amodal (they go on behind what covers them). Every twentieth image also holds a crowd of
+tiny shapes under one run-length mask. An image is a function of (seed, split, index) and of nothing else.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dic
 
 
 def _unit_outline(category: int) -> np.ndarray:
-    """[P, 2] points around the origin, about one unit across. A ring is one outline with a slit: COCO knows no holes."""
+    """[P, 2] points around the origin, about one unit across. A ring is an outline with a slit: COCO knows no holes."""
 
     def around(count: int, *radii: float) -> np.ndarray:
         angles = np.arange(count) * 2 * np.pi / count
@@ -138,7 +138,7 @@ def _unit_outline(category: int) -> np.ndarray:
         return np.concatenate([corner @ turn for turn in turns])
     return {
         "circle": around(32, 0.5),
-        "square": around(4, 0.55),
+        "square": np.array([[0.39, 0.39], [-0.39, 0.39], [-0.39, -0.39], [0.39, -0.39]]),
         "triangle": around(3, 0.55),
         "star": around(10, 0.5, 0.22),
     }[CATEGORIES[category - 1]]
@@ -232,7 +232,7 @@ def _annotation(shape: _Shape) -> dict[str, Any]:
 
 
 def _crowd_annotation(category: int, mask: np.ndarray) -> dict[str, Any]:
-    """mask: [h, w] bool. Uncompressed run lengths, column by column, beginning with the zeros, as COCO writes crowds."""
+    """mask: [h, w] bool. Uncompressed run lengths, column by column, zeros first, as COCO writes crowds."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], edges, [mask.size]]))

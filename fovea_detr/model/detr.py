@@ -14,12 +14,15 @@ from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
 
 
+CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin et al., focal loss)
+
+
 class DETR(nn.Module):
     """Plain or foveated, as its decoder is. It sees images and their sizes, never targets.
 
     class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's reference
-    point; None: all of them, if the decoder has a fovea. class_prior: the probability that the sigmoid outputs start with
-    (focal loss), or None (softmax).
+    point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at probability 0.01) or
+    "softmax".
     """
 
     has_reference: Tensor | None
@@ -35,9 +38,10 @@ class DETR(nn.Module):
         num_queries: int,
         class_outputs: int,
         has_reference: Tensor | None = None,
-        class_prior: float | None = None,
+        activation: str = "sigmoid",
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.backbone = backbone
         self.position = position
         self.input_proj = nn.Conv2d(backbone.channels, hidden, kernel_size=1)
@@ -47,9 +51,9 @@ class DETR(nn.Module):
         self.class_head = nn.Linear(hidden, class_outputs)
         self.box_head = FeedForward(hidden, hidden, 4, num_layers=3)
         self.register_buffer("has_reference", has_reference, persistent=False)
-        self._reset_parameters(class_prior)
+        self._reset_parameters()
 
-    def _reset_parameters(self, class_prior: float | None) -> None:
+    def _reset_parameters(self) -> None:
         """As published: Xavier for every matrix of the transformer; learned scales keep their own start."""
         for stack in (self.encoder, self.decoder):
             for parameter in stack.parameters():
@@ -58,8 +62,8 @@ class DETR(nn.Module):
         for layer in self.decoder.layers:
             if layer.prior is not None:
                 layer.prior.dynamic_scale.reset_parameters()
-        if class_prior is not None:
-            nn.init.constant_(self.class_head.bias, -math.log((1 - class_prior) / class_prior))
+        if self.activation == "sigmoid":
+            nn.init.constant_(self.class_head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
     def forward(self, batch: Batch) -> Predictions:
         features = self.backbone(batch.images)  # [B, channels, rows, columns]
@@ -70,9 +74,7 @@ class DETR(nn.Module):
         cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
         memory = self.encoder(cells, position, is_padding)
         grid = CellGrid(rows, columns, self.backbone.stride)
-        outputs, reference = self.decoder(
-            self.query_embed.weight, memory, position, is_padding, batch.sizes_hw, grid
-        )
+        outputs, reference = self.decoder(self.query_embed.weight, memory, position, is_padding, batch.sizes_hw, grid)
         return self.heads(torch.stack(outputs), reference)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
@@ -84,7 +86,7 @@ class DETR(nn.Module):
             if self.has_reference is not None:
                 reference = reference.where(self.has_reference[:, None], 0.0)
             boxes = boxes + functional.pad(reference, (0, 2))
-        return Predictions(logits, boxes.sigmoid())
+        return Predictions(logits, boxes.sigmoid(), self.activation)
 
 
 def padding_of_cells(sizes_hw: Tensor, padded_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Tensor:

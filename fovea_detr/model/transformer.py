@@ -106,7 +106,13 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(hidden)
 
     def forward(
-        self, query_embed: Tensor, memory: Tensor, position: Tensor, is_padding: Tensor, sizes_hw: Tensor, grid: CellGrid
+        self,
+        query_embed: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        is_padding: Tensor,
+        sizes_hw: Tensor,
+        grid: CellGrid,
     ) -> tuple[list[Tensor], Tensor | None]:
         """query_embed [Q, D], memory and position [B, K, D], is_padding [B, K], sizes_hw [B, 2] pixels.
 

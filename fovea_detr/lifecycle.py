@@ -1,0 +1,193 @@
+"""What survives a kill: where a run stands, when it is saved, and how it stops at a step boundary."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fovea_detr import checkpoint, distributed
+from fovea_detr.config import Config
+from fovea_detr.errors import RunFolderError
+from fovea_detr.record import RunFolder
+
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; everything is saved, and the same command goes on from here."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class StopFlag:
+    """Up once SIGUSR2, SIGTERM or Ctrl-C has arrived; a second signal of the kind acts as if nobody had listened."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[StopFlag]:
+        before = {number: signal.signal(number, self._catch) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: object) -> None:  # noqa: ARG002 - the signature of a handler
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclass
+class Parts:
+    """What training changes. `model` is the bare module; `wrapped` is what is called (DDP's, with several ranks)."""
+
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass
+class Position:
+    """Where a run stands, saved with the weights: epochs and batches done, this epoch's sums, and what it took."""
+
+    epoch: int = 0
+    batches_done: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    train_seconds: float = 0.0  # of this epoch
+    total_seconds: float = 0.0  # of all epochs that are committed, evaluation included
+    total_batch_size: int = 0
+    starts: int = 0
+
+
+class Run:
+    """One run on this rank. Only rank 0 writes; every rank reads the same checkpoint and stands at the same step."""
+
+    def __init__(self, config: Config, folder: RunFolder, stop: StopFlag, device: torch.device) -> None:
+        self.config = config
+        self.folder = folder
+        self.stop = stop
+        self.device = device
+        self.is_writer = distributed.rank() == 0
+        self.total_batch_size = config.schedule.batch_size * distributed.world_size()
+        self.position = Position(total_batch_size=self.total_batch_size)
+        self.resumed = False
+        self._saved_at = self._clock = time.monotonic()
+
+    @property
+    def epoch(self) -> int:
+        return self.position.epoch
+
+    def resume(self, parts: Parts) -> None:
+        """Load the folder's newest checkpoint, if there is one: weights, optimizer, position. Every start is a resume."""
+        content = checkpoint.latest(self.folder)
+        if content is not None:
+            self.position = Position(**content["position"])
+            self._check_same_batch()
+            parts.model.load_state_dict(content["model"])
+            parts.optimizer.load_state_dict(content["optimizer"])
+            self.resumed = True
+            if self.is_writer:
+                self.folder.write_history(self.position.history)
+        self.position.starts += 1
+        self._saved_at = self._clock = time.monotonic()
+
+    def _check_same_batch(self) -> None:
+        before, now = self.position.total_batch_size, self.total_batch_size
+        if before != now:
+            raise RunFolderError(
+                f"{self.folder.path}: this run has trained with a total batch of {before} images, now it would be {now} "
+                f"({distributed.world_size()} processes): start it with as many processes as before"
+            )
+
+    def save(self, parts: Parts) -> None:
+        """Write the checkpoint (rank 0)."""
+        self._tick()
+        self._saved_at = time.monotonic()
+        if self.is_writer:
+            content = {"model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict()}
+            checkpoint.save(self.folder, {**content, "position": asdict(self.position)})
+
+    def step_done(self, losses: dict[str, float], stop: bool, parts: Parts) -> None:
+        """Count one step; save when it is time; with `stop` (agreed on by all ranks) save and raise Stopped."""
+        position = self.position
+        position.batches_done += 1
+        for name, value in losses.items():
+            position.sums[name] = position.sums.get(name, 0.0) + value
+        due = time.monotonic() - self._saved_at >= self.config.checkpoint.minutes * 60
+        if stop or due:
+            self.save(parts)
+        if stop:
+            raise Stopped(self.stop.number or signal.SIGTERM)
+        if self.is_writer:
+            self.folder.beat(epoch=position.epoch, batches_done=position.batches_done)
+
+    def leave_if_asked(self) -> None:
+        """Raise Stopped where there is nothing to save: evaluating, with the epoch's checkpoint already written.
+
+        No agreement between ranks is needed: a signal reaches all of them, or the launcher ends the others.
+        """
+        if self.stop.number:
+            raise Stopped(self.stop.number)
+
+    def epoch_means(self) -> dict[str, float]:
+        """The mean of each loss over the batches of this epoch."""
+        return {name: value / max(1, self.position.batches_done) for name, value in self.position.sums.items()}
+
+    def commit(self, line: dict[str, Any], parts: Parts) -> None:
+        """Close an epoch: the checkpoint first, then the history line."""
+        position = self.position
+        self._tick()
+        seconds = position.train_seconds
+        images = position.batches_done * self.total_batch_size
+        position.total_seconds += seconds
+        line["timing"] = {
+            **line["timing"],
+            "seconds": seconds,
+            "total_seconds": position.total_seconds,
+            "images": images,
+        }
+        position.history.append(line)
+        position.epoch, position.batches_done, position.sums, position.train_seconds = position.epoch + 1, 0, {}, 0.0
+        self.save(parts)
+        if self.is_writer:
+            self.folder.write_history(position.history)
+
+    def outcome(self) -> dict[str, Any]:
+        """The result's part that the history tells: last and best metrics, epochs, steps, minutes, rates, GPU-hours."""
+        history, seconds = self.position.history, self.position.total_seconds
+        evaluated = [line for line in history if "AP" in line]
+        best = max(evaluated, key=lambda line: line["AP"])
+        images = sum(line["timing"]["images"] for line in history)
+        training = sum(line["timing"]["seconds"] - line["timing"].get("evaluation_seconds", 0.0) for line in history)
+        gpus = distributed.world_size() if self.device.type == "cuda" else 0
+        return {
+            "last": _metrics(evaluated[-1]),
+            "best": {"epoch": best["epoch"], **_metrics(best)},
+            "epochs": len(history),
+            "steps": history[-1]["steps"],
+            "minutes": seconds / 60,
+            "gpu_hours": seconds / 3600 * gpus,
+            "images_per_second": images / max(1e-9, training),
+            "starts": self.position.starts,
+        }
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.position.train_seconds += now - self._clock
+        self._clock = now
+
+
+def _metrics(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name.startswith(("AP", "AR"))}

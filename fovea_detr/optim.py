@@ -1,0 +1,43 @@
+"""AdamW with the backbone apart, and the learning rate as a function of the step alone, so that a resume needs no state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from fovea_detr.config import Schedule
+
+
+def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
+    """Two groups, as published: the rest at `lr`, the backbone's trainable part at `lr_backbone`."""
+    rest, backbone = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.") else rest).append(parameter)
+    groups = [{"params": rest, "base_lr": schedule.lr}, {"params": backbone, "base_lr": schedule.lr_backbone}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def learning_rate_factor(schedule: Schedule, step: int, steps_per_epoch: int) -> float:
+    """The factor on both learning rates at a step (0-based) of the whole run.
+
+    Linear warm-up over the first `warmup` of all steps; then `step`: 1, and 0.1 from epoch `lr_drop` on; or `cosine`:
+    from 1 down to 0.01 at the last step.
+    """
+    total = schedule.epochs * steps_per_epoch
+    warmup = round(schedule.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule.kind == "step":
+        assert schedule.lr_drop is not None
+        return 1.0 if step < schedule.lr_drop * steps_per_epoch else 0.1
+    progress = (step - warmup) / max(1, total - 1 - warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))

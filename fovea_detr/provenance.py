@@ -1,0 +1,62 @@
+"""What the numbers of a run came from: code, packages, device, job, command, data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = "torch torchvision numpy scipy pandas pycocotools hydra-core omegaconf submitit".split()
+JOB_VARIABLES = "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT TORCHELASTIC_RUN_ID".split()
+CODE_DIR = Path(__file__).resolve().parent.parent
+
+
+def describe(device: torch.device, world_size: int, total_batch_size: int) -> dict[str, Any]:
+    """The facts that can be read off this process; the caller adds what it knows of data and weights."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "world_size": world_size,
+        "total_batch_size": total_batch_size,
+        "job": {name: os.environ[name] for name in JOB_VARIABLES if name in os.environ},
+        "code": code_version(CODE_DIR),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def code_version(folder: Path) -> dict[str, str | None]:
+    """The git commit of the code and a hash of what is not committed; both None where there is no git checkout."""
+    sha = _git(folder, "rev-parse", "HEAD")
+    if sha is None:
+        return {"sha": None, "uncommitted": None}
+    changes = (_git(folder, "diff", "HEAD") or "") + (_git(folder, "ls-files", "--others", "--exclude-standard") or "")
+    return {"sha": sha.strip(), "uncommitted": hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else ""}
+
+
+def file_fingerprint(path: Path | str) -> str:
+    """sha256 of a file's content, 16 hex digits."""
+    digest = hashlib.sha256()
+    with Path(path).expanduser().open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace")
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,167 @@
+"""The augmentation: sizes as published, boxes that follow the pixels, and draws that depend on three numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fovea_detr.data.transforms import (
+    LongSide,
+    PublishedTraining,
+    Sample,
+    Transform,
+    as_target,
+    eval_transform,
+    horizontal_flip,
+    mixed_seed,
+    normalize,
+    pixel_boxes,
+    random_crop,
+    resize,
+    seeded,
+    short_side_size,
+    train_transform,
+)
+
+BOX = (10, 20, 50, 40)  # left, top, right, bottom: the white rectangle of `white_box`
+
+
+def white_box(height: int = 60, width: int = 80, box: tuple[int, int, int, int] = BOX) -> Sample:
+    """A white rectangle on black, and the box around it."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, box[1] : box[3], box[0] : box[2]] = 255
+    boxes = pixel_boxes(torch.tensor([box], dtype=torch.float32), (height, width))
+    return Sample(image, boxes, torch.tensor([7]))
+
+
+def box_of_white(image: torch.Tensor) -> list[int]:
+    ys, xs = (image[0] > 127).nonzero(as_tuple=True)
+    return [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "side", "max_side", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1066)),
+        ((640, 480), 800, 1333, (1066, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((300, 2000), 800, 1333, (200, 1333)),
+        ((2000, 300), 800, 1333, (1333, 200)),
+        ((500, 500), 480, 1333, (480, 480)),
+        ((192, 256), 128, 128, (96, 128)),
+        ((300, 2000), 600, None, (600, 4000)),
+        ((1, 5000), 800, 1333, (1, 1333)),
+    ],
+)
+def test_sizes(size_hw: tuple[int, int], side: int, max_side: int | None, expected: tuple[int, int]) -> None:
+    assert short_side_size(size_hw, side, max_side) == expected
+
+
+def test_boxes_follow_the_pixels_through_flip_and_resize() -> None:
+    sample = white_box()
+    assert box_of_white(horizontal_flip(sample).image) == horizontal_flip(sample).boxes[0].tolist() == [30, 20, 70, 40]
+    larger = resize(sample, (120, 160))
+    assert box_of_white(larger.image) == larger.boxes[0].tolist() == [20, 40, 100, 80]
+    assert sample.boxes[0].tolist() == list(BOX)  # what is kept in memory stays as it was
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_follow_the_pixels_through_a_crop(seed: int) -> None:
+    cropped = random_crop(white_box(), (16, 40), torch.Generator().manual_seed(seed))
+    assert all(16 <= side <= 40 for side in cropped.size_hw)
+    if len(cropped.labels):
+        assert box_of_white(cropped.image) == cropped.boxes[0].tolist()
+    else:
+        assert not (cropped.image > 127).any()
+        assert cropped.boxes.shape == (0, 4)
+
+
+def test_a_crop_leaves_a_short_side_whole_and_draws_every_size() -> None:
+    draws = torch.Generator().manual_seed(0)
+    sizes = [random_crop(white_box(30, 90), (40, 44), draws).size_hw for _ in range(200)]
+    assert {height for height, _ in sizes} == {30}
+    assert {width for _, width in sizes} == {40, 41, 42, 43, 44}
+    assert {random_crop(white_box(42, 90), (40, 44), draws).size_hw[0] for _ in range(200)} == {40, 41, 42}
+
+
+def test_the_published_augmentation() -> None:
+    transform = train_transform("coco", short_sides=(48, 64), max_side=100, crop_short_sides=(40,), crop_sides=(12, 36))
+    samples = [seeded(transform, white_box(), 0, epoch, 1) for epoch in range(300)]
+    uncropped = [s for s in samples if s.size_hw in {(48, 64), (64, 85)}]
+    assert 110 < len(uncropped) < 220
+    assert all(min(s.size_hw) in (48, 64) or max(s.size_hw) == 100 for s in samples)
+    assert all(max(s.size_hw) <= 100 for s in samples)
+    assert any(len(s.labels) == 0 for s in samples)
+    assert all(len(s.labels) == len(s.boxes) for s in samples)
+    for sample in samples:
+        target = as_target(sample)
+        assert (target.boxes_cxcywh[:, 2:] > 0).all()
+        assert target.boxes_cxcywh.min() >= 0 if len(target) else True
+        assert target.boxes_cxcywh.max() <= 1 + 1e-6 if len(target) else True
+    flipped = [s for s in uncropped if s.boxes[0, 0] + s.boxes[0, 2] > s.size_hw[1]]
+    assert 0.35 < len(flipped) / len(uncropped) < 0.65
+
+
+def test_the_published_defaults() -> None:
+    transform = train_transform("coco")
+    assert isinstance(transform, PublishedTraining)
+    assert tuple(transform.short_sides) == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (transform.max_side, transform.crop_short_sides, transform.crop_sides) == (1333, (400, 500, 600), (384, 600))
+    assert eval_transform("coco").prepare(white_box(300, 400)).size_hw == (800, 1066)
+
+
+@pytest.mark.parametrize("size_hw", [(300, 2000), (2000, 300), (60, 80)])
+def test_long_and_small_images_survive_the_published_augmentation(size_hw: tuple[int, int]) -> None:
+    for epoch in range(4):
+        sample = seeded(train_transform("coco"), white_box(*size_hw), 0, epoch, 1)
+        assert max(sample.size_hw) <= 1333
+
+
+def test_the_tiny_recipe_flips_in_training_only() -> None:
+    train, evaluation = train_transform("tiny"), eval_transform("tiny")
+    prepared = train.prepare(white_box(192, 256))
+    assert prepared.size_hw == evaluation.prepare(white_box(192, 256)).size_hw == (96, 128)
+    lefts = [seeded(train, prepared, 0, epoch, 1).boxes[0, 0].item() for epoch in range(100)]
+    assert set(lefts) == {5.0, 103.0}
+    assert 30 < lefts.count(5.0) < 70
+    assert isinstance(evaluation, LongSide)
+    assert {seeded(evaluation, prepared, 0, epoch, 1).boxes[0, 0].item() for epoch in range(20)} == {5.0}
+
+
+def test_draws_depend_on_seed_epoch_and_image_and_leave_torch_alone() -> None:
+    transform = train_transform("coco", short_sides=range(40, 80), max_side=200, crop_sides=(24, 36))
+    keys = [(seed, epoch, image_id) for seed in (0, 1) for epoch in (0, 1) for image_id in (5, 6)]
+    before = torch.get_rng_state()
+    first = {key: seeded(transform, white_box(), *key) for key in keys}
+    torch.rand(3)
+    again = {key: seeded(transform, white_box(), *key) for key in reversed(keys)}
+    torch.set_rng_state(before)
+    for key in keys:
+        torch.testing.assert_close(first[key].image, again[key].image, rtol=0, atol=0)
+    assert len({sample.image.numpy().tobytes() for sample in first.values()}) == len(keys)
+    seeded(transform, white_box(), 0, 0, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neighbouring_seeds_are_unrelated() -> None:
+    seeds = {mixed_seed("augment", a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seeds) == 512
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_normalisation_and_targets() -> None:
+    white = normalize(white_box().image)
+    assert white.dtype == torch.float32
+    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(white[:, 30, 30], expected)
+    target = as_target(white_box())
+    assert type(target.boxes_cxcywh) is torch.Tensor
+    torch.testing.assert_close(target.boxes_cxcywh, torch.tensor([[30 / 80, 30 / 60, 40 / 80, 20 / 60]]))
+
+
+@pytest.mark.parametrize("make", [train_transform, eval_transform])
+def test_an_unknown_recipe_is_refused(make: Callable[[str], Transform]) -> None:
+    with pytest.raises(ValueError, match="choose coco or tiny"):
+        make("voc")
