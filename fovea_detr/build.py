@@ -10,7 +10,7 @@ from torch import nn
 
 from fovea_detr.config import Config
 from fovea_detr.criterion import Criterion
-from fovea_detr.data.coco import CocoDataset, check_images
+from fovea_detr.data.coco import CocoDataset, check_images, check_layout
 from fovea_detr.data.shapes import generate
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.fovea.prior import FoveaPrior
@@ -98,9 +98,10 @@ def build_criterion(config: Config) -> Criterion:
 def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
     """The training split (None with mode=eval) and the validation split, checked. Raises DataError."""
     data = config.data
-    root = data.root
+    root: Path | str | None = data.root
     if data.name == "shapes":
         root = generate(Path(data.cache), data.train_images, data.val_images)
+    root = check_layout(root, ("train", "val") if config.mode == "train" else ("val",))
     val = CocoDataset(root, "val", eval_transform(data.recipe), in_memory=data.in_memory)
     train = None
     if config.mode == "train":

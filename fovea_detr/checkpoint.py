@@ -1,4 +1,4 @@
-"""Checkpoints: read anything published without executing it, load weights with an account of what fitted, save a run."""
+"""Checkpoints: read what is published without executing it, load weights and say what fitted, save a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Loaded:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """A checkpoint file as a dict, on the CPU. Nothing in the file is executed; an argparse.Namespace is admitted as data.
+    """A checkpoint file as a dict, on the CPU. Nothing in it is executed; an argparse.Namespace is admitted as data.
 
     Raises WeightsError in one line: no such file, not a checkpoint, truncated, or a pickle that wants to run code.
     """

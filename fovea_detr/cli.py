@@ -1,4 +1,4 @@
-"""The command line around Hydra: what is rewritten before Hydra reads it, and errors in one line with an honest exit code."""
+"""The command line around Hydra: what is rewritten before Hydra reads it, and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The whole typed schema of a run, its range checks, and the way from Hydra's composition to it. Imports no torch.
 
-Every leaf here is a key of the command line (`schedule.epochs=12`). Values live in `conf/`; what they mean stands there.
+Every leaf here is a key of the command line (`schedule.epochs=12`). Values and their meaning: `conf/`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from fovea_detr.errors import ConfigError
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 # Leaves that say where and how a run is carried out, not what it computes: changing them never makes another run.
-INFRASTRUCTURE = frozenset(
-    "runs study device threads tracker cluster checkpoint data.root data.cache data.workers data.check "
-    "evaluation.save_predictions".split()
-)
+INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
+INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
 
 
 @dataclass
@@ -149,15 +147,12 @@ CHOICES = {
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
 }
-AT_LEAST_ONE = (
-    "model.hidden model.heads model.decoder_layers model.feedforward model.num_queries schedule.epochs "
-    "schedule.batch_size evaluation.every evaluation.batch_size cluster.nodes cluster.gpus cluster.cpus"
-).split()
-ABOVE_ZERO = "fovea.smooth schedule.lr schedule.usual_lr checkpoint.minutes cluster.hours".split()
-AT_LEAST_ZERO = (
-    "model.encoder_layers schedule.lr_backbone schedule.weight_decay schedule.clip data.workers seed "
-    "evaluation.timed_images"
-).split()
+AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
+AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
+AT_LEAST_ONE += ("cluster.nodes", "cluster.gpus", "cluster.cpus")
+ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
+AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
+AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
 
 
 def parse(composed: DictConfig) -> Config:

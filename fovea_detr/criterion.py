@@ -33,7 +33,7 @@ class Losses:
 
 
 class Criterion(nn.Module):
-    """weights: factors of the parts in the total. loss: "focal" or "softmax". no_object: softmax weight of that class."""
+    """weights: factors of the parts in the total. loss: "focal" or "softmax", no_object: softmax weight of "none"."""
 
     class_weights: Tensor
 
@@ -88,7 +88,7 @@ class Criterion(nn.Module):
 
 
 def _gather(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """All matched pairs of all layers: layer, image, query [N], and the matched objects' labels [N] and boxes [N, 4]."""
+    """All matched pairs of all layers: layer, image, query [N], and the objects' labels [N] and boxes [N, 4]."""
     device = objects[0].labels.device
     starts = torch.tensor([0] + [len(target) for target in objects]).cumsum(0)
     rows = [

@@ -1,4 +1,4 @@
-"""Processes: who am I, and the few collectives a run needs. Without a process group everything is the single process."""
+"""Processes: who am I, and the few collectives a run needs. Without a process group there is one process."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ from fovea_detr import distributed
 from fovea_detr.boxes import cxcywh_to_xyxy
 from fovea_detr.types import Batch, Detections, Predictions
 
-METRICS = (
-    "AP AP50 AP75 AP_small AP_medium AP_large AR_1 AR_10 AR_100 AR_small AR_medium AR_large"  # COCOeval.stats, in order
-).split()
+# COCOeval.stats by name, in its order.
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
 def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
-    """The last layer's predictions and the sizes [B, 2] (pixels) to scale them to -> detections of each image, best first.
+    """Predictions (the last layer counts) and sizes [B, 2] in pixels to scale to -> each image's detections.
 
     Sigmoid outputs: the Q best of all Q x C scores, as published. Softmax: each query's best class but "no object".
     """
@@ -86,11 +86,7 @@ def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) ->
     """COCOeval on boxes -> the twelve numbers by name, and AP_by_category {category name: AP}; -1 where undefined."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _coco(ground_truth)
-        found = (
-            truth.loadRes([dict(result) for result in results])
-            if results
-            else _coco({**ground_truth, "annotations": []})
-        )
+        found = _found(truth, results) if results else _coco({**ground_truth, "annotations": []})
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -134,8 +130,13 @@ def _timed_pass(model: nn.Module, batch: Batch, device: torch.device, precision:
     return time.perf_counter() - start
 
 
+def _found(truth: COCO, results: list[dict[str, Any]]) -> COCO:
+    copies: Any = [dict(result) for result in results]  # pycocotools writes into them, and says that it wants a path
+    return truth.loadRes(copies)
+
+
 def _coco(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
+    coco: Any = COCO()
     coco.dataset = dataset
     coco.createIndex()
     return coco

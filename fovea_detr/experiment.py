@@ -1,4 +1,4 @@
-"""One run on one rank: choose the device, join the other ranks, open the run folder, build, train or evaluate, fail loudly."""
+"""One run on one rank: device, other ranks, run folder, build, train or evaluate; and fail loudly."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def carry_out(config: Config, run: Run, point: str) -> None:
 
 
 def choose_device(config: Config) -> torch.device:
-    """`auto` takes the GPU of this local rank if there is one. Raises ConfigError for a device or precision it lacks."""
+    """`auto` takes this local rank's GPU if there is one. Raises ConfigError for a device or precision it lacks."""
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
         raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or a torch build for this driver")
@@ -180,8 +180,8 @@ def build_parts(run: Run, progress: Progress) -> Parts:
     if not run.resumed:
         load_start(run, model, progress)
     if distributed.is_active():
-        # Looking for unused parameters keeps DDP from regrouping its buckets after the first step, so that a resumed run
-        # adds the ranks' gradients in the same order as an undisturbed one.
+        # Looking for unused parameters keeps DDP from regrouping its buckets after the first step, so that a resumed
+        # run adds the ranks' gradients in the same order as an undisturbed one.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         fixed_order = run.device.type == "cpu"
         parts.wrapped = DistributedDataParallel(model, find_unused_parameters=fixed_order)
@@ -208,8 +208,8 @@ def announce(run: Run, parts: Parts, work: train.Work) -> None:
     schedule, world = run.config.schedule, distributed.world_size()
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     work.progress.say(
-        f"{trainable / 1e6:.2f} M trainable parameters; {run.device.type}, {world} process{'es' if world > 1 else ''} x "
-        f"{schedule.batch_size} images = total batch {run.total_batch_size}"
+        f"{trainable / 1e6:.2f} M trainable parameters; {run.device.type}, {world} process{'es' if world > 1 else ''} "
+        f"x {schedule.batch_size} images = total batch {run.total_batch_size}"
     )
     if run.total_batch_size != schedule.usual_total_batch:
         work.progress.say(

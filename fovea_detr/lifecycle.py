@@ -90,7 +90,7 @@ class Run:
         return self.position.epoch
 
     def resume(self, parts: Parts) -> None:
-        """Load the folder's newest checkpoint, if there is one: weights, optimizer, position. Every start is a resume."""
+        """Load the folder's newest checkpoint, if any: weights, optimizer, position. Every start is a resume."""
         content = checkpoint.latest(self.folder)
         if content is not None:
             self.position = Position(**content["position"])
@@ -107,8 +107,8 @@ class Run:
         before, now = self.position.total_batch_size, self.total_batch_size
         if before != now:
             raise RunFolderError(
-                f"{self.folder.path}: this run has trained with a total batch of {before} images, now it would be {now} "
-                f"({distributed.world_size()} processes): start it with as many processes as before"
+                f"{self.folder.path}: this run has trained with a total batch of {before} images, now it would be "
+                f"{now} ({distributed.world_size()} processes): start it with as many processes as before"
             )
 
     def save(self, parts: Parts) -> None:

@@ -1,4 +1,4 @@
-"""AdamW with the backbone apart, and the learning rate as a function of the step alone, so that a resume needs no state."""
+"""AdamW with the backbone apart, and the learning rate as a function of the step alone."""
 
 from __future__ import annotations
 

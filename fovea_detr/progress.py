@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line in a terminal, plain lines elsewhere and in train.log, TensorBoard if asked."""
+"""What a person sees of a run: a live line in a terminal, plain lines elsewhere, TensorBoard if asked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Of one run, on the rank that speaks; the others say nothing. epochs: of the whole run; name: shown before each line."""
+    """Of one run, on the rank that speaks; the others say nothing. epochs: of the whole run; name: begins each line."""
 
     def __init__(self, folder: RunFolder, name: str, epochs: int, *, speaks: bool, tracker: str = "none") -> None:
         self.folder = folder

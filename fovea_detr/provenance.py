@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = "torch torchvision numpy scipy pandas pycocotools hydra-core omegaconf submitit".split()
-JOB_VARIABLES = "SLURM_JOB_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_RESTART_COUNT TORCHELASTIC_RUN_ID".split()
+PACKAGES = ["torch", "torchvision", "numpy", "scipy", "pandas", "pycocotools", "hydra-core", "omegaconf", "submitit"]
+JOB_VARIABLES = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"]
 CODE_DIR = Path(__file__).resolve().parent.parent
 
 

@@ -28,7 +28,7 @@ HEARTBEAT_SECONDS = 30.0
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace `path` by what `write` puts into the open binary file; after a crash there is the old file or the new one."""
+    """Replace `path` by what `write` puts into the open file; after a crash there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -69,7 +69,7 @@ class RunFolder:
     # ---- what a run writes -------------------------------------------------------------------------------------------
 
     def lock(self) -> None:
-        """Hold the folder until this process ends, however it ends. Raises RunFolderError if another process holds it."""
+        """Hold the folder until this process ends, however it ends. RunFolderError if another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / ".lock").open("ab")
         try:

@@ -122,7 +122,7 @@ def train_loader(run: Run, work: Work, batches: list[list[int]]) -> Loader:
 
 
 def share_buffers(model: torch.nn.Module) -> None:
-    """Every rank evaluates with rank 0's buffers (running statistics of a trainable batch norm), the ones that are saved."""
+    """Every rank evaluates with rank 0's buffers (running statistics of batch norm), those that are saved."""
     if distributed.is_active():
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)

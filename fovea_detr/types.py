@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass
 class Target:
-    """The objects of one image. labels: [T] int64 category ids. boxes_cxcywh: [T, 4] float32, fractions of the image."""
+    """The objects of one image. labels: [T] int64 category ids. boxes_cxcywh: [T, 4] float32, fractions of it."""
 
     labels: Tensor
     boxes_cxcywh: Tensor

@@ -1,8 +1,8 @@
 """Axis `dynamic_scale`: how a query's distance to a cell is scaled. A new value is one class here and one yaml.
 
 Formulas: section "dynamic scale" of the SMCA code base (Gao et al., "Fast Convergence of DETR with Spatially Modulated
-Co-Attention", 2021); s are linear in the layer's normalised input, one set per head, and start at 1, so that types 1 to 3
-begin equal. All distances are in feature cells.
+Co-Attention", 2021); s are linear in the layer's normalised input, one set per head, and start at 1, so that types 1
+to 3 begin equal. All distances are in feature cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Distance(NamedTuple):
-    """A distance to every cell, separable in x and y: `x[..., column] + y[..., row] + xy_x[..., column] * xy_y[..., row]`.
+    """A distance to every cell, separable: `x[..., column] + y[..., row] + xy_x[..., column] * xy_y[..., row]`.
 
     x, xy_x: [B, H, Q, columns]; y, xy_y: [B, H, Q, rows]; xy_* are None where there is no product term.
     """

@@ -1,6 +1,6 @@
 """Axis `mixture`: which heads and which queries feel the prior. A new value is one class here and one yaml.
 
-A mixture selects, it never multiplies: 0 x inf is NaN, and an unselected prior must not reach the result or the gradient.
+A mixture selects, it never multiplies: 0 x inf is NaN, and an unselected prior must reach neither result nor gradient.
 """
 
 from __future__ import annotations

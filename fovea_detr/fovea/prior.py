@@ -5,8 +5,8 @@
     centre   = sigmoid(ref) * (w, h) / stride + offset(z)          cells, one offset (x, y) per head
     log_prior = -distance(centre, cell) / smooth                   distance: see dynamic_scale.py
 
-Source: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention" (SMCA), 2021, and its published code,
-which fixes 8 heads, width 256 and stride 32; here none of these is fixed. Everything runs in float32 whatever autocast
+Source: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention" (SMCA), 2021, and its code, which
+fixes 8 heads, width 256 and stride 32; here none of these is fixed. Everything runs in float32 whatever autocast
 does: rounding centres and scales to bfloat16 costs up to 6e-2 of the output, and type4 overflows float16.
 """
 

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's ResNets with frozen batch norm and an optional dilated stage 5, and a tiny ResNet of stride 16."""
+"""Backbones: torchvision's ResNets with frozen batch norm and an optional dilated stage 5, and a tiny one."""
 
 from __future__ import annotations
 

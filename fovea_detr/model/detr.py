@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.model.backbone import Backbone
 from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
-
 
 CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin et al., focal loss)
 
@@ -20,9 +21,9 @@ CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin
 class DETR(nn.Module):
     """Plain or foveated, as its decoder is. It sees images and their sizes, never targets.
 
-    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's reference
-    point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at probability 0.01) or
-    "softmax".
+    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's
+    reference point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at
+    probability 0.01) or "softmax".
     """
 
     has_reference: Tensor | None
@@ -59,16 +60,16 @@ class DETR(nn.Module):
             for parameter in stack.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        for layer in self.decoder.layers:
-            if layer.prior is not None:
-                layer.prior.dynamic_scale.reset_parameters()
+        for module in self.decoder.modules():
+            if isinstance(module, DynamicScale):
+                module.reset_parameters()
         if self.activation == "sigmoid":
             nn.init.constant_(self.class_head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
     def forward(self, batch: Batch) -> Predictions:
         features = self.backbone(batch.images)  # [B, channels, rows, columns]
         rows, columns = features.shape[-2:]
-        is_padding = padding_of_cells(batch.sizes_hw, tuple(batch.images.shape[-2:]), (rows, columns))
+        is_padding = padding_of_cells(batch.sizes_hw, batch.images.shape[-2:], features.shape[-2:])
         position = self.position(is_padding)
         is_padding = is_padding.flatten(1)  # [B, K]
         cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
@@ -89,7 +90,7 @@ class DETR(nn.Module):
         return Predictions(logits, boxes.sigmoid(), self.activation)
 
 
-def padding_of_cells(sizes_hw: Tensor, padded_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Tensor:
+def padding_of_cells(sizes_hw: Tensor, padded_hw: Sequence[int], cells_hw: Sequence[int]) -> Tensor:
     """sizes_hw [B, 2] pixels -> [B, rows, columns] bool: nearest-pixel downsampling of the padding mask, as published.
 
     The mask is a rectangle, so each side is sampled on its own, with the interpolation's own rounding.

@@ -1,4 +1,4 @@
-"""Position encodings of the feature map: sine (Carion et al., DETR, 2020; as in "Attention is all you need") or learned."""
+"""Position encodings of the feature map, as in DETR (Carion et al., 2020): sine or learned."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SinePosition(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """A learned vector per column and per row, as DETR's "learned" encoding: 50 of each; first half of D is the column."""
+    """A learned vector per column and per row, as DETR's: 50 of each; the first half of D is the column."""
 
     LONGEST = 50
 
@@ -49,8 +49,8 @@ class LearnedPosition(nn.Module):
         batch, rows, columns = is_padding.shape
         if max(rows, columns) > self.LONGEST:
             raise ValueError(
-                f"model.position=learned knows {self.LONGEST} rows and columns, the feature map has {rows} x {columns}: "
-                "use model.position=sine, smaller images, or no dc5"
+                f"model.position=learned knows {self.LONGEST} rows and columns, the feature map has {rows} x {columns}:"
+                " use model.position=sine, smaller images, or no dc5"
             )
         y = self.row_embed.weight[:rows, None].expand(-1, columns, -1)
         x = self.col_embed.weight[None, :columns].expand(rows, -1, -1)

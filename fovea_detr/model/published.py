@@ -1,4 +1,4 @@
-"""Published checkpoint names <-> ours. DETR's and SMCA's code bases share one naming; torchvision's ResNet has its own."""
+"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision's ResNet has its own."""
 
 from __future__ import annotations
 

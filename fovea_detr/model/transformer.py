@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
@@ -14,7 +17,7 @@ class FeedForward(nn.Module):
     def __init__(self, width_in: int, hidden: int, width_out: int, num_layers: int) -> None:
         super().__init__()
         widths = [width_in] + [hidden] * (num_layers - 1) + [width_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -25,19 +28,19 @@ class FeedForward(nn.Module):
 class _Layer(nn.Module):
     """What encoder and decoder layers share: residual blocks with the norm after (as published) or before."""
 
-    def __init__(self, hidden: int, feedforward: int, dropout: float, pre_norm: bool, num_norms: int) -> None:
+    def __init__(self, hidden: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.pre_norm = pre_norm
         self.linear1 = nn.Linear(hidden, feedforward)
         self.linear2 = nn.Linear(feedforward, hidden)
         self.dropout = nn.Dropout(dropout)
-        for i in range(1, num_norms + 1):
-            self.add_module(f"norm{i}", nn.LayerNorm(hidden))
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.linear1(x).relu()))
 
-    def residual(self, x: Tensor, norm: nn.Module, block) -> Tensor:
+    def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
             return x + self.dropout(block(norm(x)))
         return norm(x + self.dropout(block(x)))
@@ -45,7 +48,7 @@ class _Layer(nn.Module):
 
 class EncoderLayer(_Layer):
     def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
-        super().__init__(hidden, feedforward, dropout, pre_norm, num_norms=2)
+        super().__init__(hidden, feedforward, dropout, pre_norm)
         self.self_attention = Attention(hidden, heads, dropout)
 
     def forward(self, cells: Tensor, position: Tensor, may_see: Tensor) -> Tensor:
@@ -65,13 +68,14 @@ class DecoderLayer(_Layer):
     def __init__(
         self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool, prior: FoveaPrior | None
     ) -> None:
-        super().__init__(hidden, feedforward, dropout, pre_norm, num_norms=3)
+        super().__init__(hidden, feedforward, dropout, pre_norm)
+        self.norm3 = nn.LayerNorm(hidden)
         self.self_attention = Attention(hidden, heads, dropout)
         self.cross_attention = Attention(hidden, heads, dropout)
         self.prior = prior
 
     def forward(self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor) -> Tensor:
-        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias as for Attention."""
+        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias: see Attention."""
 
         def attend_queries(x: Tensor) -> Tensor:
             place = x + query_embed
@@ -121,6 +125,7 @@ class Decoder(nn.Module):
         content = query_embed.new_zeros(len(memory), *query_embed.shape)
         places, reference, outputs = memory + position, None, []
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             bias = ~is_padding[:, None, None]  # [B, 1, 1, K]
             if layer.prior is not None:
                 log_prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
