@@ -54,8 +54,9 @@ def read(path: Path | str) -> dict[str, Any]:
         unsafe = "Unsupported global" in reason or "Unsupported operand" in reason
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError) as error:
-        raise WeightsError(f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0][:120]})") from None
+    except Exception as error:  # of damaged bytes torch.load raises almost anything, at times without a message
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'model'")
     return dict(content)

@@ -7,12 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.errors import UserError
 
 NUMERIC_GROUPS = ("smooth",)
+PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
 HINT = "see `python run.py --help`"
 
 
@@ -27,6 +29,25 @@ def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
             argument = f"{match[1]}={choices}"
         quoted.append(argument)
     return quoted
+
+
+def quote_existing_paths(arguments: Sequence[str]) -> list[str]:
+    """`weights=runs/x/a=1,b=2/checkpoint.pt` -> the value quoted: to Hydra `=` and `,` are grammar, in our folders names.
+
+    Only a value that exists on disk just as it stands is quoted, so that a list of paths is still a sweep.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in PATH_KEYS and re.search(r"[=,(){}\[\]:]", value) and Path(value).expanduser().exists():
+            argument = f"{key}='{value}'"
+        quoted.append(argument)
+    return quoted
+
+
+def rewrite(arguments: Sequence[str]) -> list[str]:
+    """What a user types -> what Hydra's grammar takes for the same thing."""
+    return quote_existing_paths(quote_numeric_choices(arguments))
 
 
 def one_line(error: BaseException) -> str:
@@ -64,7 +85,7 @@ def one_line_errors() -> Iterator[None]:
 
 def run_cleanly(main: Callable[[], object]) -> None:
     """Run Hydra's main with the command line rewritten, and with one-line errors unless HYDRA_FULL_ERROR=1 is set."""
-    sys.argv[1:] = quote_numeric_choices(sys.argv[1:])
+    sys.argv[1:] = rewrite(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return

@@ -176,11 +176,11 @@ def load_config(overrides: list[str] | None = None) -> Config:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    from fovea_detr.cli import one_line, quote_numeric_choices
+    from fovea_detr.cli import one_line, rewrite
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
-            composed = compose("config", quote_numeric_choices(overrides or []))
+            composed = compose("config", rewrite(overrides or []))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(one_line(error)) from None
     return parse(composed)

@@ -91,7 +91,7 @@ def test_the_published_augmentation() -> None:
     samples = [seeded(transform, white_box(), 0, epoch, 1) for epoch in range(300)]
     uncropped = [s for s in samples if s.size_hw in {(48, 64), (64, 85)}]
     assert 110 < len(uncropped) < 220
-    assert all(min(s.size_hw) in (48, 64) or max(s.size_hw) == 100 for s in samples)
+    assert all(min(s.size_hw) in (48, 64) or max(s.size_hw) > 95 for s in samples)  # truncated, as published
     assert all(max(s.size_hw) <= 100 for s in samples)
     assert any(len(s.labels) == 0 for s in samples)
     assert all(len(s.labels) == len(s.boxes) for s in samples)

@@ -1,0 +1,116 @@
+"""Layers against torch's own transformer layers, and the decoder's bookkeeping around the prior."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fovea_detr.build import build_decoder
+from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.model.transformer import DecoderLayer, EncoderLayer, FeedForward
+from tests.fovea.priors import assert_near, randomise
+from tests.model.builders import small_config
+
+HIDDEN, HEADS, WIDE = 12, 3, 20
+NORM_PLACES = pytest.mark.parametrize("pre_norm", [False, True], ids=["post_norm", "pre_norm"])
+TORCH_NAMES = {"self_attention.": "self_attn.", "cross_attention.": "multihead_attn."}
+
+
+def torch_twin(layer: nn.Module, kind: type[nn.Module], pre_norm: bool) -> nn.Module:
+    """torch's layer with the same weights."""
+    twin = kind(HIDDEN, HEADS, WIDE, dropout=0.0, batch_first=True, norm_first=pre_norm)
+    state = {}
+    for name, value in layer.state_dict().items():
+        for ours, theirs in TORCH_NAMES.items():
+            name = name.replace(ours, theirs)
+        state[name] = value
+    twin.load_state_dict(state)
+    return twin
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padding() -> Tensor:
+    is_padding = torch.zeros(2, 7, dtype=torch.bool)
+    is_padding[1, 5:] = True
+    return is_padding
+
+
+@NORM_PLACES
+def test_encoder_layer_equals_torch(pre_norm: bool) -> None:
+    """Without positions, which torch's layer does not know."""
+    layer = EncoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm)
+    randomise(layer, seed=1)
+    cells = drawn(2, 7, HIDDEN, seed=2)
+    theirs = torch_twin(layer, nn.TransformerEncoderLayer, pre_norm)(cells, src_key_padding_mask=padding())
+    ours = layer(cells, torch.zeros_like(cells), ~padding()[:, None, None])
+    assert_near(ours, theirs, 1e-5)
+
+
+@NORM_PLACES
+def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
+    layer = DecoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm, prior=None)
+    randomise(layer, seed=1)
+    content, memory = drawn(2, 5, HIDDEN, seed=2), drawn(2, 7, HIDDEN, seed=3)
+    twin = torch_twin(layer, nn.TransformerDecoderLayer, pre_norm)
+    theirs = twin(content, memory, memory_key_padding_mask=padding())
+    ours = layer(content, torch.zeros(5, HIDDEN), memory, memory, ~padding()[:, None, None])
+    assert_near(ours, theirs, 1e-5)
+
+
+def test_positions_reach_queries_and_keys_but_not_values() -> None:
+    """An attention that sees one cell alone hands out its value, wherever the cell is."""
+    layer = EncoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm=False)
+    randomise(layer, seed=1)
+    cells = drawn(2, 7, HIDDEN, seed=2)
+    one_cell = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
+    one_cell[..., 3] = True
+    near, far = (layer(cells, place, one_cell) for place in (torch.zeros_like(cells), drawn(2, 7, HIDDEN, seed=4)))
+    assert_near(near, far, 1e-6)
+    everywhere = torch.ones_like(one_cell)
+    assert not torch.allclose(
+        layer(cells, torch.zeros_like(cells), everywhere), layer(cells, drawn(2, 7, HIDDEN, seed=4), everywhere)
+    )
+
+
+def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
+    decoder = build_decoder(small_config("model.decoder_layers=3"))
+    priors = [layer.prior for layer in decoder.layers]
+    assert [prior.reference is not None for prior in priors] == [True, False, False]
+    handed: list[Tensor | None] = []
+    for prior in priors:
+        prior.register_forward_pre_hook(lambda _module, inputs: handed.append(inputs[2]))
+    memory = drawn(1, 6, 16, seed=0)
+    outputs, reference = decoder(
+        drawn(7, 16, seed=1),
+        memory,
+        torch.zeros_like(memory),
+        torch.zeros(1, 6, dtype=torch.bool),
+        torch.tensor([[32, 48]]),
+        CellGrid(2, 3, 16),
+    )
+    assert len(outputs) == 3
+    assert handed[0] is None
+    assert handed[1] is handed[2] is reference
+    assert reference.shape == (1, 7, 2)
+
+
+def test_a_plain_decoder_has_no_reference() -> None:
+    decoder = build_decoder(small_config("model.fovea=false"))
+    memory = drawn(1, 6, 16, seed=0)
+    padding_cells, sizes = torch.zeros(1, 6, dtype=torch.bool), torch.tensor([[32, 48]])
+    _, reference = decoder(drawn(7, 16, seed=1), memory, memory, padding_cells, sizes, CellGrid(2, 3, 16))
+    assert reference is None
+
+
+def test_feed_forward_is_linear_relu_linear() -> None:
+    torch.manual_seed(0)
+    ours = FeedForward(4, 6, 2, num_layers=3)
+    theirs = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    for mine, other in zip(ours.layers, [theirs[0], theirs[2], theirs[4]], strict=True):
+        other.load_state_dict(mine.state_dict())
+    x = drawn(3, 4, seed=1)
+    assert torch.equal(ours(x), theirs(x))

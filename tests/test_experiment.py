@@ -1,0 +1,179 @@
+"""Runs as a user starts them: odd data sets, every refusal in one line, what the run folder says afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fovea_detr.record import RunFolder
+from tests.data.builders import box, edit, image_path, write_awkward, write_coco
+from tests.launch import only_folder, run, run_well
+
+pytestmark = pytest.mark.slow
+
+ONE_EPOCH = ("experiment=tiny", "schedule.epochs=1")
+
+
+def own_data(root: Path, runs: Path) -> tuple[str, ...]:
+    """A user's data set in COCO's layout: read from disk, with worker processes and the published augmentation."""
+    return (*ONE_EPOCH, "data=coco", "data.workers=1", "schedule.batch_size=1", f"data.root={root}", f"runs={runs}")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_awkward_data_set_trains_and_evaluates(tmp_path: Path, ranks: int) -> None:
+    root = write_awkward(tmp_path / "awkward")
+    run_well(*own_data(root, tmp_path), ranks=ranks)
+    folder = only_folder(tmp_path)
+    result = folder.result()
+    assert result is not None
+    assert result["last"]["AP_by_category"].keys() == {"three", "seven", "ninety"}
+    assert "num_classes: 91" in (folder.config_text() or "")
+    assert folder.state()["state"] == "done"  # type: ignore[index]
+
+
+def test_images_without_any_object_train(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "empty", annotations=[box(1, 1, (4, 4, 10, 10))])
+    edit(root, lambda content: content["annotations"].clear())
+    out = run_well(*own_data(root, tmp_path), ranks=2)
+    assert "l1 0.000, giou 0.000" in out
+
+
+def no_image(root: Path) -> None:
+    image_path(root, 1).unlink()
+
+
+def no_folder(root: Path) -> None:
+    (root / "val2017").rename(root / "validation")
+
+
+def truncated(root: Path) -> None:
+    path = image_path(root, 2)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def annotated(**changes: Any) -> Callable[[Path], None]:
+    return lambda root: edit(root, lambda content: content["annotations"][0].update(changes))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "named"),
+    [
+        (no_folder, "val2017"),
+        (no_image, "000001.jpg"),
+        (truncated, "000002.jpg"),
+        (annotated(bbox=[4, 4, 0, 10]), "000001.jpg"),
+        (annotated(bbox=[30, 4, 20, 10]), "000001.jpg"),
+        (annotated(bbox=[float("nan"), 4, 8, 10]), "nan"),
+        (annotated(category_id=77), "77"),
+    ],
+)
+def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Path], None], named: str) -> None:
+    root = write_coco(tmp_path / "broken")
+    break_it(root)
+    done = run(*own_data(root, tmp_path))
+    assert_one_line(done.returncode, done.stderr, named)
+    state = only_folder(tmp_path).state()
+    assert state is not None
+    assert state["state"] == "failed"
+    assert named.lower() in state["reason"].lower()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("data=coco", "data.root=null"), "data.root is not set"),
+        (("data=coco", "data.root=nowhere"), "nowhere"),
+        (("device=cuda",), "device=cuda"),
+        (("model=detr_r50", "model.position=learned", "weights=README.md"), "README.md"),
+        (("model=fovea_r50", "model.backbone=resnet18", "data.train_images=16", "data.val_images=4"), "resnet18"),
+    ],
+)
+def test_other_refusals_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run(*ONE_EPOCH, *overrides, f"runs={tmp_path}", f"data.cache={tmp_path / 'cache'}")
+    assert_one_line(done.returncode, done.stderr, named)
+
+
+def assert_one_line(code: int, stderr: str, named: str) -> None:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert code == 2, stderr
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    assert named.lower() in lines[0].lower()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], RunFolder]:
+    """A finished run of one epoch: the overrides that made it, and its folder."""
+    runs = tmp_path_factory.mktemp("finished")
+    small = (*ONE_EPOCH, "data.train_images=32", "data.val_images=8", f"data.cache={runs / 'cache'}", f"runs={runs}")
+    run_well(*small)
+    return small, only_folder(runs)
+
+
+def test_the_same_command_again_says_done(finished: tuple[tuple[str, ...], RunFolder]) -> None:
+    overrides, folder = finished
+    before = folder.checkpoint_path.stat().st_mtime_ns
+    assert "done already: AP " in run_well(*overrides)
+    assert folder.checkpoint_path.stat().st_mtime_ns == before
+
+
+def test_a_changed_configuration_is_refused_with_the_difference(finished: tuple[tuple[str, ...], RunFolder]) -> None:
+    overrides, folder = finished
+    text = folder.config_text()
+    assert text is not None
+    folder.write_config(text.replace("smooth: 4.0", "smooth: 6.0"))
+    done = run(*overrides)
+    folder.write_config(text)
+    assert_one_line(done.returncode, done.stderr, "fovea.smooth: 6.0 -> 4.0")
+    assert folder.state()["state"] == "done"  # type: ignore[index]
+
+
+def test_a_folder_in_use_is_refused(finished: tuple[tuple[str, ...], RunFolder]) -> None:
+    overrides, folder = finished
+    result = folder.path / "result.json"
+    content = result.read_text()
+    result.unlink()
+    with (folder.path / ".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(*overrides)
+    result.write_text(content)
+    assert_one_line(done.returncode, done.stderr, "another process")
+
+
+def test_finetune_with_other_classes_and_eval(finished: tuple[tuple[str, ...], RunFolder], tmp_path: Path) -> None:
+    _, folder = finished
+    root = write_coco(tmp_path / "other", images=[(128, 96)] * 8, categories=(3, 9))
+    mine = ("data=coco", "data.recipe=tiny", f"data.root={root}", f"runs={tmp_path}", f"weights={folder.checkpoint_path}")
+    out = run_well(*ONE_EPOCH, *mine, "schedule.batch_size=4")
+    assert "skipped class_head.weight" in out
+    refused = run(*ONE_EPOCH, *mine, "mode=eval", "study=eval")
+    assert_one_line(refused.returncode, refused.stderr, "class_head")
+
+
+def test_non_finite_losses_stop_the_run_and_name_the_images(
+    finished: tuple[tuple[str, ...], RunFolder], tmp_path: Path
+) -> None:
+    overrides, folder = finished
+    content = torch.load(folder.checkpoint_path)
+    content["model"]["box_head.layers.2.bias"].fill_(float("nan"))
+    torch.save(content["model"], tmp_path / "nan.pt")
+    done = run(*overrides, f"weights={tmp_path / 'nan.pt'}", f"runs={tmp_path}")
+    assert_one_line(done.returncode, done.stderr, "step 0, rank 0, images ")
+    assert "not finite" in done.stderr
+    state = only_folder(tmp_path).state()
+    assert state is not None
+    assert (state["state"], state["kind"]) == ("failed", "NonFiniteError")
+
+
+def test_tensorboard_when_asked(tmp_path: Path) -> None:
+    small = ("data.train_images=16", "data.val_images=4", f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path}")
+    run_well(*ONE_EPOCH, *small, "tracker=tensorboard", "precision=bf16")
+    folder = only_folder(tmp_path)
+    assert list((folder.path / "tensorboard").glob("events*"))
