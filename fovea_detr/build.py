@@ -10,7 +10,8 @@ from torch import nn
 
 from fovea_detr.config import Config
 from fovea_detr.criterion import Criterion
-from fovea_detr.data.coco import CocoDataset, check_images, check_layout
+from fovea_detr.data.annotations import check_layout
+from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.shapes import generate
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.fovea.prior import FoveaPrior

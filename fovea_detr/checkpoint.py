@@ -50,8 +50,9 @@ def read(path: Path | str) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        unsafe = "Unsupported global" in reason or "Unsupported operand" in reason
+        unsafe = "GLOBAL " in str(
+            error
+        )  # torch: "Unsupported global: GLOBAL x", "unsupported GLOBAL x whose module .."
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
     except Exception as error:  # of damaged bytes torch.load raises almost anything, at times without a message
@@ -69,7 +70,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
             break
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{path}: there are no tensors in it; expected a state dict or a dict with 'model'")
     return tensors

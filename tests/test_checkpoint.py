@@ -1,4 +1,4 @@
-"""Checkpoints: names, files that are not what they should be, what is refused or skipped, and a run's own pair of files."""
+"""Checkpoints: names, broken files, what is refused or skipped, and a run's own pair of files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_published_names_and_back(path: Path) -> None:
     assert not any("transformer." in name or "point" in name or "norm4" in name for name in ours)
 
 
-@pytest.mark.parametrize("overrides", [[], ["model.position=learned"], ["model.backbone=resnet18"], ["model.fovea=false"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["model.position=learned"], ["model.backbone=resnet18"], ["model.fovea=false"]]
+)
 def test_our_names_and_back(overrides: list[str]) -> None:
     names = list(small_model(*overrides).state_dict())
     assert [our_name(published_name(name)) for name in names] == names
@@ -219,18 +221,22 @@ def truncated_old_format(path: Path) -> None:
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "there is no such file"),
+    "missing": (lambda _path: None, "there is no such file"),
     "folder": (lambda path: path.mkdir(), "there is no such file"),
     "empty": (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
-    "text": (lambda path: path.write_text("hello world\n" * 9), "not a readable checkpoint"),
-    "web_page": (lambda path: path.write_text("<!DOCTYPE html>\n<title>404</title>"), "checkpoint"),
-    "git_lfs_pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "checkpoint"),
+    "text": (lambda path: path.write_text("hello world\n" * 9), "not a checkpoint"),
+    "web_page": (lambda path: path.write_text("<!DOCTYPE html>\n<title>404</title>"), "not a readable checkpoint"),
+    "git_lfs_pointer": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "not a readable checkpoint",
+    ),
     "truncated": (truncated, "truncated or not a checkpoint"),
     "truncated_old_format": (truncated_old_format, "checkpoint"),
     "list": (lambda path: torch.save([torch.zeros(2)], path), "holds a list"),
     "tensor": (lambda path: torch.save(torch.zeros(2), path), "holds a Tensor"),
     "empty_dict": (lambda path: torch.save({}, path), "there are no tensors in it"),
     "dict_without_tensors": (lambda path: torch.save({"model": {}, "epoch": 3}, path), "there are no tensors in it"),
+    "numbered_tensors": (lambda path: torch.save({0: torch.zeros(2)}, path), "there are no tensors in it"),
     "whole_module": (lambda path: torch.save(nn.Linear(2, 2), path), "only running code from it could load"),
     "unknown_names": (lambda path: torch.save({"weight": torch.zeros(2)}, path), "the model has no weight"),
 }

@@ -22,7 +22,7 @@ COSTS = {"classification": 1.0, "l1": 4.0, "giou": 2.0}
 
 
 def criterion(loss: str) -> Criterion:
-    return Criterion(Matcher(*COSTS.values(), loss), WEIGHTS, loss=loss, class_outputs=CLASSES)
+    return Criterion(Matcher(**COSTS, loss=loss), WEIGHTS, loss=loss, class_outputs=CLASSES)
 
 
 @LOSSES

@@ -86,7 +86,7 @@ def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Pa
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (("data=coco", "data.root=null"), "data.root is not set"),
+        (("data=coco",), "data.root is not set"),
         (("data=coco", "data.root=nowhere"), "nowhere"),
         (("device=cuda",), "device=cuda"),
         (("model=detr_r50", "model.position=learned", "weights=README.md"), "README.md"),
@@ -96,7 +96,8 @@ def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Pa
 def test_other_refusals_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
     if "device=cuda" in overrides and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    done = run(*ONE_EPOCH, *overrides, f"runs={tmp_path}", f"data.cache={tmp_path / 'cache'}")
+    cache = () if "data=coco" in overrides else (f"data.cache={tmp_path / 'cache'}",)
+    done = run(*ONE_EPOCH, *overrides, f"runs={tmp_path}", *cache)
     assert_one_line(done.returncode, done.stderr, named)
 
 

@@ -1,7 +1,7 @@
 """The published implementations' numbers: weights, images and targets are drawn by rule, the outputs are stored.
 
-The files in `golden/` hold what DETR and the single-scale SMCA code with its scales and mixtures computed (float32, CPU, no
-dropout). A file's model is built, loaded and run here through the public API alone, as a user with a downloaded
+The files in `golden/` hold what DETR and the single-scale SMCA code with its scales and mixtures computed (float32, CPU,
+no dropout). A file's model is built, loaded and run here through the public API alone, as a user with a downloaded
 checkpoint would do it; only gradients go by the published names.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda path: path.stem)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     stored = dict(np.load(request.param))
     config = fovea_detr.load_config(overrides(request.param.stem, json.loads(str(stored["argv"]))))
     model = fovea_detr.build_model(config).eval()
@@ -62,7 +61,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     losses.total.backward()
     norms = {published_name(name): p.grad.norm().item() for name, p in model.named_parameters() if p.grad is not None}
     detections = fovea_detr.postprocess(predictions, images().original_sizes_hw)
-    yield Case(stored, predictions, losses, detections, norms)
+    return Case(stored, predictions, losses, detections, norms)
 
 
 def overrides(name: str, argv: list[str]) -> list[str]:
@@ -149,10 +148,12 @@ def test_losses_of_every_layer(case: Case) -> None:
 
 
 def test_gradient_norms(case: Case) -> None:
-    """The floor is for layer 0's self-attention, whose weights see a content of zero: noise around no gradient at all."""
+    """The floor is for layer 0's self-attention, whose weights see a content of zero: noise around no gradient."""
     stored = case.json("grad_norms")
     assert set(case.gradient_norms) == set(stored)
-    wrong = {name: (norm, stored[name]) for name, norm in case.gradient_norms.items() if not is_close(norm, stored[name])}
+    wrong = {
+        name: (norm, stored[name]) for name, norm in case.gradient_norms.items() if not is_close(norm, stored[name])
+    }
     assert not wrong
 
 

@@ -90,8 +90,13 @@ class Loader:
         )
         with _signals_held_back():  # a worker starts with them blocked, and ignores them before it lets them through
             packs = iter(loader)
-        for pack in packs:
-            yield _unpack(pack)
+        try:
+            for pack in packs:
+                yield _unpack(pack)
+        finally:
+            # Ends the workers now. A traceback would keep this frame, and the process' exit would wait for workers that
+            # ignore its SIGTERM.
+            del packs
 
 
 def build_loader(

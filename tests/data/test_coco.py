@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from fovea_detr.data.coco import CocoDataset, Draw, check_images, check_layout, decode, read_split
+from fovea_detr.data.annotations import check_layout, read_split
+from fovea_detr.data.coco import CocoDataset, Draw, check_images, decode
 from fovea_detr.data.transforms import Transform, eval_transform, train_transform
 from fovea_detr.errors import DataError
 from tests.data.builders import annotation_path, box, edit, image_path, truncate, write_awkward, write_coco

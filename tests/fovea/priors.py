@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from fovea_detr.config import CONF_DIR
 from fovea_detr.fovea import mixture as mixtures
 from fovea_detr.fovea.dynamic_scale import DynamicScale, Type1, Type2, Type3, Type4
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
@@ -21,6 +23,9 @@ MIXTURES: dict[str, mixtures.Everywhere] = {
     "query": mixtures.HalfTheQueries(),
     "head_query": mixtures.HalfTheHeadsAndQueries(),
 }
+
+
+GRID = CellGrid(rows=4, columns=6, stride=32)
 
 
 class Inputs(NamedTuple):
@@ -45,7 +50,7 @@ class Setting:
     heads: int = 4
     num_queries: int = 5
     hidden: int = 24
-    grid: CellGrid = CellGrid(4, 6, 32)
+    grid: CellGrid = GRID
     first: bool = True
     dtype: torch.dtype = torch.float64
 
@@ -95,6 +100,11 @@ class Setting:
         return replace(self, **changes)
 
 
+def yamls(axis: str) -> dict[str, Any]:
+    """Every value of an axis in `conf/` by the name of its file."""
+    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / axis).glob("*.yaml")}
+
+
 def randomise(module: nn.Module, seed: int) -> None:
     """Small noise around 0, and around 1 for what is multiplied: norm weights and the scales' biases."""
     draw = torch.Generator().manual_seed(seed)
@@ -105,7 +115,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Of a fixed random weighting of the output, so that no two cells' gradients cancel; zeros where there is no path."""
+    """Of a fixed random weighting of the output, so that no cells' gradients cancel; zeros where there is no path."""
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     found = torch.autograd.grad((output * weights.to(output)).sum(), inputs, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]

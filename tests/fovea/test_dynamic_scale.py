@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from fovea_detr.config import CONF_DIR
 from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
 from tests import reference
-from tests.fovea.priors import TYPES, Setting, randomise
+from tests.fovea.priors import TYPES, Setting, randomise, yamls
 
 HIDDEN, HEADS = 8, 3
 
@@ -88,6 +86,6 @@ def test_priors_of_types_1_to_3_start_equal() -> None:
 
 
 def test_every_value_has_a_yaml_of_its_name() -> None:
-    nodes = {path.stem: OmegaConf.load(path) for path in (CONF_DIR / "dynamic_scale").glob("*.yaml")}
+    nodes = yamls("dynamic_scale")
     assert {name: get_class(node["_target_"]) for name, node in nodes.items()} == TYPES
     assert all(node["name"] == name for name, node in nodes.items())

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fovea_detr.config import CONF_DIR
 from fovea_detr.fovea.prior import FoveaPrior
 from tests import reference
-from tests.fovea.priors import MIXTURES, TYPES, Inputs, Setting
+from tests.fovea.priors import MIXTURES, TYPES, Inputs, Setting, yamls
 
 SELECTIVE = [name for name in MIXTURES if name != "none"]
 
@@ -100,7 +98,7 @@ def test_infinite_scales_do_not_reach_those_who_do_not_feel_them(scale_type: str
 
 
 def test_every_value_has_a_yaml_of_its_name() -> None:
-    nodes = {path.stem: OmegaConf.load(path) for path in (CONF_DIR / "mixture").glob("*.yaml")}
+    nodes = yamls("mixture")
     assert {name: get_class(node["_target_"]) for name, node in nodes.items()} == {
         name: type(value) for name, value in MIXTURES.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -98,7 +99,7 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "model.backbone_weights" in line
 
 
-def test_a_torchvision_file_as_it_is_downloaded(tmp_path: Path, resnet18: Backbone) -> None:
+def test_a_torchvision_file_as_it_is_downloaded(tmp_path: Path) -> None:
     """The same features as torchvision's own network with these weights."""
     torch.manual_seed(1)
     whole = torchvision.models.resnet18(weights=None).eval()
@@ -116,8 +117,12 @@ def test_a_torchvision_file_as_it_is_downloaded(tmp_path: Path, resnet18: Backbo
     assert not report.missing_keys
     assert {key.split(".")[-1] for key in report.unexpected_keys} <= {"weight", "bias", "num_batches_tracked"}
     images = random_image(64, 64)[None]
-    features: list[torch.Tensor] = []
-    whole.layer4.register_forward_hook(lambda _module, _inputs, output: features.append(output))
+    features: list[Any] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        features.append(output)
+
+    whole.layer4.register_forward_hook(keep)
     with torch.no_grad():
         whole(images)
         assert torch.allclose(body(images), features[0], atol=1e-4)

@@ -40,9 +40,9 @@ KINDS = {
 SIZES_HW = [(64, 96), (48, 80)]
 
 
-@pytest.fixture(scope="module", params=KINDS.items(), ids=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> tuple[list[str], DETR, Predictions]:
-    name, overrides = request.param
+    overrides = KINDS[request.param]
     model = small_model(*overrides)
     return overrides, model, model(random_batch(*SIZES_HW))
 

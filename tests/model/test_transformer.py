@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,7 +80,7 @@ def test_positions_reach_queries_and_keys_but_not_values() -> None:
 
 def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
     decoder = build_decoder(small_config("model.decoder_layers=3"))
-    priors = [layer.prior for layer in decoder.layers]
+    priors: list[Any] = [layer.prior for layer in decoder.layers]
     assert [prior.reference is not None for prior in priors] == [True, False, False]
     handed: list[Tensor | None] = []
     for prior in priors:

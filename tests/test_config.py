@@ -1,0 +1,273 @@
+"""The configuration: what is refused, and in which words; and that everything in conf/ and sweeps/ composes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fovea_detr.config import CONF_DIR, Config, is_infrastructure, leaves, load_config, point_name
+from fovea_detr.errors import ConfigError
+
+SWEEPS_DIR = CONF_DIR.parent / "sweeps"
+YAMLS = sorted([*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")])
+
+# The nine published commands: dynamic_scale, mixture, smooth, epochs, lr_drop.
+PUBLISHED = {
+    "focal_300_type1_no_scale": ("type1", "none", 8, 50, 40),
+    "focal_300_type3_xy_scale": ("type3", "none", 8, 50, 40),
+    "focal_300_type4_covarince_scale": ("type4", "none", 8, 50, 40),
+    "focal_300_type2_scale_head_mixture": ("type2", "head", 8, 50, 40),
+    "focal_300_type2_scale_query_mixture": ("type2", "query", 8, 50, 40),
+    "focal_300_type2_single_scale_smooth_4": ("type2", "none", 4, 50, 40),
+    "focal_300_type2_single_scale_smooth_16": ("type2", "none", 16, 50, 40),
+    "focal_300_type2_scale_query_mixture_150": ("type2", "query", 8, 150, 100),
+    "focal_300_type2_scale_query_mixture_500": ("type2", "query", 8, 500, 400),
+}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def axes(config: Config) -> tuple[Any, ...]:
+    """What the published commands vary, in the order of PUBLISHED."""
+    schedule = config.schedule
+    scale, mixture = config.dynamic_scale["name"], config.mixture["name"]
+    return scale, mixture, config.fovea.smooth, schedule.epochs, schedule.lr_drop
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("foo=1", "unknown key 'foo'"),
+        ("model.hiden=128", "unknown key 'model.hiden'"),
+        ("+foo=1", "Key 'foo' not in"),
+        ("+model.foo=1", "Key 'foo' not in"),
+        ("model=fovea_r18", "model=fovea_r18: there is no such value; choose detr_focal_r50, "),
+        ("dynamic_scale=type9", "dynamic_scale=type9: there is no such value; choose type1, type2, type3, type4"),
+        ("mixture=heads", "choose head, head_query, none, query"),
+        ("smooth=5", "any other number: fovea.smooth="),
+        ("schedule=", "choose 150ep"),
+        ("experiment=nope", "focal_300_type1_no_scale"),
+        ("sweeps=nope", "choose dynamic_scale, mixture"),
+        ("model.hidden=big", "model.hidden: Value 'big' of type 'str' could not be converted to Integer"),
+        ("schedule.epochs=1.5", "schedule.epochs: Value '1.5' of type 'float'"),
+        ("model.dc5=maybe", "not a valid bool"),
+        ("seed=null", "seed: Incompatible value 'None'"),
+        ("model=[fovea_r50", "no viable alternative"),
+        ("dynamic_scale=type1,type2", "add --multirun"),
+        ("mode=test", "mode=test is not one of train, eval"),
+        ("model.backbone=vgg16", "is not one of resnet18"),
+        ("device=gpu", "device=gpu is not one of auto, cpu, cuda"),
+        ("model.heads=3", "model.heads=3 does not divide model.hidden=256"),
+        ("model.hidden=10 model.heads=2", "must be a multiple of 4"),
+        ("model.num_queries=0", "must be at least 1"),
+        ("model.dropout=1", "model.dropout=1.0 must be in 0..1"),
+        ("model.backbone=resnet18 model.dc5=true", "model.dc5=true needs dilated bottlenecks"),
+        ("model.backbone=tiny", "set model.backbone_weights=none"),
+        ("model.backbone_weights=nowhere.pth", "model.backbone_weights=nowhere.pth: no such file"),
+        ("fovea.smooth=-8", "fovea.smooth=-8.0 must be above 0"),
+        ("fovea.smooth=nan", "must be above 0"),
+        ("fovea.smooth=wide", "fovea.smooth: Value 'wide'"),
+        ("schedule.lr=1e-3", r"10 times the usual one: did you mean schedule.lr=0.0001?"),
+        ("experiment=tiny schedule.lr=0.015", "did you mean schedule.lr=0.0015?"),
+        ("schedule.lr=0", "must be above 0"),
+        ("schedule.lr_drop=50", "is not inside the run (schedule.epochs=50)"),
+        ("schedule.epochs=30", "schedule.lr_drop=40 is not inside the run"),
+        ("schedule.lr_drop=null", "schedule.lr_drop is not set"),
+        ("schedule.warmup=2", "is a fraction of all steps"),
+        ("schedule.weight_decay=-1", "must not be negative"),
+        ("schedule.batch_size=0", "must be at least 1"),
+        ("data.num_classes=0", "must be at least 1"),
+        ("data=shapes data.recipe=large", "is not one of coco, tiny"),
+        ("threads=0", "threads=0 must be at least 1"),
+        ("mode=eval", "mode=eval has nothing to evaluate: add weights=PATH"),
+        ("mode=eval weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
+        ("weights=/", "there is no such file"),
+        ("cluster.gpus=0", "must be at least 1"),
+        ("checkpoint.minutes=0", "must be above 0"),
+    ],
+)
+def test_refused_in_one_line(overrides, words):
+    with pytest.raises(ConfigError) as refused:
+        load_config(overrides.split())
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+# ---- what is taken -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        ("smooth=4", "fovea.smooth", 4.0),
+        ("smooth='16'", "fovea.smooth", 16.0),
+        ("fovea.smooth=6.5", "fovea.smooth", 6.5),
+        ("smooth=4 fovea.smooth=6.5", "fovea.smooth", 6.5),
+        ("schedule.lr=9e-4", "schedule.lr", 9e-4),
+        ("schedule.lr=1e-3 schedule.usual_lr=1e-3", "schedule.lr", 1e-3),
+        ("schedule.lr_backbone=0", "schedule.lr_backbone", 0.0),
+        ("schedule.clip=0", "schedule.clip", 0.0),
+        ("schedule.batch_size=2", "evaluation.batch_size", 2),
+        ("model.encoder_layers=0", "model.encoder_layers", 0),
+        ("model=fovea_r50_dc5", "model.dc5", True),
+        ("model=detr_focal_r50", "model.fovea", False),
+        ("schedule.kind=cosine schedule.lr_drop=null", "schedule.lr_drop", None),
+        ("mixture=head_query", "mixture._target_", "fovea_detr.fovea.mixture.HalfTheHeadsAndQueries"),
+    ],
+)
+def test_taken(overrides, key, value):
+    assert leaves(load_config(overrides.split()))[key] == value
+
+
+def test_weights_that_exist_are_taken(tmp_path):
+    (tmp_path / "best.pth").touch()
+    config = load_config(["mode=eval", f"weights={tmp_path}/best.pth"])
+    assert config.weights == f"{tmp_path}/best.pth"
+
+
+@pytest.mark.parametrize("group", ["model", "dynamic_scale", "mixture", "smooth", "schedule", "cluster"])
+def test_every_value_of_a_group_composes_under_its_own_name(group):
+    for name in names(CONF_DIR / group):
+        config = load_config([f"{group}={name}"])
+        node = {"smooth": {"name": f"{config.fovea.smooth:g}"}, **leaves(config)}
+        assert node.get(f"{group}.name", node["smooth"]["name"]) == name
+
+
+def test_every_data_set_composes():
+    assert [load_config([f"data={name}"]).data.name for name in names(CONF_DIR / "data")] == ["coco", "shapes"]
+
+
+def test_defaults_are_written_down_twice_and_agree():
+    by_class, composed = leaves(Config()), leaves(load_config())
+    assert set(by_class) - set(composed) == set()
+    beyond = {key.partition(".")[0] for key in set(composed) - set(by_class)}
+    assert beyond <= {"dynamic_scale", "mixture"}, "the axes have no default in the dataclasses"
+    assert {key: composed[key] for key in by_class} == by_class
+
+
+def test_the_base_run_is_the_published_one():
+    config = load_config()
+    assert axes(config) == ("type2", "none", 8, 50, 40)
+    assert (config.model.name, config.model.num_queries, config.data.name) == ("fovea_r50", 300, "coco")
+    cluster, schedule = config.cluster, config.schedule
+    assert (cluster.partition, cluster.nodes, cluster.gpus, cluster.cpus) == ("vc_research", 1, 4, 32)
+    assert cluster.gpus * schedule.batch_size == schedule.usual_total_batch == 16
+
+
+# ---- experiments and sweeps --------------------------------------------------------------------------------------
+
+
+def test_there_is_an_experiment_for_each_published_command():
+    assert set(names(CONF_DIR / "experiment")) == {*PUBLISHED, "tiny"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_experiment_has_exactly_the_published_flags(name):
+    config, base = load_config([f"experiment={name}"]), leaves(load_config())
+    assert axes(config) == PUBLISHED[name]
+    changed = {key.partition(".")[0] for key, value in leaves(config).items() if value != base[key]}
+    assert changed <= {"dynamic_scale", "mixture", "fovea", "schedule"}
+    (flags,) = re.findall(r"^# Published: (.*)$", (CONF_DIR / "experiment" / f"{name}.yaml").read_text(), re.MULTILINE)
+    assert flags_of(config, name) == set(re.findall(r"--\w+(?: [^\s-]\S*)?", flags))
+
+
+def flags_of(config: Config, output_dir: str) -> set[str]:
+    """The configuration in the words of the published command line; smooth 8 was its default and not said."""
+    schedule, mixture = config.schedule, config.mixture["name"]
+    flags = {f"--batch_size {schedule.batch_size}", f"--lr_drop {schedule.lr_drop}", f"--epochs {schedule.epochs}"}
+    flags |= {f"--num_queries {config.model.num_queries}", f"--dynamic_scale {config.dynamic_scale['name']}"}
+    flags |= {f"--{mixture}_mixture"} if mixture != "none" else set()
+    flags |= {f"--smooth {config.fovea.smooth:g}"} if config.fovea.smooth != 8 else set()
+    return flags | {f"--output_dir {output_dir}"}
+
+
+def test_the_tiny_experiment_needs_nothing_from_outside():
+    config = load_config(["experiment=tiny"])
+    assert (config.study, config.data.name, config.data.root, config.device) == ("tiny", "shapes", None, "cpu")
+    assert config.model.backbone_weights == "none"
+
+
+@pytest.mark.parametrize("name", names(SWEEPS_DIR))
+def test_a_sweep_composes_at_every_point_and_its_header_says_the_same_grid(name):
+    grid = OmegaConf.select(OmegaConf.load(SWEEPS_DIR / f"{name}.yaml"), "hydra.sweeper.params")
+    choices = [[f"{key}={value.strip(chr(39))}" for value in str(grid[key]).split(",")] for key in grid]
+    configs = [load_config([f"sweeps={name}", *point]) for point in itertools.product(*choices)]
+    assert {config.study for config in configs} == {name}
+    assert len({str(leaves(config)) for config in configs}) == len(configs) > 1, "every point is another run"
+    command = " ".join(f"{key}={str(grid[key]).replace(chr(39), '')}" for key in grid)
+    assert f"(the same as: python run.py -m {command})" in (SWEEPS_DIR / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_yaml_opens_with_a_comment(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert re.match(r"# \S", lines[0])
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "base"),
+        (["data.root=/data/coco", "study=x", "runs=y", "cluster.gpus=8", "device=cpu", "sweeps=smooth"], "base"),
+        (["seed=1", "dynamic_scale=type3"], "dynamic_scale=type3,seed=1"),
+        (["smooth='4'"], "smooth=4"),
+        (["+fovea.smooth=6.5", "schedule.lr=1e-4"], "fovea.smooth=6.5,schedule.lr=1e-4"),
+        (["weights=/a b/c,d=1.pth"], "weights=_a_b_c_d=1.pth"),
+    ],
+)
+def test_point_name(overrides, name):
+    assert point_name(overrides) == name
+
+
+def test_a_point_has_one_name_in_any_order():
+    overrides = ["seed=1", "smooth=4", "mixture=head"]
+    assert {point_name(order) for order in itertools.permutations(overrides)} == {"mixture=head,seed=1,smooth=4"}
+
+
+def test_a_long_name_is_cut_and_still_tells_points_apart():
+    long = [f"model.{key}={'x' * 40}" for key in ("a", "b", "c", "d", "e")]
+    first, second = point_name([*long, "seed=1"]), point_name([*long, "seed=2"])
+    assert first != second
+    assert len(first) <= 180
+    assert first == point_name([*long, "seed=1"])
+
+
+def test_leaves():
+    assert leaves({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2], "f": {}}) == {"a.b": 1, "a.c.d": None, "e": [1, 2]}
+    keys = leaves(Config())
+    assert keys["model.loss_weights.giou"] == 2.0
+    assert keys["study"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("study", True),
+        ("cluster", True),
+        ("cluster.gpus", True),
+        ("data.root", True),
+        ("evaluation.save_predictions", True),
+        ("data", False),
+        ("data.name", False),
+        ("evaluation.batch_size", False),
+        ("seed", False),
+        ("precision", False),
+        ("weights", False),
+        ("study_of_something", False),
+    ],
+)
+def test_is_infrastructure(key, expected):
+    assert is_infrastructure(key) is expected
