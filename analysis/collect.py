@@ -9,6 +9,7 @@ AP is that of the last evaluation, not of the best one.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shutil
 import sys
@@ -19,8 +20,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script has its own folder there, not `analysis`
 
-from analysis.folders import Run, find_runs, overrides  # noqa: E402
-from fovea_detr.errors import UserError  # noqa: E402
+from analysis.folders import Run, find_runs, overrides
+from fovea_detr.errors import UserError
 
 NUMBERS = {"AP": "{:.3f}", "AP50": "{:.3f}", "epochs": "{:.0f}", "minutes": "{:.1f}"}
 RESERVED = {"study", "state", *NUMBERS}
@@ -48,14 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row a run, sorted by study and settings: study (if several), what varies, state, numbers."""
     settings = pd.DataFrame([run.settings for run in runs], dtype=object)
-    columns = varying_keys(settings, runs)
-    table = settings[columns].rename(columns={key: short_name(key, set(settings)) for key in columns})
-    table.insert(0, "study", [run.path.parent.name for run in runs])
-    table["state"] = [run.state for run in runs]
-    for name in NUMBERS:
-        table[name] = [run.numbers[name] for run in runs]
-    order = sorted(range(len(runs)), key=lambda i: [_natural(cell) for cell in [*table.iloc[i], runs[i].path.name]])
-    table = table.iloc[order].reset_index(drop=True)
+    keys = varying_keys(settings, runs)
+    columns = {"study": [run.path.parent.name for run in runs]}
+    columns |= {short_name(key, set(settings)): settings[key].tolist() for key in keys}
+    if not keys:
+        columns["run"] = [run.path.name for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: [_natural(column[i]) for column in columns.values()])
+    columns |= {"state": [run.state for run in runs]}
+    columns |= {name: [run.numbers[name] for run in runs] for name in NUMBERS}
+    table = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
     return table if table["study"].nunique() > 1 else table.drop(columns="study")
 
 
@@ -65,22 +67,23 @@ def varying_keys(settings: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     A setting inside a group (`model.heads`) is explained if the group's name alone tells its value, and one that only
     follows another (`evaluation.batch_size`, copied from the schedule's) if that one is explained or was set by hand.
     What was set by hand is always shown, and so is a setting of another group that happens to vary in step: that is a
-    confounded comparison, which the reader must see. A run without a config only counts with what its name tells.
+    confounded comparison, which the reader must see. A setting that a run does not know counts as no value.
     """
-    known = settings[[run.has_config for run in runs]]
     by_hand = {key for run in runs for key in overrides(run.path)}
-    varying = [key for key in settings if known[key].nunique(dropna=False) > 1 or settings[key].nunique() > 1]
+    counts = settings.nunique()
+    varying = [key for key in map(str, settings) if counts[key] > 1]
 
     def by_group(key: str) -> bool:
         groups = [group for group in varying if key.startswith(f"{group}.")]
-        return any(known.groupby(group)[key].nunique(dropna=False).max() <= 1 for group in groups)
+        return any(len(settings[[group, key]].dropna().drop_duplicates()) <= counts[group] for group in groups)
 
     def follows_another(key: str) -> bool:
         twins = [twin for twin in varying if twin != key and twin.split(".")[-1] == key.split(".")[-1]]
-        return any((twin in by_hand or by_group(twin)) and known[twin].equals(known[key]) for twin in twins)
+        same = [twin for twin in twins if settings.loc[:, twin].equals(settings.loc[:, key])]
+        return any(twin in by_hand or by_group(twin) for twin in same)
 
     shown = [key for key in varying if key in by_hand or not (by_group(key) or follows_another(key))]
-    groups = {key.partition(".")[0] for key in settings if "." in key}
+    groups = {key.partition(".")[0] for key in map(str, settings) if "." in key}
     return sorted(shown, key=lambda key: key.partition(".")[0] not in groups)  # seed and the like come last
 
 
@@ -106,7 +109,7 @@ def render(table: pd.DataFrame, width: int) -> str:
 
 
 def _cell(name: str, value: object) -> str:
-    if pd.isna(value):  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if isinstance(value, float) and math.isnan(value):
         return "-"
     return NUMBERS[name].format(value) if name in NUMBERS else str(value)
 

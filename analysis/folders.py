@@ -51,7 +51,17 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
     if not runs:
         where = ", ".join(str(root / study) for study in named) or str(root)
         raise UserError(f"no runs in {where}: runs are in RUNS/STUDY/POINT; start one, or name RUNS with --runs RUNS")
+    _complete_names(runs)
     return runs
+
+
+def _complete_names(runs: Sequence[Run]) -> None:
+    """The settings of runs without a config, read off names such as `smooth=4`, under the key that the others have."""
+    known = {key for run in runs if run.has_config for key in run.settings}
+    for run in runs:
+        if not run.has_config:
+            full = {key: [other for other in known if other.endswith(f".{key}")] for key in run.settings.keys() - known}
+            run.settings = {(full.get(key) or [key])[0]: value for key, value in run.settings.items()}
 
 
 def _folders(path: Path) -> list[Path]:
@@ -90,7 +100,7 @@ def _attempt(file: str, read: Callable[[], Any], kind: type, problems: list[str]
 
 def _read_config(folder: RunFolder) -> Any:
     text = folder.config_text()
-    return None if text is None else OmegaConf.to_container(OmegaConf.create(text))
+    return (text and OmegaConf.to_container(OmegaConf.create(text))) or None
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, str]:

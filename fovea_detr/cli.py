@@ -32,7 +32,7 @@ def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
 
 
 def quote_existing_paths(arguments: Sequence[str]) -> list[str]:
-    """`weights=runs/x/a=1,b=2/checkpoint.pt` -> the value quoted: to Hydra `=` and `,` are grammar, in our folders names.
+    """`weights=runs/x/a=1,b=2/checkpoint.pt` -> the value quoted: `=` and `,` are Hydra's grammar and our names.
 
     Only a value that exists on disk just as it stands is quoted, so that a list of paths is still a sweep.
     """

@@ -1,7 +1,7 @@
 """The published implementations' numbers: weights, images and targets are drawn by rule, the outputs are stored.
 
-The files in `golden/` hold what DETR and the single-scale SMCA code with its scales and mixtures computed (float32, CPU,
-no dropout). A file's model is built, loaded and run here through the public API alone, as a user with a downloaded
+The files in `golden/` hold what DETR and the single-scale SMCA code with its scales and mixtures computed (float32,
+CPU, no dropout). A file's model is built, loaded and run here through the public API alone, as a user with a downloaded
 checkpoint would do it; only gradients go by the published names.
 """
 

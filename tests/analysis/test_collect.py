@@ -262,6 +262,7 @@ def test_runs_that_all_failed_before_their_config(show, tmp_path):
 
 @pytest.mark.parametrize("runs", ["nowhere", ".", "study", "study/base"])
 def test_no_runs_or_a_wrong_folder_is_one_line_and_exit_code_1(write, tmp_path, capsys, runs):
+    (tmp_path / "pictures" / "cats").mkdir(parents=True)
     if runs != ".":
         write()
     assert collect.main(["--runs", str(tmp_path / runs)]) == 1

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fovea_detr.data import shapes
+from fovea_detr.data import drawing, shapes
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError
@@ -32,7 +32,7 @@ def test_layout_sizes_and_categories(folder: Path) -> None:
     content = content_of(folder, "train")
     assert len(content["images"]) == len(list((folder / "train2017").iterdir())) == 40
     assert len(content_of(folder, "val")["images"]) == 20
-    assert {i["id"]: i["name"] for i in content["categories"]} == dict(enumerate(shapes.CATEGORIES, 1))
+    assert {i["id"]: i["name"] for i in content["categories"]} == dict(enumerate(drawing.CATEGORIES, 1))
     sizes = {(image["width"], image["height"]) for image in content["images"]}
     assert sizes == {(256, 256), (256, 192), (192, 256)}
     for image in content["images"][:5]:
@@ -55,7 +55,7 @@ def test_objects_are_two_to_six_inside_and_overlap_little(folder: Path) -> None:
     for a, b in itertools.combinations(objects, 2):
         if a["image_id"] == b["image_id"]:
             first, second = (np.array([*o["bbox"][:2], *np.add(o["bbox"][:2], o["bbox"][2:])]) for o in (a, b))
-            assert shapes._overlap(first, second) <= 0.25 + 1e-3
+            assert drawing._overlap(first, second) <= 0.25 + 1e-3
 
 
 def test_crowds_and_polygons_are_what_pycocotools_reads(folder: Path) -> None:
@@ -74,15 +74,15 @@ def test_crowds_and_polygons_are_what_pycocotools_reads(folder: Path) -> None:
 
 def test_a_mask_that_touches_its_corners() -> None:
     mask = np.array([[True, False], [False, True]])
-    assert shapes._crowd_annotation(1, mask)["segmentation"] == {"size": [2, 2], "counts": [0, 1, 2, 1]}
+    assert drawing._crowd_annotation(1, mask)["segmentation"] == {"size": [2, 2], "counts": [0, 1, 2, 1]}
 
 
 def test_an_image_is_a_function_of_seed_split_and_index(folder: Path, tmp_path: Path) -> None:
     fewer = shapes.generate(tmp_path, train_images=3, val_images=1, seed=3)
     name = "000000000003.jpg"
     assert (fewer / "train2017" / name).read_bytes() == (folder / "train2017" / name).read_bytes()
-    image, objects = shapes.draw_image(3, "train", 2)
-    others = [shapes.draw_image(*key)[0] for key in ((4, "train", 2), (3, "val", 2), (3, "train", 3))]
+    image, objects = drawing.draw_image(3, "train", 2)
+    others = [drawing.draw_image(*key)[0] for key in ((4, "train", 2), (3, "val", 2), (3, "train", 3))]
     assert all(np.asarray(image).tobytes() != np.asarray(other).tobytes() for other in others)
     written = [a for a in content_of(folder, "train")["annotations"] if a["image_id"] == 3]
     assert [a["bbox"] for a in written] == [o["bbox"] for o in objects]
