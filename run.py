@@ -2,6 +2,7 @@
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fovea_detr import cli
@@ -10,9 +11,10 @@ from fovea_detr.config import parse, point_name
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
-    with cli.one_line_errors():
+    hydra_config = HydraConfig.get()
+    with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
         config = parse(composed)
-        point = point_name(HydraConfig.get().overrides.task)
+        point = point_name(hydra_config.overrides.task)
 
         from fovea_detr import experiment  # torch is imported only once the configuration stands
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ HINT = "see `python run.py --help`"
 
 def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
     """`smooth=4,8` -> `smooth='4','8'`: Hydra takes a bare number for a value, and refuses it as a group's choice."""
-    pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=([0-9.,]+)")
+    pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=(-?[0-9.,]+)")
     quoted = []
     for argument in arguments:
         match = pattern.fullmatch(argument)
@@ -39,10 +40,17 @@ def quote_existing_paths(arguments: Sequence[str]) -> list[str]:
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key in PATH_KEYS and re.search(r"[=,(){}\[\]:]", value) and Path(value).expanduser().exists():
+        if equals and key in PATH_KEYS and re.search(r"[=,(){}\[\]:]", value) and _exists(value):
             argument = f"{key}='{value}'"
         quoted.append(argument)
     return quoted
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:  # longer than a file system allows: a list of paths
+        return False
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
@@ -65,22 +73,38 @@ def one_line(error: BaseException) -> str:
 def _values_of(group: str) -> str:
     from fovea_detr.config import CONF_DIR
 
-    names = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    names = sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=lambda name: (len(name), name))
     by_leaf = " (any other number: fovea.smooth=...)" if group == "smooth" else ""
     return f"choose {', '.join(names)}{by_leaf}; " if names else ""
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What a user can put right ends in one line on stderr and exit code 2; anything else keeps its traceback."""
-    from hydra.errors import HydraException
+def one_line_errors(leave: bool = True) -> Iterator[None]:
+    """What a user can put right ends in one line on stderr and exit code 2; anything else keeps its traceback.
 
+    leave=False: say it, and let the error go on up: the other points of a sweep are still to be run.
+    """
     try:
         yield
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        line = str(error) if isinstance(error, UserError) else one_line(error)
-        print(f"error: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        if not getattr(error, "told", False):
+            print(f"error: {error if isinstance(error, UserError) else one_line(error)}", file=sys.stderr, flush=True)
+        if leave:
+            sys.exit(2)
+        error.told = True  # type: ignore[attr-defined]
+        raise
+
+
+def is_users(error: Exception) -> bool:
+    """Ours, Hydra's and OmegaConf's errors about what was typed; Hydra raises some of them as bare ValueErrors."""
+    from hydra.errors import HydraException
+
+    frames = traceback.extract_tb(error.__traceback__)
+    inside_hydra = bool(frames) and "hydra" in Path(frames[-1].filename).parts
+    known = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    return known or (isinstance(error, ValueError) and inside_hydra)
 
 
 def run_cleanly(main: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ Every leaf here is a key of the command line (`schedule.epochs=12`). Values and 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -147,11 +148,13 @@ CHOICES = {
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
 }
+PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
 AT_LEAST_ONE += ("cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
+AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
 AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
 
 
@@ -174,14 +177,15 @@ def load_config(overrides: list[str] | None = None) -> Config:
     Raises ConfigError for an unknown key or group value, a wrong type or a value out of range.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
 
-    from fovea_detr.cli import one_line, rewrite
+    from fovea_detr.cli import is_users, one_line, rewrite
 
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
             composed = compose("config", rewrite(overrides or []))
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:
+            if not is_users(error):
+                raise
             raise ConfigError(one_line(error)) from None
     return parse(composed)
 
@@ -229,8 +233,8 @@ def check(config: Config) -> None:
         _refuse(values[key] not in choices, f"{key}={values[key]} is not one of {', '.join(choices)}")
     for keys, low, words in (
         (AT_LEAST_ONE, lambda v: v < 1, "must be at least 1"),
-        (ABOVE_ZERO, lambda v: not v > 0, "must be above 0"),
-        (AT_LEAST_ZERO, lambda v: not v >= 0, "must not be negative"),
+        (ABOVE_ZERO, lambda v: not 0 < v < math.inf, "must be above 0 and finite"),
+        (AT_LEAST_ZERO, lambda v: not 0 <= v < math.inf, "must not be negative, and finite"),
     ):
         for key in keys:
             _refuse(low(values[key]), f"{key}={values[key]} {words}")

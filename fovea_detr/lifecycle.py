@@ -140,6 +140,8 @@ class Run:
         """
         if self.stop.number:
             raise Stopped(self.stop.number)
+        if self.is_writer:
+            self.folder.beat(epoch=self.position.epoch, batches_done=self.position.batches_done)
 
     def epoch_means(self) -> dict[str, float]:
         """The mean of each loss over the batches of this epoch."""

@@ -73,13 +73,15 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / ".lock").open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
         except OSError:
             file.close()
             raise RunFolderError(
                 f"{self.path}: another process is running in this folder; wait for it or stop it"
             ) from None
         self._lock = file
+        for left_behind in self.path.glob(".*.tmp"):  # by a process that was killed while writing
+            left_behind.unlink(missing_ok=True)
 
     def unlock(self) -> None:
         if self._lock is not None:

@@ -142,7 +142,7 @@ def test_a_folder_in_use_is_refused(finished: tuple[tuple[str, ...], RunFolder])
     content = result.read_text()
     result.unlink()
     with (folder.path / ".lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         done = run(*overrides)
     result.write_text(content)
     assert_one_line(done.returncode, done.stderr, "another process")
@@ -151,7 +151,8 @@ def test_a_folder_in_use_is_refused(finished: tuple[tuple[str, ...], RunFolder])
 def test_finetune_with_other_classes_and_eval(finished: tuple[tuple[str, ...], RunFolder], tmp_path: Path) -> None:
     _, folder = finished
     root = write_coco(tmp_path / "other", images=[(128, 96)] * 8, categories=(3, 9))
-    mine = ("data=coco", "data.recipe=tiny", f"data.root={root}", f"runs={tmp_path}", f"weights={folder.checkpoint_path}")
+    mine = ("data=coco", "data.recipe=tiny", f"data.root={root}", f"runs={tmp_path}")
+    mine += (f"weights={folder.checkpoint_path}",)
     out = run_well(*ONE_EPOCH, *mine, "schedule.batch_size=4")
     assert "skipped class_head.weight" in out
     refused = run(*ONE_EPOCH, *mine, "mode=eval", "study=eval")

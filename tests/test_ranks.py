@@ -1,4 +1,4 @@
-"""Several gloo ranks: the same AP from the same weights whatever their number, and COCO's own numbers from the saved file."""
+"""Several gloo ranks: the same AP whatever their number, and COCO's own numbers from the saved predictions."""
 
 from __future__ import annotations
 

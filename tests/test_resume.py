@@ -81,9 +81,10 @@ def without_timing(folder: RunFolder) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "timing"} for line in folder.history()]
 
 
-def test_signal_saves_says_so_and_exits_non_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_signal_saves_says_so_and_exits_non_zero(tmp_path: Path, workers: int) -> None:
     arguments = (*SHORT, "data.train_images=160", f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path}")
-    process = start(*arguments, "checkpoint.minutes=60")
+    process = start(*arguments, "checkpoint.minutes=60", f"data.workers={workers}")
     assert kill_while_training(process, tmp_path, signal.SIGTERM, 0.3, ranks=1)
     folder = only_folder(tmp_path)
     assert process.returncode == 128 + signal.SIGTERM

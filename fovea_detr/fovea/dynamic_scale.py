@@ -44,7 +44,8 @@ class DynamicScale(nn.Module):
         """z [B, Q, D] -> one [B, H, Q, 1] tensor of s^2 for each scale of a head."""
         assert self.scale is not None
         s = self.scale(z).unflatten(-1, (self.heads, self.scales_per_head))  # [B, Q, H, n]
-        return [part.transpose(1, 2) for part in s.square().split(1, dim=-1)]
+        s2 = s.clamp(-1e19, 1e19).square()  # finite: a head that feels no prior has gradient 0 x s^2, never 0 x inf
+        return [part.transpose(1, 2) for part in s2.split(1, dim=-1)]
 
     def forward(self, z: Tensor, dx2: Tensor, dy2: Tensor) -> Distance:
         """z [B, Q, D]; dx2 [B, H, Q, columns] and dy2 [B, H, Q, rows], squared offsets in cells -> Distance."""
