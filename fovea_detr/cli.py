@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from fovea_detr.errors import UserError
+from fovea_detr.errors import ConfigError, UserError
 
 NUMERIC_GROUPS = ("smooth",)
 PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
@@ -73,16 +73,22 @@ def one_line(error: BaseException) -> str:
 def _values_of(group: str) -> str:
     from fovea_detr.config import CONF_DIR
 
-    names = sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=lambda name: (len(name), name))
+    names = sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=_by_number)
     by_leaf = " (any other number: fovea.smooth=...)" if group == "smooth" else ""
     return f"choose {', '.join(names)}{by_leaf}; " if names else ""
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A sorting key that puts 4 before 16."""
+    return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 @contextmanager
 def one_line_errors(leave: bool = True) -> Iterator[None]:
     """What a user can put right ends in one line on stderr and exit code 2; anything else keeps its traceback.
 
-    leave=False: say it, and let the error go on up: the other points of a sweep are still to be run.
+    leave=False: say it, and let the error go on up: the other points of a sweep are still to be run. A mistake in the
+    configuration ends the sweep all the same.
     """
     try:
         yield
@@ -91,7 +97,7 @@ def one_line_errors(leave: bool = True) -> Iterator[None]:
             raise
         if not getattr(error, "told", False):
             print(f"error: {error if isinstance(error, UserError) else one_line(error)}", file=sys.stderr, flush=True)
-        if leave:
+        if leave or isinstance(error, ConfigError):
             sys.exit(2)
         error.told = True  # type: ignore[attr-defined]
         raise

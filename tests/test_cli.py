@@ -33,7 +33,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     ("arguments", "words"),
     [
         ("nothing=1", "unknown key 'nothing'"),
-        ("smooth=5", "choose 16, 4, 8"),
+        ("smooth=5", "choose 4, 8, 16"),
         ("model.heads=7", "does not divide"),
         ("-m smooth=4,8 mode=eval weights=nowhere.pth", "there is no such file"),
     ],

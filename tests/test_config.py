@@ -55,7 +55,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("dynamic_scale=type9", "dynamic_scale=type9: there is no such value; choose type1, type2, type3, type4"),
         ("mixture=heads", "choose head, head_query, none, query"),
         ("smooth=5", "any other number: fovea.smooth="),
-        ("schedule=", "choose 150ep"),
+        ("schedule=", "choose 50ep, 150ep"),
         ("experiment=nope", "focal_300_type1_no_scale"),
         ("sweeps=nope", "choose dynamic_scale, mixture"),
         ("model.hidden=big", "model.hidden: Value 'big' of type 'str' could not be converted to Integer"),

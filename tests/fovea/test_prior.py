@@ -67,7 +67,7 @@ def test_every_size(sizes: Setting, scale_type: str, mixture: str, dtype: torch.
 
 
 @pytest.mark.parametrize("scale_type", TYPES)
-def test_never_above_zero_and_zero_only_at_the_centre(scale_type: str) -> None:
+def test_shape_and_never_above_zero(scale_type: str) -> None:
     setting = Setting(scale_type, dtype=torch.float32)
     log_prior, _ = setting.build()(*setting.inputs(), setting.grid)
     assert log_prior.shape == (2, setting.heads, setting.num_queries, setting.grid.rows * setting.grid.columns)
