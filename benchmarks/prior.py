@@ -60,11 +60,9 @@ class Case:
     memory: Tensor
     places: Tensor
     sizes_hw: Tensor
-    is_padding: Tensor
 
     def separable(self) -> Tensor:
-        log_prior, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
-        bias = log_prior.masked_fill(self.is_padding[:, None, None], float("-inf"))
+        bias, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
         return self.attention(self.content + self.query_embed, self.places, self.memory, bias)
 
     def materialised(self) -> Tensor:
@@ -79,8 +77,10 @@ class Case:
             scale_type=self.scale_type,
             smooth=SMOOTH,
         )
+        is_padding = self.grid.is_padding()
+        assert is_padding is not None
         weights, query = dict(self.attention.named_parameters()), self.content + self.query_embed
-        return reference.attention(weights, query, self.places, self.memory, HEADS, log_prior, self.is_padding)
+        return reference.attention(weights, query, self.places, self.memory, HEADS, log_prior, is_padding.flatten(1))
 
 
 def build(scale_type: str, rows: int, columns: int) -> Case:
@@ -89,14 +89,13 @@ def build(scale_type: str, rows: int, columns: int) -> Case:
     prior = FoveaPrior(HIDDEN, HEADS, TYPES[scale_type](HIDDEN, HEADS), SMOOTH, mlp)
     for parameter in prior.dynamic_scale.parameters():
         nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.02)
-    is_padding = torch.zeros(BATCH, rows, columns, dtype=torch.bool)
-    is_padding[1, :, columns * 3 // 4 :] = True
+    of_rows, of_columns = (torch.zeros(BATCH, side, dtype=torch.bool) for side in (rows, columns))
+    of_columns[1, columns * 3 // 4 :] = True
     content, query_embed = (torch.randn(*n, HIDDEN, requires_grad=True) for n in ((BATCH, QUERIES), (QUERIES,)))
     memory, places = (torch.randn(BATCH, rows * columns, HIDDEN, requires_grad=True) for _ in range(2))
     sizes = torch.tensor([[rows * STRIDE, columns * STRIDE], [rows * STRIDE, columns * 3 // 4 * STRIDE]])
-    grid, attention = CellGrid(rows, columns, STRIDE), Attention(HIDDEN, HEADS, dropout=0.0)
-    padding = is_padding.flatten(1)
-    return Case(scale_type, grid, prior, attention, content, query_embed, memory, places, sizes, padding)
+    grid, attention = CellGrid(rows, columns, STRIDE, of_rows, of_columns), Attention(HIDDEN, HEADS, dropout=0.0)
+    return Case(scale_type, grid, prior, attention, content, query_embed, memory, places, sizes)
 
 
 def forward_backward(side: Callable[[], Tensor]) -> None:

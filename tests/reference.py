@@ -134,6 +134,36 @@ def attention(
     return linear(attended, parameters, "out_proj")
 
 
+def part(parameters: Parameters, prefix: str) -> dict[str, Tensor]:
+    """The parameters of a submodule, by its own names."""
+    return {name[len(prefix) + 1 :]: value for name, value in parameters.items() if name.startswith(f"{prefix}.")}
+
+
+def decoder_layer(
+    parameters: Parameters,
+    content: Tensor,
+    query_embed: Tensor,
+    memory: Tensor,
+    position: Tensor,
+    heads: int,
+    log_prior: Tensor | None,
+    is_padding: Tensor,
+) -> Tensor:
+    """content [B, Q, D], query_embed [Q, D], memory and position [B, K, D] -> [B, Q, D]; norms after, no dropout."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return layer_norm(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+
+    place = content + query_embed
+    attended = attention(part(parameters, "self_attention"), place, place, content, heads)
+    content = norm(content + attended, "norm1")
+    place, weights = content + query_embed, part(parameters, "cross_attention")
+    attended = attention(weights, place, memory + position, memory, heads, log_prior, is_padding)
+    content = norm(content + attended, "norm2")
+    fed = linear(linear(content, parameters, "linear1").clamp(min=0), parameters, "linear2")
+    return norm(content + fed, "norm3")
+
+
 # ---- boxes, matching and losses --------------------------------------------------------------------------------------
 
 

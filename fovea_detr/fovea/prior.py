@@ -22,11 +22,23 @@ from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
 
 @dataclass(frozen=True)
 class CellGrid:
-    """The feature map a batch is looked at through: rows x columns cells, each `stride` pixels wide."""
+    """The feature map a batch is looked at through: rows x columns cells, each `stride` pixels wide.
+
+    row_is_padding [B, rows] and column_is_padding [B, columns]: bool; an image is a rectangle, so its padding is
+    separable, too. None: no padding.
+    """
 
     rows: int
     columns: int
     stride: int
+    row_is_padding: Tensor | None = None
+    column_is_padding: Tensor | None = None
+
+    def is_padding(self) -> Tensor | None:
+        """[B, rows, columns] bool, or None: no padding."""
+        if self.row_is_padding is None or self.column_is_padding is None:
+            return None
+        return self.row_is_padding[:, :, None] | self.column_is_padding[:, None, :]
 
 
 class FoveaPrior(nn.Module):
@@ -62,7 +74,8 @@ class FoveaPrior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] (None in layer 0), sizes_hw [B, 2] pixels.
 
-        Returns the log-prior [B, H, Q, rows * columns], float32 and never above 0, and the reference logits [B, Q, 2].
+        Returns the log-prior [B, H, Q, rows * columns], float32, never above 0 and -inf on padding, and the reference
+        logits [B, Q, 2].
         """
         with torch.autocast(content.device.type, enabled=False):
             z = self.norm(content.float() + query_embed.float())
@@ -84,7 +97,7 @@ class FoveaPrior(nn.Module):
         rows = torch.arange(grid.rows, device=z.device, dtype=z.dtype)
         dx2 = (centres_cells[..., 0:1] - columns).square()
         dy2 = (centres_cells[..., 1:2] - rows).square()
-        return self._outer_sum(self._select(self.dynamic_scale(z, dx2, dy2)))
+        return self._outer_sum(self._select(self.dynamic_scale(z, dx2, dy2)), grid)
 
     def _select(self, distance: Distance) -> Distance:
         """Zero, by selection, the distance of heads and queries that do not feel the prior."""
@@ -92,14 +105,20 @@ class FoveaPrior(nn.Module):
             return distance
         return Distance(*(None if part is None else part.where(self.feels, 0.0) for part in distance))  # type: ignore[arg-type]
 
-    def _outer_sum(self, distance: Distance) -> Tensor:
+    def _outer_sum(self, distance: Distance, grid: CellGrid) -> Tensor:
         """[B, H, Q, columns] and [B, H, Q, rows] -> -distance / smooth at every cell [B, H, Q, rows * columns]."""
-        x, y = distance.x / -self.smooth, distance.y / -self.smooth
+        x = _hide(distance.x / -self.smooth, grid.column_is_padding)
+        y = _hide(distance.y / -self.smooth, grid.row_is_padding)
         log_prior = x[..., None, :] + y[..., :, None]
         if distance.xy_x is not None and distance.xy_y is not None:
             factor = distance.xy_x / -self.smooth
-            log_prior = log_prior + factor[..., None, :] * distance.xy_y[..., :, None]
+            log_prior.addcmul_(factor[..., None, :], distance.xy_y[..., :, None])
         return log_prior.flatten(-2)
+
+
+def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:
+    """part [B, H, Q, n], is_padding [B, n] -> the part with -inf on padding."""
+    return part if is_padding is None else part.masked_fill(is_padding[:, None, None], float("-inf"))
 
 
 def _who_feels(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:

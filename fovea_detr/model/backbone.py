@@ -26,7 +26,7 @@ class Backbone(nn.Module):
         self.stride = stride
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] -> [B, channels, ceil(h / stride), ceil(w / stride)]."""
+        """[B, 3, h, w] -> [B, channels, rows, columns]; ResNets round the sides / stride up, the tiny body down."""
         return self.body(images)
 
 

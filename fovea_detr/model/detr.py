@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +68,17 @@ class DETR(nn.Module):
     def forward(self, batch: Batch) -> Predictions:
         features = self.backbone(batch.images)  # [B, channels, rows, columns]
         rows, columns = features.shape[-2:]
-        is_padding = padding_of_cells(batch.sizes_hw, batch.images.shape[-2:], features.shape[-2:])
+        of_rows, of_columns = (
+            padding_of_cells(batch.sizes_hw[:, side], batch.images.shape[2 + side], features.shape[2 + side])
+            for side in (0, 1)
+        )
+        grid = CellGrid(rows, columns, self.backbone.stride, of_rows, of_columns)
+        is_padding = grid.is_padding()  # [B, rows, columns]
+        assert is_padding is not None
         position = self.position(is_padding)
-        is_padding = is_padding.flatten(1)  # [B, K]
         cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
-        memory = self.encoder(cells, position, is_padding)
-        grid = CellGrid(rows, columns, self.backbone.stride)
-        outputs, reference = self.decoder(self.query_embed.weight, memory, position, is_padding, batch.sizes_hw, grid)
+        memory = self.encoder(cells, position, is_padding.flatten(1))
+        outputs, reference = self.decoder(self.query_embed.weight, memory, position, batch.sizes_hw, grid)
         return self.heads(torch.stack(outputs), reference)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
@@ -90,14 +93,10 @@ class DETR(nn.Module):
         return Predictions(logits, boxes.sigmoid(), self.activation)
 
 
-def padding_of_cells(sizes_hw: Tensor, padded_hw: Sequence[int], cells_hw: Sequence[int]) -> Tensor:
-    """sizes_hw [B, 2] pixels -> [B, rows, columns] bool: nearest-pixel downsampling of the padding mask, as published.
+def padding_of_cells(pixels: Tensor, padded: int, cells: int) -> Tensor:
+    """One side of every image: its own length in pixels [B], the batch's, and its cells -> is_padding [B, cells].
 
-    The mask is a rectangle, so each side is sampled on its own, with the interpolation's own rounding.
+    Nearest-pixel downsampling of the padding mask, as published, with the interpolation's own rounding.
     """
-    outside = []
-    for side in (0, 1):
-        pixels = torch.arange(padded_hw[side], device=sizes_hw.device) >= sizes_hw[:, side : side + 1]  # [B, pixels]
-        sampled = functional.interpolate(pixels[:, None].float(), size=cells_hw[side])  # [B, 1, cells]
-        outside.append(sampled[:, 0] > 0)
-    return outside[0][:, :, None] | outside[1][:, None, :]
+    outside = torch.arange(padded, device=pixels.device) >= pixels[:, None]  # [B, padded]
+    return functional.interpolate(outside[:, None].float(), size=cells)[:, 0] > 0

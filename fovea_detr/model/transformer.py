@@ -74,7 +74,9 @@ class DecoderLayer(_Layer):
         self.cross_attention = Attention(hidden, heads, dropout)
         self.prior = prior
 
-    def forward(self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias: see Attention."""
 
         def attend_queries(x: Tensor) -> Tensor:
@@ -114,22 +116,22 @@ class Decoder(nn.Module):
         query_embed: Tensor,
         memory: Tensor,
         position: Tensor,
-        is_padding: Tensor,
         sizes_hw: Tensor,
         grid: CellGrid,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """query_embed [Q, D], memory and position [B, K, D], is_padding [B, K], sizes_hw [B, 2] pixels.
+        """query_embed [Q, D], memory and position [B, K, D], sizes_hw [B, 2] pixels.
 
         Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(len(memory), *query_embed.shape)
         places, reference, outputs = memory + position, None, []
+        is_padding = grid.is_padding()
+        may_see = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            bias = ~is_padding[:, None, None]  # [B, 1, 1, K]
+            bias = may_see
             if layer.prior is not None:
-                log_prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
-                bias = log_prior.masked_fill(is_padding[:, None, None], float("-inf"))
+                bias, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
             content = layer(content, query_embed, memory, places, bias)
             outputs.append(self.norm(content))
         return outputs, reference

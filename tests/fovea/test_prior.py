@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,15 +130,17 @@ def test_cross_attention_through_the_prior(scale_type: str, mixture: str, dtype:
     attention = Attention(setting.hidden, setting.heads, dropout=0.0)
     randomise(attention, seed=4)
     attention.to(dtype)
-    cells = setting.grid.rows * setting.grid.columns
-    memory = torch.randn(2, cells, setting.hidden, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    sides = setting.grid.rows, setting.grid.columns
+    memory = torch.randn(
+        2, math.prod(sides), setting.hidden, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     memory = memory.to(dtype).requires_grad_()
-    is_padding = torch.zeros(2, cells, dtype=torch.bool)
-    is_padding[1, cells // 2 :] = True
+    hidden = [torch.arange(side).expand(2, -1) >= torch.tensor([[side], [(side + 1) // 2]]) for side in sides]
+    padded = replace(setting.grid, row_is_padding=hidden[0], column_is_padding=hidden[1])
+    is_padding = (hidden[0][:, :, None] | hidden[1][:, None]).flatten(1)
     query = inputs.content + inputs.query_embed
 
-    log_prior, _ = by_the_prior(prior, inputs, setting)
-    bias = log_prior.masked_fill(is_padding[:, None, None], float("-inf"))
+    bias, _ = by_the_prior(prior, inputs, replace(setting, grid=padded))
     ours = attention(query, memory, memory, bias)
     weights = dict(attention.named_parameters())
     slow, _ = setting.by_reference(prior, inputs)

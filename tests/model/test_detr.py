@@ -113,7 +113,7 @@ def test_padding_cells_are_never_looked_at(fovea: DETR, monkeypatch: pytest.Monk
     with torch.no_grad():
         features = fovea.backbone(batch.images)
     expected = answers(fovea, batch)
-    padding = padding_of_cells(batch.sizes_hw, (64, 96), (4, 6))
+    padding = cell_padding(batch.sizes_hw, (64, 96), (4, 6))
     assert padding.any()
     garbage = torch.where(padding[:, None], torch.full_like(features, 1e3), features)
     monkeypatch.setattr(fovea.backbone, "forward", lambda _images: garbage)
@@ -179,4 +179,10 @@ def test_padding_of_cells_is_the_masks_nearest_downsampling() -> None:
         for one, (height, width) in zip(mask, sizes.tolist(), strict=True):
             one[:height, :width] = 0
         expected = functional.interpolate(mask[None], size=cells)[0].bool()
-        assert torch.equal(padding_of_cells(sizes, padded, cells), expected), (padded, sizes, cells)
+        assert torch.equal(cell_padding(sizes, padded, cells), expected), (padded, sizes, cells)
+
+
+def cell_padding(sizes_hw: Tensor, padded_hw: tuple[int, int], cells_hw: tuple[int, int]) -> Tensor:
+    """[B, rows, columns]: both sides of `padding_of_cells` put together."""
+    rows, columns = (padding_of_cells(sizes_hw[:, i], padded_hw[i], cells_hw[i]) for i in (0, 1))
+    return rows[:, :, None] | columns[:, None, :]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fovea_detr.build import build_decoder
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.model.transformer import DecoderLayer, EncoderLayer, FeedForward
+from tests import reference
 from tests.fovea.priors import assert_near, randomise
 from tests.model.builders import small_config
 
@@ -78,6 +79,35 @@ def test_positions_reach_queries_and_keys_but_not_values() -> None:
     )
 
 
+@pytest.mark.parametrize("fovea", [True, False], ids=["fovea", "plain"])
+def test_decoder_by_formula(fovea: bool) -> None:
+    """All layers: places reach queries and keys, the prior sees each layer's input, the reference is layer 0's."""
+    overrides = [f"model.fovea={fovea}", "model.decoder_layers=3", "dynamic_scale=type3", "mixture=head"]
+    decoder = build_decoder(small_config(*overrides))
+    randomise(decoder, seed=1)
+    query_embed, memory, position = drawn(7, 16, seed=2), drawn(2, 6, 16, seed=3), drawn(2, 6, 16, seed=4)
+    is_padding, sizes_hw = torch.zeros(2, 6, dtype=torch.bool), torch.tensor([[32, 48], [32, 30]])
+    is_padding[1, 2::3] = True
+    grid = CellGrid(2, 3, 16, torch.zeros(2, 2, dtype=torch.bool), is_padding[:, :3])
+    outputs, point = decoder(query_embed, memory, position, sizes_hw, grid)
+
+    parameters = dict(decoder.named_parameters())
+    content, log_prior, expected_point = torch.zeros(2, 7, 16), None, None
+    for layer, output in enumerate(outputs):
+        weights = reference.part(parameters, f"layers.{layer}")
+        if fovea:
+            axes = {"grid": (2, 3, 16), "heads": 2, "scale_type": "type3", "smooth": 8.0, "mixture": "head"}
+            inputs = (reference.part(weights, "prior"), content, query_embed, expected_point, sizes_hw)
+            log_prior, expected_point = reference.prior(*inputs, **axes)
+        content = reference.decoder_layer(weights, content, query_embed, memory, position, 2, log_prior, is_padding)
+        expected = reference.layer_norm(content, parameters["norm.weight"], parameters["norm.bias"])
+        assert_near(output, expected, 1e-5)
+    if expected_point is None:
+        assert point is None
+    else:
+        assert_near(point, expected_point, 1e-5)
+
+
 def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
     decoder = build_decoder(small_config("model.decoder_layers=3"))
     priors: list[Any] = [layer.prior for layer in decoder.layers]
@@ -90,7 +120,6 @@ def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
         drawn(7, 16, seed=1),
         memory,
         torch.zeros_like(memory),
-        torch.zeros(1, 6, dtype=torch.bool),
         torch.tensor([[32, 48]]),
         CellGrid(2, 3, 16),
     )
@@ -103,8 +132,8 @@ def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
 def test_a_plain_decoder_has_no_reference() -> None:
     decoder = build_decoder(small_config("model.fovea=false"))
     memory = drawn(1, 6, 16, seed=0)
-    padding_cells, sizes = torch.zeros(1, 6, dtype=torch.bool), torch.tensor([[32, 48]])
-    _, reference = decoder(drawn(7, 16, seed=1), memory, memory, padding_cells, sizes, CellGrid(2, 3, 16))
+    sizes = torch.tensor([[32, 48]])
+    _, reference = decoder(drawn(7, 16, seed=1), memory, memory, sizes, CellGrid(2, 3, 16))
     assert reference is None
 
 
