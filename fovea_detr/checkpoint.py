@@ -50,9 +50,8 @@ def read(path: Path | str) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        unsafe = "GLOBAL " in str(
-            error
-        )  # torch: "Unsupported global: GLOBAL x", "unsupported GLOBAL x whose module .."
+        # torch says "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".
+        unsafe = "GLOBAL " in str(error)
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
     except Exception as error:  # of damaged bytes torch.load raises almost anything, at times without a message
