@@ -15,10 +15,10 @@ demo: .venv/installed
 	@echo; $(BIN)/python analysis/collect.py demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-unit: .venv/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not slurm"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

@@ -7,13 +7,14 @@ from omegaconf import DictConfig
 
 from fovea_detr import cli
 from fovea_detr.config import parse, point_name
+from fovea_detr.points import with_absolute_weights
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
-        config = parse(composed)
+        config = with_absolute_weights(parse(composed))
         point = point_name(hydra_config.overrides.task)
 
         from fovea_detr import experiment  # torch is imported only once the configuration stands

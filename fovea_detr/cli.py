@@ -115,7 +115,10 @@ def is_users(error: Exception) -> bool:
 
 def run_cleanly(main: Callable[[], object]) -> None:
     """Run Hydra's main with the command line rewritten, and with one-line errors unless HYDRA_FULL_ERROR=1 is set."""
+    from hydra_plugins.fovea_slurm.config import register
+
     sys.argv[1:] = rewrite(sys.argv[1:])
+    register()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return

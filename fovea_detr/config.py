@@ -105,11 +105,20 @@ class Checkpoint:
 @dataclass
 class Cluster:
     name: str = "vc_research"
-    partition: str = "vc_research"
+    partition: Optional[str] = "vc_research"  # noqa: UP045
     nodes: int = 1
-    gpus: int = 4
-    cpus: int = 32
+    gpus: int = 4  # per node; one process per GPU
+    cpus: int = 32  # per node, in all
     hours: float = 48.0
+    mem_gb: Optional[float] = None  # noqa: UP045 - per node
+    account: Optional[str] = None  # noqa: UP045
+    qos: Optional[str] = None  # noqa: UP045
+    constraint: Optional[str] = None  # noqa: UP045
+    mail: Optional[str] = None  # noqa: UP045
+    signal_minutes: float = 5.0
+    setup: list[str] = field(default_factory=list)
+    python: Optional[str] = None  # noqa: UP045
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -153,6 +162,7 @@ AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.fe
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
 AT_LEAST_ONE += ("cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
+ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
 AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")

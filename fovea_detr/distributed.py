@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,21 +14,29 @@ from torch import Tensor
 from torch import distributed as dist
 
 from fovea_detr.errors import UserError
+from fovea_detr.rendezvous import meet
 
 T = TypeVar("T")
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join torchrun's process group (RANK, WORLD_SIZE, ... in the environment) for the duration of the block, if any.
+    """Join the process group (RANK, WORLD_SIZE, ... in the environment) for the duration of the block, if any.
 
+    torchrun's address comes first, then the file of a SLURM job (FOVEA_RENDEZVOUS), see fovea_detr/rendezvous.py.
     nccl on GPUs, gloo on CPU. Leaving the block on an error does not wait for the other ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    file = os.environ.get("FOVEA_RENDEZVOUS")
+    if file is None or "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    else:
+        me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(Path(file), me, world, os.environ["MASTER_ADDR"])
+        dist.init_process_group(backend, store=store, rank=me, world_size=world, timeout=timedelta(minutes=30))
     yield
     dist.destroy_process_group()
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,18 +12,20 @@ from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build, checkpoint, distributed, evaluate, provenance, train
-from fovea_detr.config import Config, is_infrastructure, leaves
+from fovea_detr.config import Config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import build_loader
-from fovea_detr.errors import ConfigError, RunFolderError, UserError
-from fovea_detr.lifecycle import Parts, Run, StopFlag, Stopped
+from fovea_detr.errors import ConfigError, RunFolderError
+from fovea_detr.host import Host, failures_told
+from fovea_detr.lifecycle import Parts, Run
 from fovea_detr.model.backbone import pretrained_state
 from fovea_detr.optim import build_optimizer
+from fovea_detr.points import refuse_other_config
 from fovea_detr.progress import Progress
 from fovea_detr.record import RunFolder
 
 
-def run(config: Config, point: str) -> None:
+def run(config: Config, point: str, host: Host | None = None) -> None:
     """Carry out one point of a study in runs/<study>/<point>/: start it, resume it, or say that it is done.
 
     Raises UserError for what a user can put right. A run stopped by a signal exits with 128 + its number.
@@ -35,16 +33,16 @@ def run(config: Config, point: str) -> None:
     device = choose_device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    folder = RunFolder(Path(config.runs) / config.study / point)
-    with distributed.process_group(device), failures_told(folder):
+    folder, host = RunFolder(Path(config.runs) / config.study / point), host or Host()
+    with distributed.process_group(device), failures_told(folder, host):
         if finished_before(config, folder):
             return
-        with StopFlag().listening() as stop:
-            carry_out(config, Run(config, folder, stop, device), point)
+        with host.stop.listening() as stop:
+            carry_out(config, Run(config, folder, stop, device), point, host)
 
 
-def carry_out(config: Config, run: Run, point: str) -> None:
-    distributed.first_on_node(lambda: claim(run))
+def carry_out(config: Config, run: Run, point: str, host: Host) -> None:
+    distributed.first_on_node(lambda: claim(run, host.lock_seconds))
     train_set, val_set = distributed.first_on_node(lambda: build.build_data(config))
     config = run.config = replace(config, data=replace(config.data, num_classes=val_set.annotations.num_classes))
     if run.is_writer:
@@ -80,29 +78,6 @@ def choose_device(config: Config) -> torch.device:
     return device
 
 
-@contextmanager
-def failures_told(folder: RunFolder) -> Iterator[None]:
-    """Whatever ends the run is in state.json before the process leaves with a non-zero code; the first reason stays."""
-    try:
-        yield
-    except Stopped as stopped:
-        if distributed.rank() == 0:
-            folder.write_state("preempted", reason=str(stopped))
-            print(f"{folder.path}: {stopped}; everything is saved, the same command goes on from here", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    except RunFolderError:
-        raise  # the folder is somebody else's
-    except Exception as error:
-        state = (folder.state() or {}).get("state")
-        if state != "failed" and folder.path.is_dir():
-            trace = None if isinstance(error, UserError) else traceback.format_exc()
-            reason = str(error).strip() or type(error).__name__
-            folder.write_state(
-                "failed", reason=reason, kind=type(error).__name__, rank=distributed.rank(), traceback=trace
-            )
-        raise
-
-
 def finished_before(config: Config, folder: RunFolder) -> bool:
     """Whether the folder holds this run's result: if so, show it. Raises RunFolderError if it is another run's."""
     refuse_other_config(config, folder)
@@ -116,25 +91,6 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     return True
 
 
-def refuse_other_config(config: Config, folder: RunFolder) -> None:
-    text = folder.config_text()
-    if text is None:
-        return
-    before, now = leaves(OmegaConf.to_container(OmegaConf.create(text))), leaves(config)
-    if now["data.num_classes"] is None:  # not read from the annotations yet
-        now["data.num_classes"] = before.get("data.num_classes")
-    changed = [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not is_infrastructure(key)
-    ]
-    if changed:
-        raise RunFolderError(
-            f"{folder.path} holds a run with another configuration ({'; '.join(changed)}): "
-            "go back to it, choose another study=NAME, or remove the folder"
-        )
-
-
 def refuse_other_weights(config: Config, folder: RunFolder) -> None:
     before = (folder.provenance() or {}).get("weights_sha256")
     assert config.weights is not None
@@ -144,10 +100,10 @@ def refuse_other_weights(config: Config, folder: RunFolder) -> None:
         )
 
 
-def claim(run: Run) -> bool:
+def claim(run: Run, seconds: float) -> bool:
     """Rank 0 holds the folder against a second process, and from here on says that it is running."""
     if run.is_writer:
-        run.folder.lock()
+        run.folder.lock(seconds)
         run.folder.write_state("running")
     return True
 

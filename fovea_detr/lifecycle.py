@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -16,36 +15,9 @@ from fovea_detr import checkpoint, distributed
 from fovea_detr.config import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.record import RunFolder
+from fovea_detr.stop import StopFlag, Stopped
 
-STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-
-
-class Stopped(Exception):
-    """A signal asked the run to stop; everything is saved, and the same command goes on from here."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-
-
-class StopFlag:
-    """Up once SIGUSR2, SIGTERM or Ctrl-C has arrived; a second signal of the kind acts as if nobody had listened."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    @contextmanager
-    def listening(self) -> Iterator[StopFlag]:
-        before = {number: signal.signal(number, self._catch) for number in STOP_SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _catch(self, number: int, frame: object) -> None:  # noqa: ARG002 - the signature of a handler
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
+T = TypeVar("T")
 
 
 @dataclass
@@ -134,14 +106,21 @@ class Run:
             self.folder.beat(epoch=position.epoch, batches_done=position.batches_done)
 
     def leave_if_asked(self) -> None:
-        """Raise Stopped where there is nothing to save: evaluating, with the epoch's checkpoint already written.
-
-        No agreement between ranks is needed: a signal reaches all of them, or the launcher ends the others.
-        """
+        """Raise Stopped where there is nothing to save: evaluating, with the epoch's checkpoint already written."""
         if self.stop.number:
             raise Stopped(self.stop.number)
-        if self.is_writer:
-            self.folder.beat(epoch=self.position.epoch, batches_done=self.position.batches_done)
+
+    def unless_asked(self, function: Callable[[], T]) -> T:
+        """Call a function that may leave by `leave_if_asked`; if one rank does, all do, and none waits for another."""
+        value, number = None, 0
+        try:
+            value = function()
+        except Stopped as stopped:
+            number = stopped.number
+        numbers = distributed.gather(number)
+        if any(numbers):
+            raise Stopped(max(numbers))
+        return cast(T, value)
 
     def epoch_means(self) -> dict[str, float]:
         """The mean of each loss over the batches of this epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import socket
@@ -11,20 +12,24 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ["torch", "torchvision", "numpy", "scipy", "pandas", "pycocotools", "hydra-core", "omegaconf", "submitit"]
 JOB_VARIABLES = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"]
 CODE_DIR = Path(__file__).resolve().parent.parent
+SNAPSHOT_FILE = "snapshot.json"
 
 
 def describe(device: torch.device, world_size: int, total_batch_size: int) -> dict[str, Any]:
     """The facts that can be read off this process; the caller adds what it knows of data and weights."""
+    import torch  # here alone: a sweep asks for the code's version without it
+
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": json.loads(os.environ.get("FOVEA_COMMAND", "null")) or sys.argv,  # a job's: the sweep's command
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "world_size": world_size,
@@ -37,7 +42,14 @@ def describe(device: torch.device, world_size: int, total_batch_size: int) -> di
 
 
 def code_version(folder: Path) -> dict[str, str | None]:
-    """The git commit of the code and a hash of what is not committed; both None where there is no git checkout."""
+    """The git commit of the code and a hash of what is not committed; both None where there is no git checkout.
+
+    A snapshot knows those of the checkout that it was taken from, at that moment.
+    """
+    frozen = folder / SNAPSHOT_FILE
+    if frozen.exists():
+        facts = json.loads(frozen.read_text())
+        return {"sha": facts["sha"], "uncommitted": facts["uncommitted"]}
     sha = _git(folder, "rev-parse", "HEAD")
     if sha is None:
         return {"sha": None, "uncommitted": None}

@@ -43,6 +43,16 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def this_start() -> dict[str, Any]:
+    """Which job runs this process, and how often SLURM has restarted it; nothing outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return {}
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return {"job": f"{array}_{task}" if array else job, "restarts": restarts}
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
@@ -68,20 +78,31 @@ class RunFolder:
 
     # ---- what a run writes -------------------------------------------------------------------------------------------
 
-    def lock(self) -> None:
-        """Hold the folder until this process ends, however it ends. RunFolderError if another process holds it."""
+    def lock(self, seconds: float = 0) -> None:
+        """Hold the folder until this process ends, however it ends. RunFolderError if another process holds it.
+
+        `seconds`: how long to wait for that. A requeued job starts while the killed one is still dying, and a shared
+        file system may need a while to forget a dead machine's lock.
+        """
+        end = time.monotonic() + seconds
+        while not self.try_lock():
+            if time.monotonic() >= end:
+                raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it")
+            time.sleep(0.2)
+        for left_behind in self.path.glob(".*.tmp"):  # by a process that was killed while writing
+            left_behind.unlink(missing_ok=True)
+
+    def try_lock(self) -> bool:
+        """Hold the folder if nobody else does."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / ".lock").open("ab")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
         except OSError:
             file.close()
-            raise RunFolderError(
-                f"{self.path}: another process is running in this folder; wait for it or stop it"
-            ) from None
+            return False
         self._lock = file
-        for left_behind in self.path.glob(".*.tmp"):  # by a process that was killed while writing
-            left_behind.unlink(missing_ok=True)
+        return True
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -97,7 +118,9 @@ class RunFolder:
     def write_state(self, state: str, **details: Any) -> None:
         assert state in STATES, state
         self._last_beat = time.time()
-        record = {"state": state, "time": self._last_beat, "pid": os.getpid(), **details}
+        start = this_start()
+        record = {"state": state, "time": self._last_beat, "pid": os.getpid(), **({"start": start} if start else {})}
+        record |= details
         write_text(self.path / "state.json", _to_json(record) + "\n")
 
     def beat(self, **progress: Any) -> None:
@@ -138,6 +161,10 @@ class RunFolder:
 
     def state(self) -> dict[str, Any] | None:
         return _read_json(self.path / "state.json")
+
+    def has_result(self) -> bool:
+        """Whether the run is done, without reading how it went."""
+        return (self.path / "result.json").exists()
 
     def result(self) -> dict[str, Any] | None:
         return _read_json(self.path / "result.json")

@@ -98,7 +98,8 @@ def evaluate(run: Run, parts: Parts, work: Work) -> tuple[dict[str, Any], dict[s
     share_buffers(parts.model)
     batches = eval_batches(len(work.val), config.evaluation.batch_size, distributed.world_size(), distributed.rank())
     loader = build_loader(work.val, batches, epoch=0, seed=config.seed, workers=config.data.workers)
-    results = gather_results(detect(parts.model, loader, run.device, config.precision, run.leave_if_asked))
+    look = lambda: detect(parts.model, loader, run.device, config.precision, run.leave_if_asked)  # noqa: E731
+    results = gather_results(run.unless_asked(look))
     metrics: dict[str, Any] = {}
     if run.is_writer:
         metrics = coco_metrics(work.val.annotations.ground_truth(), results)

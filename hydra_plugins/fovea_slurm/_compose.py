@@ -1,0 +1,66 @@
+"""Hydra's overrides of each point -> typed, checked points. All of them, or one clear line and none.
+
+The name begins with an underscore so that Hydra does not import it with every command as it looks for plugins.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fovea_detr.cli import one_line
+from fovea_detr.config import parse, point_name
+from fovea_detr.errors import ConfigError
+from fovea_detr.points import with_absolute_paths
+from fovea_detr.slurm.submit import resources
+from fovea_detr.slurm.sweep import Point
+
+WORTH_A_FORK = 16  # points per process: Hydra composes ten a second
+_shared: tuple[ConfigLoader, DictConfig]
+
+
+def compose_all(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequence[str]]) -> list[Point]:
+    """The points in their order. ConfigError at the first that is wrong, naming it."""
+    global _shared
+    _shared = (loader, master)
+    processes = min(len(os.sched_getaffinity(0)), 8, len(overrides) // WORTH_A_FORK)
+    if processes < 2:
+        answers = map(_answer, overrides)
+        return [_or_raise(answer) for answer in answers]
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        return [_or_raise(answer) for answer in pool.imap(_answer, overrides, chunksize=4)]
+
+
+def _or_raise(answer: Point | str) -> Point:
+    if isinstance(answer, str):
+        raise ConfigError(f"{answer}; nothing was submitted")
+    return answer
+
+
+def _answer(overrides: Sequence[str]) -> Point | str:
+    """A point, or what is wrong with it."""
+    try:
+        return compose(*_shared, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return f"point {point_name(overrides)}: {one_line(error)}"
+    except ConfigError as error:
+        return f"point {point_name(overrides)}: {error}"
+
+
+def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Point:
+    composed = loader.load_sweep_config(master, list(overrides))
+    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    name = point_name(list(composed.hydra.overrides.task))
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    config = with_absolute_paths(parse(composed))
+    if config.data.name == "coco" and config.data.root is None:
+        raise ConfigError("data.root is not set, so every job would end at once: add data.root=COCO")
+    assert isinstance(launcher, dict)
+    return Point(name, config, resources(config, {str(key): value for key, value in launcher.items()}))

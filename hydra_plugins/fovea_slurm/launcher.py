@@ -1,0 +1,74 @@
+"""The launchers: compose and check every point, hand them to fovea_detr.slurm, return at once."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
+from omegaconf import DictConfig, open_dict
+
+
+class _Composer:
+    """Hydra's config loader for the sweeper, which only wants to see that every point can be composed.
+
+    `launch` composes them all again right after it, before anything is done; once is enough for hundreds of points.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:  # noqa: ARG002
+        return master_config
+
+
+class _Launch:
+    """What both launchers do instead of the plugin's."""
+
+    kind = ""
+    params: dict[str, Any]
+    config: DictConfig | None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
+        self.loader = hydra_context.config_loader
+        hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
+        self.scratch = tempfile.mkdtemp() if self.params["dry_run"] else None
+        if self.scratch is not None:  # the sweeper writes its multirun.yaml before it asks any launcher
+            with open_dict(config):
+                config.hydra.sweep.dir = self.scratch
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
+        from fovea_detr.slurm import sweep, watch
+        from fovea_detr.slurm.manifest import Manifest
+        from hydra_plugins.fovea_slurm._compose import compose_all
+
+        assert self.config is not None
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        points = compose_all(self.loader, self.config, job_overrides)
+        stand = sweep.launch(points, self.kind, dry_run=self.params["dry_run"])
+        if self.params["wait"] and not self.params["dry_run"]:
+            studies: dict[Manifest, list[str]] = {}
+            for point in points:
+                studies.setdefault(Manifest(point.study_folder), []).append(point.name)
+            if not watch.until_ended(studies):
+                sys.exit(1)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in stand]
+
+
+class FoveaSlurmLauncher(_Launch, SlurmLauncher):
+    kind = "slurm"
+
+
+class FoveaLocalLauncher(_Launch, LocalLauncher):
+    kind = "local"
