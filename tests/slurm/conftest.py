@@ -60,10 +60,21 @@ class Study:
 
     def sweep(self, *overrides: str, gpus: int = 2) -> subprocess.CompletedProcess[str]:
         """`python run.py -m ... hydra/launcher=submitit_slurm` to its end."""
+        return self._run(self.sweep_command(*overrides, gpus=gpus), self.code)
+
+    def start_sweep(self, *overrides: str) -> subprocess.Popen[str]:
+        """The same in a session of its own, not waited for."""
+        pipe = subprocess.DEVNULL
+        command, environment = self.sweep_command(*overrides), self.environment
+        return subprocess.Popen(
+            command, cwd=self.code, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+
+    def sweep_command(self, *overrides: str, gpus: int = 2) -> list[str]:
         where = [f"study={self.name}", f"runs={self.runs}", f"data.cache={self.cache}"]
         size = [f"cluster.gpus={gpus}", f"cluster.cpus={gpus}"]
         command = [sys.executable, str(self.code / "run.py"), "-m", *TINY, *SMALL_JOB, *where, *size]
-        return self._run([*command, "hydra/launcher=submitit_slurm", *overrides], self.code)
+        return [*command, "hydra/launcher=submitit_slurm", *overrides]
 
     def verb(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`python -m fovea_detr.study VERB STUDY ...`."""

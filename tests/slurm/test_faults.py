@@ -86,6 +86,11 @@ def test_killed_rank_is_named_as_lost_and_a_relaunch_ends_the_run(
 # ---- faults that a run survives ----------------------------------------------------------------------------------
 
 
+# Steps taken twice: none where the run is told before it ends; else what it did since its last checkpoint, an epoch's
+# end here (16 steps).
+MOST_LOST = {"requeue": 0, "warn": 0, "terminate": 0, "preempt": 0, "node_down": 16, "restart_slurmctld": 0}
+
+
 def requeue(study: Study) -> None:
     study.slurm("scontrol", "requeue", job(study))
 
@@ -129,11 +134,16 @@ def undisturbed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 def test_survived(
     study: Study, monkeypatch: pytest.MonkeyPatch, undisturbed: RunFolder, fault: Callable[[Study], None]
 ) -> None:
-    assert study.sweep(*EPOCHS).returncode == 0
+    steps = study.runs.parent / "steps"
+    count = f"export FAULT=count FAULT_RANK=0 FAULT_FILE={steps} PYTHONPATH={FAULTS}"
+    assert study.sweep(*EPOCHS, f"cluster.setup=['{count}']").returncode == 0
     study.wait_for_epochs(2)
     fault(study)
     (standing,) = study.wait(monkeypatch).values()
     assert standing.state == "done", study.log()
+    lost = steps.stat().st_size - (undisturbed.result() or {})["steps"]
+    print(f"{fault.__name__}: {lost} steps lost")
+    assert 0 <= lost <= MOST_LOST[fault.__name__], study.log()
     assert study.accounts()[standing.job].state == "COMPLETED"
     assert (study.folder().state() or {})["start"]["restarts"] == (0 if fault is restart_slurmctld else 1)
     assert equal(weights(study), weights_of(undisturbed))

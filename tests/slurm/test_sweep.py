@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -92,6 +94,48 @@ def test_submission_cut_short_is_adopted(study: Study, monkeypatch: pytest.Monke
     assert "nothing to submit" in again.stdout, again.stdout + again.stderr
     assert '"adopted": true' in study.manifest.path.read_text()
     assert [s.state for s in study.wait(monkeypatch).values()] == ["done"]
+
+
+SLOW_SBATCH = """#!/bin/sh
+echo begun > {begun}
+sleep 3
+exec {sbatch} "$@"
+"""
+
+
+@pytest.mark.parametrize("whole_shell", [False, True], ids=["python", "shell"])
+def test_login_shell_killed_while_it_submits(study: Study, monkeypatch: pytest.MonkeyPatch, whole_shell: bool) -> None:
+    """With sbatch under way: it goes on alone and its job is adopted, or it dies too and the job is submitted anew."""
+    begun, slow = study.runs.parent / "begun", study.runs.parent / "bin" / "sbatch"
+    slow.parent.mkdir(parents=True)
+    slow.write_text(SLOW_SBATCH.format(begun=begun, sbatch=shutil.which("sbatch")))
+    slow.chmod(0o755)
+    quick = study.environment
+    study.environment = {**quick, "PATH": f"{slow.parent}:{quick['PATH']}"}
+    process = study.start_sweep(TWO_EPOCHS)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    kill = os.killpg if whole_shell else os.kill
+    kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    study.environment = quick
+    again = study.sweep(TWO_EPOCHS)
+    assert again.returncode == 0, again.stderr
+    assert ("1 submitted" if whole_shell else "nothing to submit") in again.stdout
+    assert [s.state for s in study.wait(monkeypatch).values()] == ["done"], study.log()
+    names = ",".join(submission.name for submission in study.manifest.read())
+    jobs = study.slurm("sacct", "-n", "-P", "-X", "--name", names, "-o", "JobID").split()
+    assert len(jobs) == 1, "one job, whoever was killed"
+
+
+def test_wait_stays_and_tells_the_truth(study: Study) -> None:
+    well = study.sweep(TWO_EPOCHS, "hydra.launcher.wait=true")
+    assert well.returncode == 0, well.stderr
+    assert "done" in well.stdout
+    ill = study.sweep(TWO_EPOCHS, "seed=1", "hydra.launcher.wait=true", "cluster.setup=['exit 3']")
+    assert ill.returncode == 1
+    assert "failed" in ill.stdout
 
 
 def test_preempted_job_goes_on_and_ends_as_an_undisturbed_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

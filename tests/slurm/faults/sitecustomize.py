@@ -1,6 +1,7 @@
 """On a job's PYTHONPATH, Python imports this first: it makes one rank of a run fail in the way that FAULT names.
 
 FAULT=raise|memory, FAULT_RANK, FAULT_STEP (training steps of this process before it happens).
+FAULT=count: no fault; a byte is added to FAULT_FILE for every step that is taken.
 """
 
 import os
@@ -15,7 +16,10 @@ def _break(train) -> None:
     def train_step(*arguments):
         nonlocal count
         count += 1
-        if count > int(os.environ["FAULT_STEP"]):
+        if os.environ["FAULT"] == "count":
+            with open(os.environ["FAULT_FILE"], "a") as file:
+                file.write(".")
+        elif count > int(os.environ["FAULT_STEP"]):
             if os.environ["FAULT"] == "raise":
                 raise RuntimeError("this rank was told to fail")
             hoard = bytearray(os.urandom(1 << 20)) * 6000  # 6 GB

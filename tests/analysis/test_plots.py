@@ -1,0 +1,307 @@
+"""The figures, of made-up run folders: their numbers by hand, their labels, and that no text lies over another."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from omegaconf import OmegaConf
+
+from analysis import curves, plots
+from analysis.drawing import over_seeds, variants_of
+from analysis.style import COLUMN_INCHES, looks, spread
+from fovea_detr.config import Config, load_config, point_name
+from fovea_detr.record import RunFolder
+
+SCRIPT = Path(plots.__file__)
+Write = Callable[..., RunFolder]
+
+
+def history(epochs: int, top: float, categories: Sequence[str] = ("cat", "dog")) -> list[dict[str, Any]]:
+    """AP rises to `top` at epoch 50; the categories lie 0.1 above and below it. 30 minutes an epoch."""
+    lines = []
+    for epoch in range(1, epochs + 1):
+        ap = top * math.sqrt(epoch / 50)
+        by_category = {name: ap + 0.1 * (-1) ** i for i, name in enumerate(categories)}
+        losses = {"loss": 9 / epoch, "loss_classification": 1 / epoch, "loss_l1": 2 / epoch, "loss_giou": 3 / epoch}
+        timing = {"seconds": 1800, "total_seconds": 1800 * epoch}
+        lines.append(
+            {"epoch": epoch, **losses, "AP": ap, "AP50": -1.0, "AP_by_category": by_category, "timing": timing}
+        )
+    return lines
+
+
+@cache
+def composed(*overrides: str) -> Config:
+    return load_config(list(overrides))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a run's folder: `write("dynamic_scale=type1", "seed=1", top=0.4, epochs=50)`."""
+
+    def write_run(
+        *overrides: str, top: float = 0.4, epochs: int = 50, study: str = "study", gpus: int = 4
+    ) -> RunFolder:
+        folder = RunFolder(tmp_path / "runs" / study / point_name(overrides))
+        seed = next((int(one[5:]) for one in overrides if one.startswith("seed=")), 0)
+        config = composed(*(one for one in overrides if not one.startswith("seed=")))
+        folder.write_config(OmegaConf.to_yaml(OmegaConf.structured(replace(config, seed=seed))))
+        folder.write_provenance({"device": "NVIDIA V100" if gpus else "x86_64", "world_size": max(1, gpus)})
+        lines = history(epochs, top)
+        folder.write_history(lines)
+        folder.write_state("done" if epochs == 50 else "running")
+        if epochs == 50:
+            cost = {"minutes": 1500.0, "gpu_hours": 25.0 * gpus}
+            folder.write_result({"last": {k: v for k, v in lines[-1].items() if k.startswith("AP")}, **cost})
+        return folder
+
+    return write_run
+
+
+@pytest.fixture
+def seeds(write: Write, tmp_path: Path) -> curves.Tables:
+    """Two seeds of type1, three of type2, one of type3 that has not been through its learning-rate drop."""
+    for seed, top in enumerate((0.38, 0.42)):
+        write("dynamic_scale=type1", f"seed={seed}", top=top)
+    for seed, top in enumerate((0.43, 0.44, 0.48)):
+        write("dynamic_scale=type2", f"seed={seed}", top=top)
+    write("dynamic_scale=type3", epochs=40)
+    return curves.read(tmp_path / "runs")
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def test_a_row_a_run_with_what_it_cost(seeds):
+    runs = seeds.runs.set_index(["variant", "seed"])
+    assert runs.loc[("type1", 1), "AP"] == pytest.approx(0.42)
+    assert runs.loc[("type1", 1), "gpu_hours"] == pytest.approx(100)
+    assert runs.loc[("type3", 0), "gpu_hours"] == pytest.approx(40 * 0.5 * 4)
+    assert runs["AP50"].isna().all()  # COCOeval's -1
+    assert list(seeds.epochs.columns[:5]) == ["study", "run", "variant", "seed", "is_early"]
+    assert len(seeds.epochs) == 5 * 50 + 40
+    assert seeds.problems == []
+
+
+def test_a_run_is_early_until_the_epoch_after_the_drop(write, tmp_path):
+    write("seed=0", epochs=40)
+    write("seed=1", epochs=41)
+    write("seed=2", "schedule.kind=cosine", epochs=49)
+    assert curves.read(tmp_path / "runs").runs.sort_values("seed")["is_early"].tolist() == [True, False, True]
+
+
+def test_variants_are_named_by_what_was_set_by_hand(write, tmp_path):
+    write()
+    write("smooth=4")
+    write("smooth=16", "dynamic_scale=type3", "seed=3")
+    write("mixture=head")
+    names = curves.read(tmp_path / "runs").runs["variant"]
+    assert sorted(names) == ["base", "head", "smooth=16, type3", "smooth=4"]
+
+
+def test_variants_that_differ_in_more_than_was_set_by_hand_are_spelled_out(write, tmp_path):
+    write("experiment=tiny", "dynamic_scale=type1")
+    write("dynamic_scale=type2")
+    first, second = sorted(curves.read(tmp_path / "runs").runs["variant"])
+    assert first == "fovea_r50, smooth=8, type2, 50ep, coco"
+    assert second.startswith("fovea_tiny, smooth=4, type1, tiny, shapes")
+
+
+def test_runs_of_two_studies_are_told_apart(write, tmp_path):
+    write(study="a")
+    write(study="b")
+    assert curves.read(tmp_path / "runs").runs["variant"].tolist() == ["a: all runs", "b: all runs"]
+    assert curves.read(tmp_path / "runs", ["b"]).runs["variant"].tolist() == ["all runs"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("history.jsonl", '{"epoch": 1, '), ("config.yaml", "- 1\n"), ("result.json", "[]"), ("config.yaml", "a: [")],
+)
+def test_a_broken_folder_is_named_and_left_out(write, tmp_path, file, content):
+    write("seed=1")
+    folder = write("seed=2")
+    (folder.path / file).write_text(content)
+    if file == "result.json":  # an empty one: the run counts as unfinished
+        assert len(curves.read(tmp_path / "runs").runs) == 2
+        return
+    tables = curves.read(tmp_path / "runs")
+    assert tables.runs["seed"].tolist() == [1]
+    assert len(tables.problems) == 1
+    assert str(folder.path) in tables.problems[0]
+
+
+def test_equal_configurations_in_two_folders_are_reported(write, tmp_path):
+    folder = write("smooth=8")
+    (folder.path.parent / "copy").mkdir()
+    for file in folder.path.iterdir():
+        (folder.path.parent / "copy" / file.name).write_bytes(file.read_bytes())
+    assert any("counted twice" in line for line in curves.read(tmp_path / "runs").problems)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_the_line_is_the_mean_and_the_band_one_sample_deviation(seeds):
+    (axes,) = plots.learning_curves(seeds.epochs).axes
+    tops, look = np.array([0.43, 0.44, 0.48]), looks(["type1", "type2", "type3"])["type2"]
+    (line,) = [one for one in axes.lines if one.get_color() == look["color"] and one.get_linewidth() > 1]
+    expected = tops.mean() * np.sqrt(np.arange(1, 51) / 50)
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), expected)
+    band = [one for one in axes.collections if isinstance(one, PolyCollection)][1].get_paths()[0].vertices
+    at_end = np.asarray(band)[np.asarray(band)[:, 0] == 50, 1]
+    assert [at_end.min(), at_end.max()] == pytest.approx(
+        [tops.mean() - tops.std(ddof=1), tops.mean() + tops.std(ddof=1)]
+    )
+
+
+def test_the_mean_ends_where_its_first_seed_ends(write, tmp_path):
+    write("seed=0", top=0.2)
+    write("seed=1", top=0.9, epochs=45)
+    epochs = curves.read(tmp_path / "runs").epochs
+    line = over_seeds([run for _, run in epochs.groupby("run")], "epoch", "AP")
+    assert line["x"].tolist() == list(range(1, 46))
+
+
+def test_the_other_axis_is_gpu_hours_and_minutes_where_a_run_had_no_gpu(write, tmp_path):
+    write("seed=0")
+    epochs = curves.read(tmp_path / "runs").epochs
+    assert plots.time_column(epochs) == "gpu_hours"
+    assert epochs["gpu_hours"].iloc[-1] == pytest.approx(100)
+    write("seed=1", gpus=0)
+    epochs = curves.read(tmp_path / "runs").epochs
+    assert plots.time_column(epochs) == "minutes"
+    (axes,) = plots.learning_curves(epochs, "minutes").axes
+    assert axes.get_xlabel() == "minutes"
+
+
+def test_a_run_before_its_drop_is_marked_in_every_figure(seeds):
+    for name, figure in plots.all_figures(seeds).items():
+        assert any("learning-rate drop" in text.get_text() for text in texts(figure)), name
+        marks = [line for axes in figure.axes for line in axes.lines if line.get_markerfacecolor() == "white"]
+        assert marks, name
+
+
+def test_dots_are_means_with_the_number_written_beside(seeds):
+    written = [text.get_text() for text in texts(plots.final_scores(seeds.runs))]
+    assert "0.400 ± 0.028" in written
+    assert "0.450 ± 0.026" in written
+    assert "type2 (n=3)" in written
+
+
+def test_category_differences_are_of_means_against_the_baseline(seeds):
+    (axes,) = plots.category_differences(seeds.categories, "type1").axes
+    (line,) = [one for one in axes.lines if one.get_marker() == looks(variants_of(seeds.runs))["type2"]["marker"]]
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=float), [0.05, 0.05])
+    assert axes.get_xlabel() == "AP less that of type1"
+
+
+def test_labels_are_spread_in_order_and_no_further_than_needed():
+    np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
+    assert (np.diff(spread(np.sort(np.random.default_rng(0).random(20)), 0.05)) > 0.05 - 1e-9).all()
+
+
+# ---- looks ---------------------------------------------------------------------------------------
+
+
+def texts(figure: Figure) -> list[Text]:
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]  # type: ignore[misc]
+
+
+def drawn_texts(figure: Figure) -> list[tuple[str, Any]]:
+    """What is written, and where, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    low = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    outside = {id(t) for axis in low for t in axis.get_ticklabels() if not within(axis, t)}
+    found = [text for text in texts(figure) if id(text) not in outside]
+    return [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in found]
+
+
+def within(axis: Any, label: Text) -> bool:
+    """Whether a tick's label is drawn: matplotlib keeps those beyond the limits, and draws them not."""
+    low, high = sorted(axis.get_view_interval())
+    place = label.get_position()[0 if axis.axis_name == "x" else 1]
+    return low - 1e-9 <= place <= high + 1e-9
+
+
+@pytest.mark.parametrize("grid", [1, 3], ids=["few variants", "many variants"])
+def test_no_text_lies_over_another_or_leaves_the_figure(write, tmp_path, grid):
+    for scale, smooth in itertools.product(("type1", "type2", "type3", "type4"), ("4", "8", "16")[:grid]):
+        for seed in (0, 1):
+            early = scale == "type4"
+            write(f"dynamic_scale={scale}", f"smooth={smooth}", f"seed={seed}", top=0.4, epochs=35 if early else 50)
+    for name, figure in plots.all_figures(curves.read(tmp_path / "runs")).items():
+        assert figure.get_figwidth() == COLUMN_INCHES
+        places = drawn_texts(figure)
+        for (one, a), (other, b) in itertools.combinations(places, 2):
+            assert not a.padded(-1).overlaps(b.padded(-1)), (name, one, other)
+        for text, box in places:
+            assert box.x0 >= -1, (name, text)
+            assert box.y0 >= -1, (name, text)
+            assert box.x1 <= figure.bbox.x1 + 1, (name, text)
+            assert box.y1 <= figure.bbox.y1 + 1, (name, text)
+
+
+def test_looks_differ_for_twenty_eight_variants():
+    found = looks([str(i) for i in range(28)]).values()
+    assert len({(look["color"], str(look["linestyle"])) for look in found}) == 28
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def test_the_command_writes_every_figure_in_three_formats_and_never_imports_torch(seeds, tmp_path):  # noqa: ARG001
+    code = f"import sys; sys.argv[0] = {str(SCRIPT)!r}; from analysis import plots; code = plots.main(sys.argv[1:]); "
+    code += "sys.exit(code or int('torch' in sys.modules) * 99)"
+    command = [sys.executable, "-c", code, "study", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]
+    done = subprocess.run(command, cwd=SCRIPT.parent.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {"by_epoch", "by_time", "final", "losses", "categories"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{n}.{e}" for n in names for e in plots.FORMATS}
+    assert all(name in done.stdout for name in names)
+
+
+def test_the_same_runs_give_the_same_files(seeds, tmp_path):  # noqa: ARG001
+    for out in ("a", "b"):
+        assert plots.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / out)]) == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--runs", "nowhere"], "no such folder"),
+        (["other"], "no study other"),
+        (["--metric", "AP_huge"], "no AP_huge"),
+        (["--baseline", "type9"], "there is type1; type2; type3"),
+    ],
+)
+def test_a_mistake_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, words):  # noqa: ARG001
+    monkeypatch.chdir(tmp_path)
+    assert plots.main([*arguments, "--out", "plots"]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_runs_that_have_not_begun_are_one_line(write, tmp_path, capsys):
+    write(epochs=0)
+    assert plots.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 1
+    assert "no run has been evaluated yet" in capsys.readouterr().err
