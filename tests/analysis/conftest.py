@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from analysis import collect
+from analysis.reading import published
 from fovea_detr.config import load_config, point_name
 from fovea_detr.record import RunFolder
 
@@ -17,6 +18,12 @@ RESULT = {"last": {"AP": 0.41, "AP50": 0.622}, "best": {"epoch": 45, "AP": 0.42}
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
+
+
+@pytest.fixture
+def nothing_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tables whose columns and lines are counted."""
+    monkeypatch.setattr(published, "entries", list)
 
 
 @pytest.fixture

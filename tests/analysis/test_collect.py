@@ -1,4 +1,4 @@
-"""The table as the command prints it, of made-up run folders: written as a run does, and broken as a crash leaves them."""
+"""The table as the command prints it: its columns, and how it fits a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from analysis import collect
+from analysis.tables.cells import METRICS
 from fovea_detr.record import RunFolder
 from tests.analysis.conftest import RESULT
 
+pytestmark = pytest.mark.usefixtures("nothing_published")
 SCRIPT = Path(collect.__file__)
 NUMBERS = ["state", "n", "AP", "AP50", "best AP", "epochs", "total batch", "GPU-hours", "minutes"]
 NUMBERS += ["images/s", "ms/image", "parameters"]
@@ -115,12 +119,12 @@ def test_the_table_fits_the_terminal_and_what_is_cut_stands_below(write, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 60 for line in lines[:3])
     assert "…" in lines[1]
-    assert lines[2].split() == ["type2", "done", "1", "0.410", "0.622", "0.420"]
-    assert lines[3].startswith("left out, for the width of this terminal: epochs, total batch, ")
+    assert lines[2].split() == ["type2", "done", "1", "0.410", "0.622", "50"]
+    assert lines[3].startswith("left out, for the width of this terminal: best AP, total batch, ")
     assert lines[4].endswith("images 17, 4: the losses are not finite [31m(classification nan)"), "no escape codes"
     monkeypatch.setenv("COLUMNS", "10")
     assert collect.main(["--runs", str(tmp_path)]) == 0
-    assert "0.622" in capsys.readouterr().out
+    assert "0.410" in capsys.readouterr().out
 
 
 def test_watching_ends_when_nothing_can_change_any_more(write, tmp_path, capsys, monkeypatch):
@@ -148,3 +152,25 @@ assert "torch" not in sys.modules
         done = subprocess.run([sys.executable, *start], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "seed=0" in done.stdout
+
+
+def test_a_narrow_terminal_keeps_the_first_metric(write, capsys, monkeypatch, tmp_path):
+    for seed in (0, 1):
+        write("smooth=4", f"seed={seed}", result={"last": dict.fromkeys(METRICS, 0.25)})
+    for width in (40, 80, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert collect.main(["--runs", str(tmp_path), "--metrics", "all"]) == 0
+        head, row, left_out = capsys.readouterr().out.splitlines()[:3]
+        assert max(len(head), len(row)) <= width
+        assert "0.250 ± 0.000" in row
+        assert " AP" in head
+        assert left_out.startswith("left out, for the width of this terminal: ")
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(write, tmp_path):
+    for number in range(40):
+        write(f"fovea.smooth={number + 1}")
+    command = f"{sys.executable} {SCRIPT} --runs {tmp_path} --to {tmp_path}/t.csv | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 41

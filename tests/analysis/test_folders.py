@@ -9,12 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from analysis import collect
-from analysis.folders import read_run
+from analysis.reading.folders import read_run
 from fovea_detr.config import load_config
 from fovea_detr.record import RunFolder
 from fovea_detr.slurm.manifest import Manifest, Submission
 from tests.analysis.conftest import RESULT
 
+pytestmark = pytest.mark.usefixtures("nothing_published")
 SCRIPT = Path(collect.__file__)
 NUMBERS = ["state", "n", "AP", "AP50", "best AP", "epochs", "total batch", "GPU-hours", "minutes"]
 NUMBERS += ["images/s", "ms/image", "parameters"]
@@ -127,8 +128,8 @@ def test_broken_folders_are_rows_and_the_others_are_unharmed(write, tmp_path, ca
     }
     notes = [line.removeprefix(f"{tmp_path}/study/") for line in text.splitlines()[6:]]
     starts = [
-        "dynamic_scale=type2: history.jsonl: cannot be read: 'utf-8' codec",
         "dynamic_scale=type2: result.json: cannot be read: ",
+        "dynamic_scale=type2: history.jsonl: cannot be read: 'utf-8' codec",
         "dynamic_scale=type3: config.yaml: cannot be read: ",
         "dynamic_scale=type3: state.json: not what a run writes",
         "dynamic_scale=type3: no config.yaml that can be read",
@@ -198,6 +199,11 @@ def test_points_that_were_submitted_and_have_no_folder_are_shown(write, show, tm
         ["8", "missing: submitted, but has no folder (job 4711_1)"],
         ["16", "queued, job 4711_2"],
     ]
+    started = RunFolder(tmp_path / "study" / "smooth=4")
+    text = started.config_text() or ""
+    assert "num_classes: null" in text
+    started.write_config(text.replace("num_classes: null", "num_classes: 91"))
+    assert show()[0][:2] == ["smooth", "state"], "what only the data tells makes no difference"
     (manifest.path).write_text("nonsense\n[]\n")
     assert [row[0] for row in show()[1:3]] == ["4", "16"], "a damaged manifest costs no table"
 

@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
-from analysis import curves, plots
-from analysis.drawing import over_seeds, variants_of
-from analysis.style import COLUMN_INCHES, looks, spread
+from analysis import plots
+from analysis.figures.drawing import over_seeds, variants_of
+from analysis.figures.style import COLUMN_INCHES, looks, spread
+from analysis.reading import curves
 from fovea_detr.config import Config, load_config, point_name
 from fovea_detr.record import RunFolder
 

@@ -1,0 +1,132 @@
+"""What the figures share: lines and dots with their spread over seeds, their names, and what the marks mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.style import label_ends, looks
+from analysis.reading.variants import natural
+
+EARLY = "before its learning-rate drop: not comparable"
+SPREAD = "± 1 standard deviation over {} seeds"
+GREY = "#777777"
+MOST_LABELS, LONGEST_LABEL = 8, 24  # lines and letters that fit beside the lines' ends; else there is a legend
+LEGEND_ROW_INCHES = 0.15
+
+
+def variants_of(table: pd.DataFrame) -> list[str]:
+    return sorted(table["variant"].unique(), key=natural)
+
+
+def over_seeds(runs: Sequence[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
+    """Runs of one variant -> by epoch that all of them have reached: x (its mean), mean and std of y (NaN: one run)."""
+    everything = pd.concat(runs).groupby("epoch")
+    together = everything.agg(x=(x, "mean"), mean=(y, "mean"), std=(y, "std"), n=(y, "count"))
+    return together.loc[together["n"] == len(runs)]
+
+
+def draw_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
+    """The mean over the seeds for as long as all of them go on; each seed by itself, faint, to its end."""
+    for variant, look in looks(variants_of(epochs)).items():
+        runs = runs_of(epochs, variant)
+        style: dict[str, Any] = {"color": look["color"], "linestyle": look["linestyle"]}
+        for run in runs if len(runs) > 1 else ():
+            axes.plot(run[x], run[y], linewidth=0.6, alpha=0.5, **style)
+        line = over_seeds(runs, x, y)
+        axes.plot(line["x"], line["mean"], clip_on=False, **style)
+        low, high = line["mean"] - line["std"], line["mean"] + line["std"]
+        axes.fill_between(line["x"], low, high, color=style["color"], alpha=0.18, linewidth=0)
+        if any(run["is_early"].any() for run in runs):
+            end, open_mark = line.tail(1), {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
+            axes.plot(end["x"], end["mean"], clip_on=False, color=style["color"], **open_mark)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=x == "epoch", nbins=6))
+    axes.grid(axis="y")
+
+
+def draw_dots(axes: Axes, runs: pd.DataFrame, metric: str) -> None:
+    """A row a variant: the mean, its number, ± 1 standard deviation, and a tick for every seed."""
+    colour: Any = looks(["all"])["all"]["color"]
+    for row, variant in enumerate(variants_of(runs)):
+        mine = runs.loc[runs["variant"] == variant]
+        values, mean = mine[metric], mine[metric].mean()
+        if len(values) > 1:
+            axes.plot(values, [row] * len(values), "|", color=GREY, markersize=8, markeredgewidth=0.8)
+            axes.errorbar(mean, row, xerr=values.std(), color=colour, elinewidth=1.4)
+        face = "white" if mine["is_early"].any() else colour
+        axes.plot(mean, row, "o", color=colour, markerfacecolor=face, markersize=5)
+        spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
+        where: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
+        axes.annotate(f"{mean:.3f}{spread}", (mean, row), (0, 5), **where)
+
+
+def fits_beside(epochs: pd.DataFrame) -> bool:
+    """Whether the variants' names have room beside the ends of their lines."""
+    names = [named(variant, epochs) for variant in variants_of(epochs)]
+    return len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
+
+
+def name_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
+    """Each variant's name beside the end of its line."""
+    ends = {}
+    for variant, look in looks(variants_of(epochs)).items():
+        line = over_seeds(runs_of(epochs, variant), x, y)
+        if len(line):
+            ends[named(variant, epochs)] = (line["mean"].iloc[-1], str(look["color"]))
+    label_ends(axes, ends)
+
+
+def of_variants(table: pd.DataFrame, order: Sequence[str] = (), marks: bool = False) -> list[Any]:
+    """Legend entries: the variants of the table, as lines or as marks, with the looks that they have among `order`."""
+    variants, handles = variants_of(table), []
+    for variant, look in looks(order or variants).items():
+        if variant in variants:
+            style: Any = {**look, "linestyle": ""} if marks else {**look, "marker": ""}
+            handles.append(Line2D([], [], label=named(variant, table), markersize=4, **style))
+    return handles
+
+
+def of_spread(table: pd.DataFrame, band: bool) -> list[Any]:
+    """Legend entries: what the band or the bar and the open marks are, if there are any."""
+    counts, handles = table.groupby("variant")["run"].nunique(), []
+    label = SPREAD.format("the" if counts.nunique() > 1 else counts.max())
+    if counts.max() > 1 and band:
+        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=label))
+    elif counts.max() > 1:
+        handles.append(Line2D([], [], color=str(looks(["all"])["all"]["color"]), label=f"{label} (ticks)"))
+    if table["is_early"].any():
+        open_mark: Any = {"linestyle": "", "marker": "o", "markerfacecolor": "white"}
+        handles.append(Line2D([], [], color=GREY, label=EARLY, **open_mark))
+    return handles
+
+
+def add_legend(
+    figure: Figure,
+    handles: Sequence[Any],
+    where: Literal["outside lower center", "outside upper center"] = "outside lower center",
+) -> None:
+    """A legend in as many columns as fit; the figure grows by its height."""
+    if not handles:
+        return
+    widest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.055 * widest + 0.5))))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * rows + 0.1)
+    figure.legend(handles=handles, loc=where, frameon=False, ncols=columns)
+
+
+def named(variant: str, table: pd.DataFrame) -> str:
+    """The variant, with its number of seeds where variants have different ones."""
+    counts = table.groupby("variant")["run"].nunique()
+    return f"{variant} (n={counts[variant]})" if counts.nunique() > 1 else variant
+
+
+def runs_of(table: pd.DataFrame, variant: str) -> list[pd.DataFrame]:
+    return [run for _, run in table.loc[table["variant"] == variant].groupby(["study", "run"])]

@@ -1,0 +1,116 @@
+"""What a model looks at: every decoder layer's prior and cross-attention, taken from the real modules by hooks.
+
+Nothing of the model is written again here but the softmax that `scaled_dot_product_attention` keeps to itself; a test
+multiplies it by the values and finds the module's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.model.attention import Attention
+from fovea_detr.model.detr import DETR
+from fovea_detr.model.transformer import DecoderLayer
+from fovea_detr.types import Batch, Predictions
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """One decoder layer's maps of one image, over the cells that belong to it. The padding is cut off.
+
+    attention: [H, Q, rows, columns]. log_prior: the same shape, or None (plain DETR). feels: [H, Q] bool, which heads
+    of which queries feel the prior; elsewhere log_prior is 0.
+    """
+
+    attention: Tensor
+    log_prior: Tensor | None
+    feels: Tensor
+
+
+@dataclass(frozen=True)
+class Look:
+    """One forward pass over one image. predictions: of this image alone (B = 1). stride: pixels a cell, as resized."""
+
+    predictions: Predictions
+    layers: list[LayerMaps]
+    stride: int
+    size_hw: tuple[int, int]  # as resized, without padding
+
+
+@torch.no_grad()
+def look(model: DETR, batch: Batch, image: int = 0) -> Look:
+    """Run the model over a batch and keep what it does with one image of it."""
+    grids: list[CellGrid] = []
+    with _hooks(model, grids) as seen:
+        predictions = model.eval()(batch)
+    (grid,) = grids
+    layers = [_layer_maps(seen[i], grid, image) for i in range(len(seen))]
+    mine = slice(image, image + 1)
+    alone = Predictions(predictions.logits[:, mine], predictions.boxes_cxcywh[:, mine], predictions.activation)
+    height, width = batch.sizes_hw[image].tolist()
+    return Look(alone, layers, grid.stride, (height, width))
+
+
+@contextmanager
+def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]:
+    """Inside: a forward pass fills `grids` and, for each decoder layer, its attention weights and its prior."""
+    layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
+    seen: list[dict[str, Any]] = [{"prior": layer.prior, "log_prior": None} for layer in layers]
+
+    def of_attention(kept: dict[str, Any]) -> Any:
+        return lambda module, inputs, _: kept.update(attention=attention_weights(module, *inputs))
+
+    def of_prior(kept: dict[str, Any]) -> Any:
+        return lambda _, __, output: kept.update(log_prior=output[0])
+
+    handles = [model.decoder.register_forward_pre_hook(lambda _, inputs: grids.append(inputs[4]))]
+    for layer, kept in zip(layers, seen, strict=True):
+        handles.append(layer.cross_attention.register_forward_hook(of_attention(kept)))
+        if layer.prior is not None:
+            handles.append(layer.prior.register_forward_hook(of_prior(kept)))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention_weights(module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, bias: Tensor | None) -> Tensor:
+    """An Attention's inputs -> softmax(q k^T / sqrt(d) + bias) [B, H, Q, K]."""
+    assert isinstance(module, Attention)
+    weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
+    q, k = (
+        functional.linear(x, w, b).unflatten(-1, (module.heads, -1)).transpose(1, 2)
+        for x, w, b in zip((query, key), weights[:2], biases[:2], strict=True)
+    )
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if bias is not None:
+        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
+    return scores.softmax(-1)
+
+
+def _layer_maps(kept: dict[str, Any], grid: CellGrid, image: int) -> LayerMaps:
+    rows, columns = _own(grid.row_is_padding, grid.rows, image), _own(grid.column_is_padding, grid.columns, image)
+
+    def maps(flat: Tensor) -> Tensor:
+        return flat[image].unflatten(-1, (grid.rows, grid.columns))[..., :rows, :columns]
+
+    attention = maps(kept["attention"])
+    everyone = torch.full(attention.shape[:2], kept["prior"] is not None)
+    if kept["log_prior"] is None:
+        return LayerMaps(attention, None, everyone)
+    feels = kept["prior"].feels
+    return LayerMaps(attention, maps(kept["log_prior"]), everyone if feels is None else feels[..., 0] & everyone)
+
+
+def _own(is_padding: Tensor | None, cells: int, image: int) -> int:
+    """How many cells of a side belong to the image: the padding follows them."""
+    return cells if is_padding is None else int((~is_padding[image]).sum())

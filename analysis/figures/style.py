@@ -1,0 +1,118 @@
+"""How figures look: colours that a colour-blind reader can tell apart, labels that do not overlap, files on disk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from fovea_detr.record import write_atomic
+
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is lost on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLUMN_INCHES = 3.4  # one column of a two-column paper
+PNG_DPI = 220
+RC: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fovea_detr",  # the same figure is the same file
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    with matplotlib.rc_context(RC):
+        yield
+
+
+def new_figure(width: float = COLUMN_INCHES, height: float = 2.4, padding: float | None = None) -> Figure:
+    """Inches. Without pyplot: no window, no global state, and a notebook shows it once."""
+    engine = ConstrainedLayoutEngine() if padding is None else ConstrainedLayoutEngine(compress=True)
+    if padding is not None:
+        engine.set(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
+    return Figure(figsize=(width, height), layout=engine)
+
+
+def looks(variants: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Colour, dash and marker of every variant, all different up to 28 of them."""
+    count = len(variants)
+    dashes = (dash for dash in cycle(DASHES) for _ in COLOURS)
+    markers = islice(cycle(MARKERS), count)
+    return {
+        variant: {"color": colour, "linestyle": dash, "marker": marker}
+        for variant, colour, dash, marker in zip(variants, cycle(COLOURS), dashes, markers, strict=False)
+    }
+
+
+def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
+    """Write each text beside the end of its line, {text: (y, colour)}, moved apart where they would overlap.
+
+    Call it when the axes' limits are final.
+    """
+    low, high = axes.get_ylim()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    height = axes.get_position().height * figure.get_figheight() * 72  # points
+    order = sorted(ends, key=lambda text: ends[text][0])
+    wanted = np.array([(ends[text][0] - low) / (high - low) for text in order])
+    for text, place in zip(order, spread(wanted, 9.0 / height), strict=True):
+        axes.annotate(
+            text,
+            (1, place),
+            xycoords="axes fraction",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=ends[text][1],
+        )
+
+
+def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Sorted places -> sorted places at least `gap` apart, as near to the wanted ones as that allows."""
+    shifted = np.asarray(wanted, dtype=float) - gap * np.arange(len(wanted))
+    blocks: list[list[float]] = []  # [sum, count]: neighbours that would overlap share the mean (isotonic regression)
+    for value in shifted:
+        blocks.append([value, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    means = [total / count for total, count in blocks for _ in range(int(count))]
+    return np.array(means) + gap * np.arange(len(wanted))
+
+
+def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:
+    """To .pdf, .svg or .png, as the name says, replaced whole; the same figure gives the same file."""
+    options: dict[str, dict[str, Any]] = {
+        ".pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
+        ".svg": {"metadata": {"Date": None}},
+        ".png": {"pil_kwargs": {"optimize": True}},
+    }
+    content = io.BytesIO()
+    with house_style():
+        figure.savefig(content, format=path.suffix[1:], dpi=dpi, **options[path.suffix])
+    write_atomic(path, lambda file: file.write(content.getvalue()))

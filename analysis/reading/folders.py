@@ -1,0 +1,133 @@
+"""The runs of one or more studies: RUNS/STUDY/POINT, and what was submitted and has no folder. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from analysis.reading.runs import Run, read_run
+from analysis.reading.settings import SEED, overrides, settings_of
+from analysis.reading.states import FOREIGN, MISSING, Standing, one_line
+from fovea_detr.errors import UserError
+from fovea_detr.slurm.manifest import Manifest
+
+__all__ = ["Run", "find_runs", "read_run"]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A point of a study's manifest: its last submission. frozen: its configuration, as it was sent."""
+
+    job: str | None
+    refused: str | None
+    frozen: Path | None
+
+
+def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
+    """Every run of these studies, or of all. Raises UserError, one line, if there is none."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the one that holds the studies: --runs FOLDER")
+    present = _folders(root)
+    named = list(dict.fromkeys(Path(study).name for study in studies))
+    for study in named:
+        if study not in present:
+            raise UserError(f"no study {study} in {root}; there is {', '.join(present) or 'none'}")
+    runs: list[Run] = []
+    for study in named or present:
+        found = read_study(root / study)
+        if any(run.standing.word != FOREIGN for run in found):
+            runs += found
+    if not runs:
+        where = ", ".join(str(root / study) for study in named) or str(root)
+        raise UserError(f"no runs in {where}: runs are in RUNS/STUDY/POINT; start one, or name RUNS with --runs RUNS")
+    complete_names(runs)
+    return runs
+
+
+def read_study(folder: Path) -> list[Run]:
+    submitted = read_manifest(folder)
+    present = _folders(folder)
+    runs = []
+    for point in present:
+        sent = submitted.get(point)
+        runs.append(read_run(folder / point, sent.job if sent else None, sent.frozen if sent else None))
+    runs += [missing(folder / point, sent) for point, sent in submitted.items() if point not in present]
+    fill_unknown(runs)
+    borrow_settings(runs)
+    return runs
+
+
+def _folders(path: Path) -> dict[str, None]:
+    with os.scandir(path) as entries:
+        return dict.fromkeys(sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir()))
+
+
+def read_manifest(folder: Path) -> dict[str, Submitted]:
+    """What SLURM was asked for, by point; the last submission counts. Empty for a study that never met SLURM."""
+    manifest = Manifest(folder)
+    try:
+        submissions = manifest.read()
+    except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: the folders still tell
+        return {}
+    found = {}
+    for submission in submissions:
+        place = manifest.submission_folder(submission.id)
+        frozen = set(os.listdir(place)) if place.is_dir() else set()
+        for index, point in enumerate(submission.points):
+            job = None if submission.job is None else f"{submission.job}_{index}"
+            config = place / f"{index}.yaml" if f"{index}.yaml" in frozen else None
+            found[point] = Submitted(job, submission.refused, config)
+    return found
+
+
+def missing(path: Path, sent: Submitted) -> Run:
+    """A point that was submitted and has no folder."""
+    text = f"missing: the queue refused it: {sent.refused}" if sent.refused else "missing: submitted, but has no folder"
+    job = f" (job {sent.job})" if sent.job else ""
+    try:
+        settings = settings_of(sent.frozen.read_text()) if sent.frozen else None
+    except (OSError, ValueError, yaml.YAMLError):
+        settings = None
+    standing = Standing(MISSING, one_line(f"{text}{job}"))
+    known = settings is not None
+    return Run(path, settings or overrides(path.name), known, standing, as_submitted=known)
+
+
+def borrow_settings(runs: Sequence[Run]) -> None:
+    """A run that ended before its config.yaml takes the settings of its sister, which differs in the seed alone."""
+    sisters = {without_seed(run.path.name): run for run in runs if run.has_config}
+    for run in runs:
+        sister = None if run.has_config else sisters.get(without_seed(run.path.name))
+        if sister is not None:
+            run.settings = {**sister.settings, SEED: overrides(run.path.name).get(SEED, "0")}
+
+
+def fill_unknown(runs: Sequence[Run]) -> None:
+    """What a submitted configuration leaves to the data (a null) is what all started runs of the study have there."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.items() if run.has_config and not run.as_submitted else ():
+            found.setdefault(key, set()).add(value)
+    agreed = {key: next(iter(values)) for key, values in found.items() if len(values) == 1}
+    for run in runs:
+        if run.as_submitted:
+            run.settings |= {
+                key: agreed[key] for key, value in run.settings.items() if value == "null" and key in agreed
+            }
+
+
+def without_seed(point: str) -> str:
+    return ",".join(part for part in point.split(",") if not part.startswith(f"{SEED}=")) or "base"
+
+
+def complete_names(runs: Sequence[Run]) -> None:
+    """The settings of runs without a config, read off names such as `smooth=4`, under the key that the others have."""
+    known = {key for run in runs if run.has_config for key in run.settings}
+    for run in runs:
+        if not run.has_config:
+            full = {key: [other for other in known if other.endswith(f".{key}")] for key in run.settings.keys() - known}
+            run.settings = {(full.get(key) or [key])[0]: value for key, value in run.settings.items()}

@@ -1,0 +1,57 @@
+"""result.json, history.jsonl and provenance.json as a table sees them: numbers by name, facts as texts. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from analysis.reading.states import number
+from analysis.tables.cells import METRICS
+
+
+def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenance: dict[str, Any]) -> dict[str, float]:
+    """Metrics by name, and what the run took. Of an unfinished run: of its last evaluation, which was at `at_epoch`."""
+    line = history[-1] if history else {}
+    evaluations = [line for line in history if not math.isnan(score(line.get("AP")))]
+    evaluated = evaluations[-1] if evaluations else {}
+    scores, best = node_of(result.get("last", evaluated)), node_of(result.get("best"))
+    if not result:
+        best = max(evaluations, key=lambda line: score(line["AP"]), default={})
+    epochs = number(result.get("epochs", line.get("epoch")))
+    found = {name: score(scores.get(name)) for name in METRICS}
+    found |= {
+        "best_AP": score(best.get("AP")),
+        "best_epoch": number(best.get("epoch")),
+        "at_epoch": epochs if result else number(evaluated.get("epoch")),
+        "epochs": epochs,
+        "total_batch": number(result.get("total_batch_size", provenance.get("total_batch_size"))),
+        "gpu_hours": number(result.get("gpu_hours")),
+        "minutes": number(result.get("minutes", number(node_of(line.get("timing")).get("total_seconds")) / 60)),
+        "images_per_second": number(result.get("images_per_second")),
+        "inference_ms": 1000 * number(result.get("inference_seconds")),
+        "parameters": number(result.get("parameters")),
+    }
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def score(value: Any) -> float:
+    """COCO's -1 says that the data set holds no such object: no score."""
+    found = number(value)
+    return math.nan if found < 0 else found
+
+
+def node_of(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def read_facts(numbers: dict[str, float], precision: str | None, provenance: dict[str, Any]) -> dict[str, str]:
+    """total batch, precision, data, code: as short texts, those that are known."""
+    batch = numbers.get("total_batch")
+    data, code = provenance.get("data"), provenance.get("code")
+    facts = {"total batch": f"{batch:.0f}" if batch is not None else "", "precision": precision or ""}
+    if isinstance(data, dict):
+        facts["data"] = " ".join(f"{name} {str(data[name])[:8]}" for name in sorted(data))
+    if isinstance(code, dict) and code.get("sha"):
+        changes = code.get("uncommitted")
+        facts["code"] = f"{str(code['sha'])[:7]}{f' + changes {str(changes)[:4]}' if changes else ''}"
+    return {name: value for name, value in facts.items() if value}

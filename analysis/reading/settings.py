@@ -1,0 +1,119 @@
+"""What was run, as a table sees it: the leaves of config.yaml as text, and which of them need a column. No torch.
+
+It knows no axis by name: a setting is any leaf, and a node with a `name` is one setting, its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from fovea_detr.config import is_infrastructure, leaves
+
+SEED = "seed"  # the one leaf that repeats a configuration instead of making another one
+Settings = Mapping[str, str]
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster, where libyaml is there
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """config.yaml -> its settings by key. ValueError or yaml.YAMLError if it is not a configuration.
+
+    Thousands of these files say nearly the same, so each top-level entry is parsed once however often it comes.
+    """
+    chunks = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)
+    try:
+        parts = [_entry(chunk) for chunk in chunks if chunk.strip()]
+    except (ValueError, yaml.YAMLError):  # not one `key: value` per chunk: a style that no run writes
+        parts = [_settings(_mapping(text))]
+    found = {key: value for part in parts for key, value in part.items()}
+    if not found:
+        raise ValueError("holds no setting")
+    return found
+
+
+@lru_cache(maxsize=10_000)
+def _entry(chunk: str) -> dict[str, str]:
+    entry = _mapping(chunk)
+    if len(entry) != 1:
+        raise ValueError("more than one entry")
+    return _settings(entry)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = yaml.load(text, Loader)
+    if not isinstance(value, dict):
+        raise ValueError("not what a run writes")
+    return value
+
+
+def _settings(config: dict[str, Any]) -> dict[str, str]:
+    settings = {}
+    for key, value in leaves(config).items():
+        node, _, last = key.rpartition(".")
+        if not is_infrastructure(key):
+            settings[node if node and last == "name" else key] = as_typed(value)
+    return settings
+
+
+def as_typed(value: Any) -> str:
+    """As it would be typed on the command line."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def overrides(point: str) -> dict[str, str]:
+    """What was set by hand, as the folder's name tells it."""
+    return {key: value for key, equals, value in (part.partition("=") for part in point.split(",")) if equals}
+
+
+def leaf(settings: Settings, word: str) -> str | None:
+    """The value of the first key that ends in this word, whatever node it hangs from: `epochs`, `lr_drop`."""
+    return next((value for key, value in settings.items() if key.rpartition(".")[2] == word), None)
+
+
+def varying_keys(rows: Sequence[Settings], by_hand: set[str]) -> list[str]:
+    """The settings that differ between rows and are not explained by another one that is shown.
+
+    A setting inside a group (`model.heads`) is explained if the group's name alone tells its value, and one that only
+    follows another (`evaluation.batch_size`, copied from the schedule's) if that one is explained or was set by hand.
+    What was set by hand is always shown, and so is a setting of another group that happens to vary in step: that is a
+    confounded comparison, which the reader must see. A setting that a row does not know counts as no value.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    values = {key: [row.get(key) for row in rows] for key in keys}
+    varying = {key: column for key in keys if len(set(column := values[key]) - {None}) > 1}
+
+    def by_group(key: str) -> bool:
+        groups = [group for group in varying if key.startswith(f"{group}.")]
+        return any(_tells(varying[group], varying[key]) for group in groups)
+
+    def follows_another(key: str) -> bool:
+        twins = [twin for twin in varying if twin != key and twin.split(".")[-1] == key.split(".")[-1]]
+        return any(twin in by_hand or by_group(twin) for twin in twins if varying[twin] == varying[key])
+
+    shown = [key for key in varying if key in by_hand or not (by_group(key) or follows_another(key))]
+    groups = {key.partition(".")[0] for key in keys if "." in key}
+    return sorted(shown, key=lambda key: (key == SEED, key.partition(".")[0] not in groups))
+
+
+def _tells(group: Iterable[str | None], column: Iterable[str | None]) -> bool:
+    """Whether each value of the group has one value of the column."""
+    pairs = {pair for pair in zip(group, column, strict=True) if None not in pair}
+    return len(pairs) <= len({name for name, _ in pairs})
+
+
+def short_name(key: str, keys: Iterable[str], reserved: set[str]) -> str:
+    """The last words of a key that no other key or node ends in: `fovea.smooth` -> `smooth`."""
+    paths = [other.split(".") for other in keys]
+    nodes = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+    words = key.split(".")
+    for start in range(len(words) - 1, 0, -1):
+        name = ".".join(words[start:])
+        if name not in reserved and not any(f".{node}".endswith(f".{name}") for node in nodes - {key}):
+            return name
+    return key

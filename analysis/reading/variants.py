@@ -1,0 +1,59 @@
+"""What runs are called in a figure: by the settings that vary between them. Knows no axis by name, only the seed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from analysis.reading import settings as table
+from analysis.reading.settings import SEED, Settings, overrides
+
+
+def varying_keys(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:
+    """The table's columns, but the seed."""
+    by_hand = {key for name in run_names for key in overrides(name)}
+    return [key for key in table.varying_keys(settings, by_hand) if key != SEED]
+
+
+def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:
+    """A label for every run, the same for runs that differ in their seed only.
+
+    Labels are what was set by hand, where that tells the whole difference; a run of which nothing was is `base`. Else
+    (runs of two experiments, say) every varying setting is spelled out.
+    """
+    keys = varying_keys(settings, run_names)
+    if not keys:
+        return ["all runs"] * len(settings)
+    full = [_label(one, keys, keys, settings) for one in settings]
+    hands: dict[str, set[str]] = {label: set() for label in full}
+    for label, name in zip(full, run_names, strict=True):
+        hands[label] |= {key for key in keys for hand in overrides(name) if _is_same(key, hand)}
+    if set().union(*hands.values()) != set(keys):
+        return full
+    shown = [[key for key in keys if key in hands[label]] for label in full]
+    short = [_label(one, mine, keys, settings) or "base" for one, mine in zip(settings, shown, strict=True)]
+    return short if len(set(short)) == len(set(full)) else full
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A sorting key by which 4 comes before 16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (float("inf"), part) for i, part in enumerate(parts) if part]
+
+
+def _label(one: Settings, shown: Sequence[str], keys: Sequence[str], settings: Sequence[Settings]) -> str:
+    """`type3, smooth=8`: a value alone where it is a word that no other varying key knows."""
+    words = Counter(word for key in keys for word in {str(other.get(key)) for other in settings})
+    names = Counter(key.split(".")[-1] for key in keys)
+    parts = []
+    for key in shown:
+        value, last = one.get(key, "?"), key.split(".")[-1]
+        is_plain = words[value] == 1 and not re.fullmatch(r"[\d.e+-]+|true|false|null|none|\?", value)
+        parts.append(value if is_plain else f"{last if names[last] == 1 else key}={value}")
+    return ", ".join(parts)
+
+
+def _is_same(key: str, hand: str) -> bool:
+    """Whether a key of the command line sets this one: `smooth` is the group that sets `fovea.smooth`."""
+    return key == hand or key.endswith(f".{hand}")

@@ -1,0 +1,105 @@
+"""Runs -> rows: a row is a configuration, its seeds are what it was repeated with. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from analysis.reading.folders import without_seed
+from analysis.reading.runs import Run
+from analysis.reading.settings import SEED, leaf
+from analysis.tables.cells import Cell, Value, mean_of
+
+WORDS = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
+
+
+@dataclass(eq=False)
+class Row:
+    """counted: the runs that the numbers are of. notes: what a reader must know before comparing. best: in bold."""
+
+    study: str
+    settings: dict[str, str]
+    runs: list[Run]
+    cells: dict[str, Cell] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    best: set[str] = field(default_factory=set)
+
+    @cached_property
+    def counted(self) -> list[Run]:
+        """Finished runs, one for each seed; while there is none, those that have come furthest, at the same epoch."""
+        done = [run for run in self.runs if run.is_done]
+        if not done:
+            at = [run.numbers["at_epoch"] for run in self.runs if "at_epoch" in run.numbers]
+            done = [run for run in self.runs if at and run.numbers.get("at_epoch") == max(at)] or self.runs[:1]
+        return list({run.settings.get(SEED, run.path.name): run for run in reversed(done)}.values())[::-1]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(run.is_done for run in self.counted)
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].path.name if len(self.runs) == 1 else without_seed(self.runs[0].path.name)
+
+    def mean(self, name: str) -> Value | None:
+        return mean_of([run.numbers[name] for run in self.counted if name in run.numbers])
+
+    @property
+    def state(self) -> str:
+        """In words if it is the same for all, else how many are in each."""
+        if len({run.state for run in self.runs}) == 1:
+            return self.runs[0].state
+        counts = Counter(run.standing.word for run in self.runs)
+        return ", ".join(f"{counts[word]} {word}" for word in WORDS if word in counts)
+
+
+def make_rows(runs: Iterable[Run], by_seed: bool = False) -> list[Row]:
+    """by_seed: a row for every folder."""
+    rows: dict[object, Row] = {}
+    for run in runs:
+        settings = run.settings if by_seed else {key: value for key, value in run.settings.items() if key != SEED}
+        key = run.path if by_seed else (run.study, frozenset(settings.items()) or run.path)
+        rows.setdefault(key, Row(run.study, settings, [])).runs.append(run)
+    return list(rows.values())
+
+
+def note_unfinished(row: Row) -> None:
+    """The drop of the learning rate alone is worth several AP: numbers from before it rank nothing."""
+    epoch, planned, drop = row.mean("at_epoch"), leaf(row.settings, "epochs"), leaf(row.settings, "lr_drop") or ""
+    if row.is_finished or epoch is None:
+        return
+    where = f"epoch {epoch.mean:.0f}{f' of {planned}' if planned else ''}"
+    if drop.isdigit() and epoch.mean <= int(drop):
+        row.notes.append(f"{where}, before the learning-rate drop after {drop}: not comparable")
+    else:
+        row.notes.append(f"{where}, not finished: not comparable")
+
+
+def note_differences(rows: Sequence[Row], reference: Row | None = None) -> None:
+    """Rows of one comparison that were not made alike. reference: the baseline; else what most rows have."""
+    for fact in dict.fromkeys(fact for row in rows for run in row.counted for fact in run.facts):
+        values = [{run.facts[fact] for run in row.counted if fact in run.facts} for row in rows]
+        common = Counter(value for found in values for value in sorted(found)).most_common(1)[0][0]
+        of_reference = values[next((i for i, row in enumerate(rows) if row is reference), 0)] if reference else set()
+        if len(of_reference) == 1:
+            common = next(iter(of_reference))
+        for row, found in zip(rows, values, strict=True):
+            if len(found) > 1:
+                row.notes.append(f"{fact} differs between its seeds: {' / '.join(sorted(found))}")
+            elif found - {common}:
+                row.notes.append(f"{fact} {next(iter(found))}, elsewhere {common}")
+
+
+def twins(runs: Iterable[Run]) -> list[str]:
+    """A line for every configuration, seed included, that stands in several folders."""
+    places: dict[frozenset[tuple[str, str]], list[Run]] = {}
+    for run in runs:
+        if run.has_config:
+            places.setdefault(frozenset(run.settings.items()), []).append(run)
+    return [
+        f"the same configuration and seed in {len(found)} folders: {', '.join(str(run.path) for run in found)}"
+        for found in places.values()
+        if len(found) > 1
+    ]

@@ -1,0 +1,61 @@
+"""How long the table of a study takes, and how much memory, as the study grows: target 10,000 folders in 20 s and 1 GB.
+
+    python benchmarks/collect.py [--sizes 100 1000 10000]
+
+Made-up run folders (3 seeds, 5 axes, a fiftieth of them broken) in a temporary folder; the command itself in a fresh
+process, so that its start is counted: "seconds" is all of it, and the last column is what a folder adds.
+The folders were just written, so they come from the page cache: a cold network file system adds its own latency, for
+five small files a folder. Memory is the kernel's high-water mark of that process. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.analysis.made_up import write_study  # noqa: E402
+
+CHILD = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
+
+def measure(runs: Path) -> tuple[float, float, str]:
+    """-> seconds, peak MiB and output of `analysis/collect.py --runs RUNS`.
+
+    The process reads its own high-water mark: ru_maxrss would count what its parent was before the program began.
+    """
+    command = [sys.executable, "-c", CHILD, str(ROOT / "analysis" / "collect.py"), "--runs", str(runs)]
+    begin = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - begin, int(done.stderr.split()[-2]) / 1024, done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
+    print(f"{'folders':>8} {'seconds':>8} {'MiB':>6} {'ms a folder beyond the first study':>35}")
+    first: tuple[int, float] | None = None
+    for size in parser.parse_args().sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_study(Path(folder) / "study", size)
+            seconds, peak, _ = measure(Path(folder))
+        growth = f"{1000 * (seconds - first[1]) / (size - first[0]):35.2f}" if first else f"{'':>35}"
+        first = first or (size, seconds)
+        print(f"{size:8d} {seconds:8.2f} {peak:6.0f} {growth}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""One table, every format: the same digits, checked cell by cell against the run folders themselves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import collect
+from analysis.tables.cells import METRICS
+from fovea_detr.record import RunFolder
+from tests.analysis.made_up import write_every_kind
+
+FILES = ("results.csv", "results.md", "results.tex", "results.html", "results.json", "results.parquet")
+Rows = dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    write_every_kind(root / "dynamic_scale")
+    files = [part for name in FILES for part in ("--to", str(root / "out" / name))]
+    where = ["--where", "mixture=none", "--metrics", "all", "--baseline", "dynamic_scale=type1"]
+    assert collect.main(["--runs", str(root), *where, *files]) == 0
+    return root
+
+
+def expected(root: Path) -> Rows:
+    """AP ± deviation and difference of the finished rows, from result.json, by hand."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for path in sorted((root / "dynamic_scale").glob("*/result.json")):
+        scale = re.findall(r"dynamic_scale=(\w+)", path.parent.name)[0]
+        for name in METRICS:
+            last = (RunFolder(path.parent).result() or {})["last"]
+            scores.setdefault(scale, {}).setdefault(name, []).append(last[name])
+    rows: Rows = {}
+    for scale, by_name in scores.items():
+        rows[scale] = {"n": "3"}
+        for name, found in by_name.items():
+            mean, base = statistics.fmean(found), statistics.fmean(scores["type1"][name])
+            rows[scale] |= {name: f"{mean:.3f} ± {statistics.stdev(found):.3f}", f"Δ{name}": f"{mean - base:+.3f}"}
+    return rows
+
+
+class Cells(HTMLParser):
+    """The rows of the first table of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self._inside = "sortable" in str(attrs)
+        if self._inside and tag == "tr":
+            self.rows.append([])
+        if self._inside and tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = self._inside and tag != "table"
+
+
+def of_people(lines: list[list[str]]) -> Rows:
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}
+
+
+def read_html(text: str) -> Rows:
+    parser = Cells()
+    parser.feed(text)
+    return of_people(parser.rows)
+
+
+def read_markdown(text: str) -> Rows:
+    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+    return of_people([[cell.replace("\\", "") for cell in line] for line in cells])
+
+
+def read_latex(text: str) -> Rows:
+    lines = [line.removesuffix(r"\\").split("&") for line in text.splitlines() if line.endswith(r"\\")]
+    return of_people([[plain(cell.strip()) for cell in line] for line in lines])
+
+
+def plain(cell: str) -> str:
+    cell = re.sub(r"\\textbf\{(.*)\}", r"\1", cell)
+    for marked, meant in ((r"$\pm$", "±"), (r"$\Delta$", "Δ"), ("$-$", "-"), ("\\", "")):
+        cell = cell.replace(marked, meant)
+    return cell
+
+
+def from_data(records: list[dict[str, object]]) -> Rows:
+    """mean and deviation, apart in data files, put together again, with the digits that were printed."""
+    rows: Rows = {}
+    for record in records:
+        row = rows[str(record["dynamic_scale"])] = {"n": f"{float(str(record['n'] or 'nan')):.0f}"}
+        for name in METRICS:
+            if record.get(f"{name}_std") not in (None, ""):
+                mean, std, difference = (float(str(record[f"{name}{end}"])) for end in ("", "_std", "_difference"))
+                row |= {name: f"{mean:.3f} ± {std:.3f}", f"Δ{name}": f"{difference:+.3f}".replace("-0.000", "+0.000")}
+    return rows
+
+
+def read(path: Path) -> Rows:
+    text = "" if path.suffix == ".parquet" else path.read_text()
+    if path.suffix == ".parquet":
+        frame = pd.read_parquet(path).astype(object)
+        return from_data(frame.where(frame.notna(), None).to_dict("records"))  # pyright: ignore[reportArgumentType]
+    if path.suffix == ".csv":
+        return from_data(list(csv.DictReader(io.StringIO(text))))  # pyright: ignore[reportArgumentType]
+    if path.suffix == ".json":
+        return from_data(json.loads(text)["rows"])
+    return {".html": read_html, ".md": read_markdown, ".tex": read_latex}[path.suffix](text)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_cell_is_that_of_the_run_folders(written, file):
+    rows = read(written / "out" / file)
+    for scale, cells in expected(written).items():
+        assert {name: rows[scale][name] for name in cells} == cells
+    assert rows["type4"]["n"] == "1"
+
+
+def test_a_csv_has_the_digits_themselves(written):
+    with (written / "out" / "results.csv").open() as file:
+        row = next(line for line in csv.DictReader(file) if line["dynamic_scale"] == "type3")
+    assert f"{row['AP']} ± {row['AP_std']}" == expected(written)["type3"]["AP"]
+    assert row["AP_published"] == "0.410"
+    assert row["notes"] == "published: SMCA README"
+
+
+def test_the_best_is_bold_and_only_the_best(written):
+    best = max(expected(written).values(), key=lambda row: row["AP"])["AP"]
+    latex = (written / "out" / "results.tex").read_text()
+    assert r"\textbf{" + best.replace("±", r"$\pm$") + "}" in latex
+    assert (written / "out" / "results.md").read_text().count(f"**{best}**") >= 1
+    finished = [row for line in latex.splitlines() if "&" in line for row in [line.split("&")]]
+    column = [cell.strip() for cell in finished[0]].index("AP")
+    assert sum(r"\textbf" in line[column] for line in finished) == 1
+
+
+def test_latex_is_booktabs_and_escapes_what_latex_would_read(written, write, tmp_path):
+    text = (written / "out" / "results.tex").read_text()
+    assert [word for word in (r"\toprule", r"\midrule", r"\bottomrule") if text.count(word) == 1] == [
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+    ]
+    widths = {line.count("&") for line in text.splitlines() if line.endswith(r"\\")}
+    assert len(widths) == 1
+    write("seed=0", result=None).write_state("failed", reason="50% of {a_b} & #1 \\ ~^ $")
+    assert collect.main(["--runs", str(tmp_path), "--to", str(tmp_path / "t.tex")]) == 0
+    wanted = r"failed: 50\% of \{a\_b\} \& \#1 \textbackslash{} \textasciitilde{}\textasciicircum{} \$"
+    assert wanted in (tmp_path / "t.tex").read_text()
+
+
+def test_markup_of_a_reason_stays_text(write, tmp_path):
+    write("seed=0", result=None).write_state("failed", reason="<script>alert(1)</script> a|b")
+    files = [tmp_path / "t.html", tmp_path / "t.md"]
+    assert collect.main(["--runs", str(tmp_path), *(part for file in files for part in ("--to", str(file)))]) == 0
+    assert "<script>alert" not in files[0].read_text()
+    assert r"\<script>alert(1)\</script> a\|b" in files[1].read_text()
+
+
+def test_parquet_without_its_package_is_one_line(write, tmp_path, monkeypatch, capsys):
+    write("seed=0")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert collect.main(["--runs", str(tmp_path), "--to", str(tmp_path / "t.parquet")]) == 1
+    assert capsys.readouterr().err == "error: parquet needs the package pyarrow: pip install 'fovea-detr[parquet]'\n"
+    assert not (tmp_path / "t.parquet").exists()

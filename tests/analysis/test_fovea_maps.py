@@ -1,0 +1,303 @@
+"""What is drawn is what the model does: attention against the module's own output, the prior against its formula."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.nn import functional
+
+from analysis import fovea_maps
+from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
+from analysis.figures.looking import Look, attention_weights, look
+from analysis.figures.pixels import attention_at_pixels, prior_at_pixels
+from fovea_detr import checkpoint
+from fovea_detr.build import build_model
+from fovea_detr.config import load_config
+from fovea_detr.data.loader import collate_images
+from fovea_detr.fovea.prior import FoveaPrior
+from fovea_detr.model.attention import Attention
+from fovea_detr.record import RunFolder
+from tests.model.builders import random_batch, random_image, small_config, small_model
+
+DC5 = ["model=fovea_r50_dc5", "model.backbone_weights=none", "model.encoder_layers=1", "model.decoder_layers=2"]
+BACKBONES = {
+    "tiny, stride 16": [],
+    "resnet18, stride 32": ["model.backbone=resnet18"],
+    "resnet50 with dc5, stride 16": ["model.backbone=resnet50", "model.dc5=true"],
+}
+
+# ---- the maps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["none", "prior", "padding"])
+def test_weights_times_values_are_the_modules_own_output(kind):
+    torch.manual_seed(0)
+    module = Attention(hidden=16, heads=4, dropout=0.0).eval()
+    query, key, value = torch.randn(2, 5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    prior = torch.randn(2, 4, 5, 9).masked_fill(torch.arange(9) > 6, float("-inf"))
+    bias = {"none": None, "prior": prior, "padding": torch.arange(9).expand(2, 1, 1, 9) < 7}[kind]
+    weights = attention_weights(module, query, key, value, bias)
+    v = functional.linear(value, module.in_proj_weight.chunk(3)[2], module.in_proj_bias.chunk(3)[2])
+    attended = (weights @ v.unflatten(-1, (4, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(module.out_proj(attended), module(query, key, value, bias))
+
+
+@pytest.mark.parametrize("model", ["fovea_tiny", "detr_focal_tiny"])
+def test_looking_changes_nothing(model):
+    net, batch = small_model(f"model={model}"), random_batch((64, 96))
+    with torch.no_grad():
+        before = net(batch)
+    seen = look(net, batch)
+    with torch.no_grad():
+        after = net(batch)
+    for predictions in (seen.predictions, after):
+        assert torch.equal(predictions.boxes_cxcywh, before.boxes_cxcywh)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_the_padding_of_a_batch_is_cut_off():
+    batch = random_batch((64, 96), (128, 160))
+    seen = look(small_model(), batch, image=0)
+    assert seen.size_hw == (64, 96)
+    assert seen.predictions.boxes_cxcywh.shape[:2] == (2, 1)
+    for maps in seen.layers:
+        assert maps.attention.shape == (2, 7, 4, 6)
+        torch.testing.assert_close(maps.attention.sum((-1, -2)), torch.ones(2, 7))
+        assert maps.log_prior is not None
+        assert maps.log_prior.isfinite().all()
+    alone = look(small_model(), random_batch((64, 96))).layers[0].log_prior
+    torch.testing.assert_close(seen.layers[0].log_prior, alone)  # layer 0's prior has seen no image yet
+
+
+@pytest.mark.parametrize(
+    ("mixture", "feels"),
+    [("none", [[1] * 7] * 2), ("head", [[1] * 7, [0] * 7]), ("query", [[0] * 3 + [1] * 4] * 2)],
+)
+def test_who_feels_the_prior(mixture, feels):
+    for maps in look(small_model(f"mixture={mixture}"), random_batch((64, 64))).layers:
+        assert maps.feels.int().tolist() == feels
+        assert maps.log_prior is not None
+        assert ((maps.log_prior != 0).flatten(2).any(-1) == maps.feels).all()
+
+
+def test_plain_detr_has_attention_alone():
+    for maps in look(small_model("model=detr_focal_tiny"), random_batch((64, 64))).layers:
+        assert maps.log_prior is None
+        assert not maps.feels.any()
+        torch.testing.assert_close(maps.attention.sum((-1, -2)), torch.ones(2, 7))
+
+
+# ---- from cells to pixels ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES.keys())
+def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(backbone):
+    """Without an offset the Gaussian's centre is sigmoid(ref) of the image, whatever stride and resize are."""
+    model = small_model(*backbone, "dynamic_scale=type1")
+    for prior in model.decoder.modules():
+        if isinstance(prior, FoveaPrior):
+            torch.nn.init.zeros_(prior.offset.weight)
+            torch.nn.init.zeros_(prior.offset.bias)
+    references: list[torch.Tensor] = []
+    model.decoder.register_forward_hook(lambda _, __, output: references.append(output[1]))
+    height, width = 200, 330  # as on disk; resized to sides that are no multiples of the stride
+    seen = look(model, collate_images([random_image(150, 247)], [(height, width)]))
+    for query, reference in enumerate(references[0][0].sigmoid().tolist()):
+        for maps in seen.layers:
+            assert maps.log_prior is not None
+            drawn = prior_at_pixels(
+                maps.log_prior[0, query].double().numpy(), (height, width), seen.size_hw, seen.stride
+            )
+            row, column = np.unravel_index(drawn.argmax(), drawn.shape)
+            assert abs(column + 0.5 - reference[0] * width) <= 1
+            assert abs(row + 0.5 - reference[1] * height) <= 1
+
+
+def test_the_prior_between_the_cells_is_its_formula():
+    """type4, the one of the highest degree, on an image that is resized by 1 / 2 to 4 x 6 cells of 16 pixels."""
+    s1, s2, s3, smooth, centre = 0.5, 0.8, 0.3, 8.0, (2.3, 1.9)
+
+    def log_prior(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        dx2, dy2 = (x - centre[0]) ** 2, (y - centre[1]) ** 2
+        return -(s1**2 * dx2 + s2**2 * dy2 + s3**2 * dx2 * dy2) / smooth
+
+    cells = log_prior(np.arange(6)[None], np.arange(4)[:, None])
+    x, y = (np.arange(192)[None] + 0.5) / 32, (np.arange(128)[:, None] + 0.5) / 32
+    drawn = prior_at_pixels(cells, (128, 192), (64, 96), 16)
+    np.testing.assert_allclose(drawn, np.exp(log_prior(x, y)), atol=1e-9)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 4), (3, 2)])
+def test_attention_to_one_cell_is_drawn_around_its_pixel(row, column):
+    cells = np.zeros((4, 6))
+    cells[row, column] = 1
+    drawn = attention_at_pixels(cells, (128, 192), (64, 96), 16)
+    assert drawn.shape == (128, 192)
+    np.testing.assert_allclose(drawn[row * 32 : row * 32 + 1, column * 32 : column * 32 + 1], 1, atol=0.05)
+    assert drawn.min() == pytest.approx(0)
+
+
+def test_a_map_of_one_row_or_column_can_be_drawn():
+    assert attention_at_pixels(np.ones((1, 3)), (10, 30), (10, 30), 16).shape == (10, 30)
+    assert prior_at_pixels(np.zeros((2, 1)), (30, 10), (30, 10), 16).shape == (30, 10)
+
+
+# ---- the figures ---------------------------------------------------------------------------------
+
+
+def said(figure) -> str:
+    return " ".join(text.get_text() for axes in figure.findobj(lambda a: hasattr(a, "texts")) for text in axes.texts)
+
+
+def drawn(*overrides: str, draw: Callable = heads_together, layers=(0, 1)):
+    seen: Look = look(small_model(*overrides), random_batch((64, 96)))
+    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    marked = [Marked(query, f"query {query}: cat 0.50", np.array([10.0, 10, 40, 50])) for query in (0, 6)]
+    figure = draw(seen, image, marked, list(layers))
+    figure.canvas.draw()
+    return figure
+
+
+@pytest.mark.parametrize(
+    ("overrides", "draw", "panels"),
+    [
+        ((), heads_together, 2 * 2 * 2),  # layers x (prior, attention) x queries
+        ((), heads_apart, 2 * 2 * 2 * 2),  # x heads
+        (("model=detr_focal_tiny",), heads_together, 2 * 2),
+        (("model=detr_focal_tiny",), heads_apart, 2 * 2 * 2),
+    ],
+)
+def test_a_panel_for_everything_that_there_is(overrides, draw, panels):
+    figure = drawn(*overrides, draw=draw)
+    axes = [one for part in (figure, *figure.subfigs) for one in part.axes]
+    assert len(set(map(id, axes))) == panels
+    assert all(len(one.patches) == 1 for one in axes)  # the detection's box
+    labels = {one.get_ylabel() for one in axes}
+    assert any("no prior" in label for label in labels) == bool(overrides)
+
+
+def test_who_has_no_prior_is_told():
+    assert "no prior" not in said(drawn())
+    assert said(drawn("mixture=query")).count("no prior") == 2  # query 0, in two layers
+    assert said(drawn("mixture=head", draw=heads_apart)).count("no prior") == 4
+    assert "no prior" not in said(drawn("mixture=head"))  # the first head's outline is there
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two run folders as a run leaves them, with random weights: RUNS/fovea and RUNS/plain."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, model in (("fovea", "fovea_tiny"), ("plain", "detr_focal_tiny")):
+        sizes = ["data.train_images=1", "data.val_images=3", f"data.cache={root / 'cache'}", "data.num_classes=7"]
+        config = small_config(f"model={model}", "data=shapes", *sizes)
+        folder = RunFolder(root / name)
+        torch.manual_seed(0)
+        folder.path.mkdir()
+        folder.write_config(OmegaConf.to_yaml(OmegaConf.structured(replace(config, weights="moved/since.pth"))))
+        checkpoint.save(folder, {"model": build_model(config).state_dict(), "optimizer": {}})
+    (root / "empty").mkdir()
+    (root / "unsaved").mkdir()
+    (root / "unsaved" / "config.yaml").write_text((root / "plain" / "config.yaml").read_text())
+    Image.new("RGB", (90, 70), "gray").save(root / "photo.jpg")
+    return root
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_figure_of_a_run_and_an_image_id(runs, tmp_path, capsys, ending):
+    to = tmp_path / f"fovea.{ending}"
+    assert (
+        fovea_maps.main([str(runs / "fovea"), "--image", "2", "--queries", "3,1", "--layers", "-1,0", "--to", str(to)])
+        == 0
+    )
+    assert to.stat().st_size > 5000
+    assert "query 3: " in capsys.readouterr().out
+
+
+def test_plain_detr_says_so(runs, tmp_path, capsys):
+    arguments = ["--image", "2", "--heads", "apart", "--to", str(tmp_path / "fovea.png")]
+    assert fovea_maps.main([str(runs / "plain"), *arguments]) == 0
+    assert "plain DETR: it has no prior" in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_its_overrides_and_an_image_file(runs, tmp_path, capsys):
+    from tests.model.builders import SMALL
+
+    overrides = [*SMALL, "data.num_classes=7", "data=shapes"]
+    arguments = ["--image", str(runs / "photo.jpg"), "--to", str(tmp_path / "fovea.png")]
+    assert fovea_maps.main([str(runs / "fovea" / "checkpoint.pt"), *overrides, *arguments]) == 0
+    assert "class " in capsys.readouterr().out  # a file comes without the names of its categories
+
+
+def test_the_best_queries_found_different_objects(runs):
+    view = fovea_maps.open_view(runs / "fovea", "2")
+    logits = torch.full((1, 1, 7, 8), -9.0)
+    logits[0, 0, :, 3] = torch.tensor([0.0, 3.0, 2.9, -1.0, -2.0, -3.0, 1.0])
+    boxes = torch.tensor(
+        [[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.22], *[[0.8, 0.8, 0.1, 0.1]] * 4]
+    )
+    predictions = replace(view.look.predictions, logits=logits, boxes_cxcywh=boxes[None, None])
+    view = replace(view, look=replace(view.look, predictions=predictions))
+    assert view.best_queries() == [1, 6, 0]
+    (marked,) = view.marked([1])
+    height, width = view.image.shape[:2]
+    assert marked.title == "query 1: triangle 0.95"
+    np.testing.assert_allclose(marked.box_xyxy, [0.4 * width, 0.4 * height, 0.6 * width, 0.6 * height], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fovea", "--image", "9"], "no image 9"),
+        (["fovea", "--image", "photo.png"], "neither an image file nor a number"),
+        (["fovea", "--image", "1", "--queries", "7"], "queries are 0 to 6"),
+        (["fovea", "--image", "1", "--layers", "2"], "layers are 0 to 1"),
+        (["fovea", "--image", "1", "--to", "fovea.gif"], ".png, .pdf, .svg"),
+        (["fovea", "model.heads=4", "--image", "1"], "model.heads"),
+        (["fovea/config.yaml", "--image", "1"], "not a checkpoint"),
+        (["empty", "--image", "1"], "no config.yaml"),
+        (["unsaved", "--image", "1"], "no checkpoint.pt"),
+        (["nowhere", "--image", "1"], "no such file"),
+        (["fovea", "data=coco", "--image", "1"], "data"),
+    ],
+)
+def test_a_mistake_is_one_line(runs, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(runs)
+    assert fovea_maps.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_looking_at_the_published_shape_with_dc5():
+    config = load_config([*DC5, "model.num_queries=5"])
+    seen = look(build_model(config), collate_images([random_image(97, 130)], [(194, 260)]))
+    assert seen.stride == 16
+    assert seen.layers[0].attention.shape == (8, 5, 7, 9)  # sides / stride, rounded up
+
+
+def test_the_module_is_a_script(runs, tmp_path):
+    import subprocess
+
+    command = [
+        sys.executable,
+        fovea_maps.__file__,
+        str(runs / "fovea"),
+        "--image",
+        "1",
+        "--to",
+        str(tmp_path / "a.png"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,242 @@
+"""What the table says: means and spreads by hand, baseline, best, published, flags, filters, sorting."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.reading import published
+from analysis.reading.folders import find_runs
+from analysis.reading.settings import settings_of
+from analysis.tables.cells import METRICS, Value
+from analysis.tables.rows import Row
+from analysis.tables.table import Options, Table, make_table
+from fovea_detr import evaluate
+from fovea_detr.errors import UserError
+from fovea_detr.record import RunFolder
+from tests.analysis.made_up import provenance, write_every_kind
+
+
+@pytest.fixture(scope="module")
+def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    write_every_kind(root / "dynamic_scale")
+    return root
+
+
+def table_of(root: Path, **options: object) -> Table:
+    return make_table(find_runs(root), Options(**options))  # pyright: ignore[reportArgumentType]
+
+
+def row_of(table: Table, **settings: str) -> Row:
+    found = [row for row in table.rows if settings.items() <= row.settings.items()]
+    assert len(found) == 1
+    return found[0]
+
+
+def value(row: Row, name: str) -> Value:
+    cell = row.cells[name]
+    assert isinstance(cell, Value)
+    return cell
+
+
+def by_hand(root: Path) -> pd.DataFrame:
+    """Every finished run's metrics, straight from the files."""
+    folders = [RunFolder(path.parent) for path in sorted(root.glob("*/*/result.json"))]
+    lines = [{"point": f.path.name, **((f.result() or {})["last"])} for f in folders]
+    frame = pd.DataFrame(lines)
+    frame["scale"] = frame["point"].str.extract(r"dynamic_scale=(\w+)")
+    return frame
+
+
+def test_mean_sample_deviation_n_difference_and_best_are_those_of_pandas(runs_root):
+    table = table_of(runs_root, metrics=METRICS, baseline="dynamic_scale=type1")
+    grouped: Any = by_hand(runs_root).groupby("scale")[list(METRICS)]
+    mean, std, count = (frame.to_dict() for frame in (grouped.mean(), grouped.std(ddof=1), grouped.count()))
+    for scale in ("type1", "type2", "type3"):
+        row = row_of(table, dynamic_scale=scale, mixture="none")
+        assert row.cells["n"] == Value(3)
+        for name in METRICS:
+            cell = value(row, name)
+            assert cell.mean == pytest.approx(mean[name][scale], rel=1e-12)
+            assert cell.std == pytest.approx(std[name][scale], rel=1e-9)
+            assert cell.n == count[name][scale]
+            difference = mean[name][scale] - mean[name]["type1"]
+            assert value(row, f"{name}_difference").mean == pytest.approx(difference, abs=1e-12)
+            assert (name in row.best) == (round(mean[name][scale], 3) == round(max(mean[name].values()), 3))
+
+
+def test_an_unfinished_row_shows_its_last_score_but_neither_difference_nor_best(runs_root):
+    row = row_of(table_of(runs_root, baseline="dynamic_scale=type1"), dynamic_scale="type4")
+    assert row.cells["state"] == "1 running, 1 queued, 1 preempted"
+    assert value(row, "epochs").mean == 12
+    assert math.isnan(value(row, "AP").std), "the furthest alone: seed 1 stands at another epoch"
+    assert row.cells["AP_difference"] is None
+    assert not row.best
+    assert row.notes == ["epoch 12 of 50, before the learning-rate drop after 40: not comparable"]
+
+
+def test_a_row_after_its_drop_is_unfinished_all_the_same(write, tmp_path):
+    folder = write("seed=0", result=None)
+    folder.write_history([{"epoch": epoch, "AP": 0.4} for epoch in range(1, 46)])
+    folder.write_state("preempted")
+    assert table_of(tmp_path).rows[0].notes == ["epoch 45 of 50, not finished: not comparable"]
+
+
+def test_what_was_not_made_alike_is_flagged(runs_root):
+    table = table_of(runs_root)
+    notes = {row.cells["dynamic_scale"]: row.notes for row in table.rows if row.cells["mixture"] == "none"}
+    assert "total batch differs between its seeds: 16 / 32" in notes["type1"]
+    assert notes["type2"] == ["code fedcba9 + changes 77, elsewhere 0123456"]
+    assert notes["type3"] == ["published: SMCA README"]
+
+
+def test_precision_and_data_are_flagged_and_the_baseline_is_the_measure(write, tmp_path):
+    for number, data in ((1, "b" * 16), (2, "b" * 16), (3, "c" * 16)):
+        folder = write(f"dynamic_scale=type{number}", *["precision=bf16"] * (number == 2))
+        folder.write_provenance(provenance(data={"train": "a" * 16, "val": data}))
+    notes = [row.notes for row in table_of(tmp_path, baseline="dynamic_scale=type3").rows]
+    assert "data train aaaaaaaa val bbbbbbbb, elsewhere train aaaaaaaa val cccccccc" in notes[0]
+    assert "precision bf16, elsewhere fp32" in notes[1]
+    assert not any(note.startswith(("data", "precision")) for note in notes[2])
+    other = tmp_path / "other"
+    (tmp_path / "study").rename(other)
+    write("dynamic_scale=type3").write_provenance(provenance())
+    lines = [note for row in table_of(tmp_path).rows if row.study == "study" for note in row.notes]
+    assert lines == ["published: SMCA README"], "studies are no comparison"
+
+
+def test_equal_configurations_in_two_folders_are_reported_and_counted_once(write, tmp_path):
+    write("dynamic_scale=type2", "seed=0")
+    write("seed=1")
+    write("seed=0", "smooth=8")
+    table = table_of(tmp_path)
+    assert len(table.rows) == 1
+    assert value(table.rows[0], "AP").n == 2
+    folders = f"{tmp_path}/study/dynamic_scale=type2,seed=0, {tmp_path}/study/seed=0,smooth=8"
+    assert table.lines == [f"the same configuration and seed in 2 folders: {folders}"]
+
+
+def test_published_values_stand_beside_the_runs_of_their_recipe_alone(write, tmp_path):
+    for overrides in (["dynamic_scale=type3"], ["dynamic_scale=type3", "model.heads=4"], ["model=detr_r50"]):
+        write(*overrides)
+    write("model=detr_r50", "schedule=500ep")
+    table = table_of(tmp_path, metrics=("AP", "AP_large"))
+    found = {row.name: (row.cells.get("AP_published"), row.cells.get("AP_large_published")) for row in table.rows}
+    assert found == {
+        "dynamic_scale=type3": (Value(0.41), Value(0.591)),
+        "dynamic_scale=type3,model.heads=4": (None, None),
+        "model=detr_r50": (Value(0.348), Value(0.544)),
+        "model=detr_r50,schedule=500ep": (Value(0.42), Value(0.611)),
+    }
+    assert "published: DETR model zoo" in table.notes
+
+
+def test_every_published_key_is_a_leaf_of_the_configuration(write):
+    settings = settings_of(write("seed=0").config_text())
+    for entry in published.entries():
+        assert entry.where.keys() <= settings.keys()
+        assert entry.metrics.keys() <= set(METRICS)
+        assert all(0.1 < metric < 0.7 for metric in entry.metrics.values())
+
+
+def test_the_metrics_are_those_of_the_evaluation():
+    assert METRICS == evaluate.METRICS
+
+
+@pytest.mark.parametrize(
+    ("where", "points"),
+    [
+        (["smooth=4"], {"smooth=4"}),
+        (["smooth>4"], {"base", "smooth=16"}),
+        (["fovea.smooth>=8,smooth<16"], {"base"}),
+        (["smooth=4,16"], {"smooth=4", "smooth=16"}),
+        (["smooth!=8", "smooth!=16"], {"smooth=4"}),
+        (["schedule=50ep"], {"base", "smooth=4", "smooth=16"}),
+        (["state=queued"], {"smooth=16"}),
+        (["AP>0.4"], {"base"}),
+        (["AP<=0.4"], {"smooth=4"}),
+        (["n=1", "epochs = 50"], {"base", "smooth=4"}),
+        (["study==study"], {"base", "smooth=4", "smooth=16"}),
+    ],
+)
+def test_where(write, tmp_path, where, points):
+    write()
+    write("smooth=4", result={"last": {"AP": 0.3}, "epochs": 50})
+    write("smooth=16", result=None).write_state("queued")
+    table = make_table(find_runs(tmp_path), Options(where=tuple(where)))
+    assert {row.name for row in table.rows} == points
+
+
+def test_where_may_choose_seeds(write, tmp_path):
+    for seed in range(3):
+        write(f"seed={seed}")
+    assert value(table_of(tmp_path, where=("seed<2",)).rows[0], "AP").n == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--metrics", "AP,mAP"], "no metric mAP: there is AP, AP50, AP75"),
+        (["--where", "smoth=4"], "there is no smoth; there is fovea.smooth"),
+        (["--where", "batch_size=4"], "batch_size may be schedule.batch_size, evaluation.batch_size: name one in full"),
+        (["--where", "smooth"], "'smooth' is no condition"),
+        (["--where", "smooth>wide"], "> compares numbers"),
+        (["--where", "smooth=5"], "no run of 2 fits smooth=5"),
+        (["--baseline", "smooth=5"], "--baseline smooth=5 is none of the 2 rows"),
+        (["--baseline", "dynamic_scale=type2"], "is 2 rows (study/smooth=16, study/smooth=4)"),
+        (["--sort", "beauty"], "there is no beauty; there is"),
+        (["--to", "results.docx"], "the ending says the format: .csv, .md, .tex, .html, .json, .parquet"),
+        (["--to", "."], "the ending says the format"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_helpful_line(write, refused, arguments, said):
+    write("smooth=4")
+    write("smooth=16")
+    if said.startswith("is 2 rows"):
+        assert said.split("(")[0] in refused(*arguments)
+    else:
+        assert said in refused(*arguments)
+
+
+def test_sorting_is_best_first_by_scores_upwards_by_the_rest_and_nothing_last(write, tmp_path):
+    for smooth, score in ((4, 0.3), (8, 0.5), (16, 0.4)):
+        write(f"fovea.smooth={smooth}", result={"last": {"AP": score}})
+    write("fovea.smooth=2", result=None)
+    order = lambda **options: [row.settings["fovea.smooth"] for row in table_of(tmp_path, **options).rows]  # noqa: E731
+    assert order() == ["2", "4", "8", "16"]
+    assert order(sort="AP") == ["8", "16", "4", "2"]
+    assert order(sort="AP", reverse=True) == ["4", "16", "8", "2"]
+    assert order(sort="smooth", reverse=True) == ["16", "8", "4", "2"]
+    assert order(sort="state,AP") == ["2", "8", "16", "4"]
+
+
+def test_a_single_seed_shows_no_spread_and_a_row_may_be_a_seed(write, show):
+    for seed, score in ((0, 0.4), (1, 0.42)):
+        write("smooth=4", f"seed={seed}", result={"last": {"AP": score}})
+    write("smooth=8", result={"last": {"AP": 0.5}})
+    assert [row[:4] for row in show("--metrics", "AP")[1:]] == [
+        ["4", "done", "2", "0.410 ± 0.014"],
+        ["8", "done", "1", "0.500"],
+    ]
+    assert [row[:5] for row in show("--metrics", "AP", "--seeds")[1:]] == [
+        ["4", "0", "done", "1", "0.400"],
+        ["4", "1", "done", "1", "0.420"],
+        ["8", "0", "done", "1", "0.500"],
+    ]
+
+
+def test_all_twelve_metrics_are_there_on_demand(write, show):
+    write("seed=0", result={"last": dict.fromkeys(METRICS, 0.25)})
+    table = show("--metrics", "all")
+    assert [name for name in table[0] if name in METRICS] == list(METRICS)
+    assert table[1].count("0.250") == 12
+
+
+def test_options_name_an_unknown_metric():
+    with pytest.raises(UserError, match="no metric ap"):
+        Options(metrics=("ap",))
