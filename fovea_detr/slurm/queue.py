@@ -92,7 +92,16 @@ def parse_sacct(text: str) -> Iterator[Job]:
     for line in text.splitlines():
         job, name, state, code = line.strip().split("|")[:4]
         for one in expanded(job):
-            yield Job(one, name, state.split()[0].rstrip("+") if state else "UNKNOWN", f"exit code {code}")
+            yield Job(one, name, _word(state), f"exit code {code}")
+
+
+def _word(state: str) -> str:
+    """`CANCELLED by 0` -> CANCELLED. A job that is cancelled as it is being requeued keeps REQUEUED for ever here.
+
+    One that really waits is in squeue, which is asked first.
+    """
+    word = state.split()[0].rstrip("+") if state else "UNKNOWN"
+    return "CANCELLED" if word == "REQUEUED" else word
 
 
 def expanded(job: str) -> list[str]:

@@ -108,7 +108,8 @@ class Study:
         while time.monotonic() < end:
             stand = self.stand(monkeypatch)
             ended = all(standing.state not in ("queued", "running") for standing in stand)
-            if ended and not any(job.is_live for job in self.accounts().values()):
+            names = ",".join(submission.name for submission in self.manifest.read())
+            if ended and not self.slurm("squeue", "-h", "--name", names):
                 return {standing.point: standing for standing in stand}
             time.sleep(0.5)
         raise AssertionError(f"still at work after {seconds} s: {[(s.point, s.state, s.slurm) for s in stand]}")

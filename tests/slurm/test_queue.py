@@ -19,6 +19,7 @@ SACCT = """\
 13_0|scancel-1123-063551-0a1|CANCELLED by 0|0:15
 20_[2-3,5%2]|wide-1123-064000-0a1|PENDING|0:0
 21_0|memory|OUT_OF_ME+|0:125
+22_0|cancelled-as-it-was-requeued|REQUEUED|0:0
 """
 
 
@@ -32,6 +33,7 @@ def test_squeue() -> None:
 def test_sacct() -> None:
     jobs = {job.id: job for job in parse_sacct(SACCT)}
     assert [jobs[id_].state for id_ in ("1_0", "9_0", "13_0")] == ["COMPLETED", "FAILED", "CANCELLED"]
+    assert jobs["22_0"].state == "CANCELLED", "squeue, which is asked first, does not know it"
     assert jobs.keys() >= {"20_2", "20_3", "20_5"}
     assert jobs["9_0"].reason == "exit code 15:0"
 
