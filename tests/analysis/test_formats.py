@@ -18,19 +18,35 @@ from analysis import collect
 from analysis.tables.cells import METRICS
 from fovea_detr.record import RunFolder
 from tests.analysis.made_up import write_every_kind
+from tests.launch import run_well
 
 FILES = ("results.csv", "results.md", "results.tex", "results.html", "results.json", "results.parquet")
 Rows = dict[str, dict[str, str]]
+
+
+def write_all(root: Path, *options: str) -> Path:
+    files = [part for name in FILES for part in ("--to", str(root / "out" / name))]
+    every = ["--metrics", "all", "--baseline", "dynamic_scale=type1"]
+    assert collect.main(["dynamic_scale", "--runs", str(root), *options, *every, *files]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four real runs: two of the demo's types, two seeds of each, shortened."""
+    root = tmp_path_factory.mktemp("trained")
+    small = ["schedule.epochs=4", "data.train_images=320", "data.val_images=60", f"data.cache={root / 'cache'}"]
+    for type_, seed in (("type1", 0), ("type1", 1), ("type2", 0), ("type2", 1)):
+        point = [f"dynamic_scale={type_}", f"seed={seed}"]
+        run_well("experiment=tiny", "study=dynamic_scale", f"runs={root}", *small, *point)
+    return write_all(root)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_every_kind(root / "dynamic_scale")
-    files = [part for name in FILES for part in ("--to", str(root / "out" / name))]
-    where = ["--where", "mixture=none", "--metrics", "all", "--baseline", "dynamic_scale=type1"]
-    assert collect.main(["--runs", str(root), *where, *files]) == 0
-    return root
+    return write_all(root, "--where", "mixture=none")
 
 
 def expected(root: Path) -> Rows:
@@ -43,10 +59,11 @@ def expected(root: Path) -> Rows:
             scores.setdefault(scale, {}).setdefault(name, []).append(last[name])
     rows: Rows = {}
     for scale, by_name in scores.items():
-        rows[scale] = {"n": "3"}
+        rows[scale] = {"n": str(len(by_name["AP"]))}
         for name, found in by_name.items():
             mean, base = statistics.fmean(found), statistics.fmean(scores["type1"][name])
-            rows[scale] |= {name: f"{mean:.3f} ± {statistics.stdev(found):.3f}", f"Δ{name}": f"{mean - base:+.3f}"}
+            difference = f"{mean - base:+.3f}".replace("-0.000", "+0.000")
+            rows[scale] |= {name: f"{mean:.3f} ± {statistics.stdev(found):.3f}", f"Δ{name}": difference}
     return rows
 
 
@@ -132,6 +149,15 @@ def test_every_cell_is_that_of_the_run_folders(written, file):
     for scale, cells in expected(written).items():
         assert {name: rows[scale][name] for name in cells} == cells
     assert rows["type4"]["n"] == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_every_cell_of_real_runs(trained, file):
+    rows, wanted = read(trained / "out" / file), expected(trained)
+    assert wanted.keys() == {"type1", "type2"}
+    for scale, cells in wanted.items():
+        assert {name: rows[scale][name] for name in cells} == cells
 
 
 def test_a_csv_has_the_digits_themselves(written):
