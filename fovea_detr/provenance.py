@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,16 @@ def code_version(folder: Path) -> dict[str, str | None]:
     sha = _git(folder, "rev-parse", "HEAD")
     if sha is None:
         return {"sha": None, "uncommitted": None}
-    changes = (_git(folder, "diff", "HEAD") or "") + (_git(folder, "ls-files", "--others", "--exclude-standard") or "")
+    changes = (_git(folder, "diff", "HEAD") or "") + "".join(_new_files(folder))
     return {"sha": sha.strip(), "uncommitted": hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else ""}
+
+
+def _new_files(folder: Path) -> Iterator[str]:
+    """Names and fingerprints of the files that git neither tracks nor ignores: a new axis is code before it is added."""
+    names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    for name in filter(None, names.split("\0")):
+        path = folder / name
+        yield f"{name} {file_fingerprint(path) if path.is_file() else ''}\n"
 
 
 def file_fingerprint(path: Path | str) -> str:
