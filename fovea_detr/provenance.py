@@ -59,7 +59,7 @@ def code_version(folder: Path) -> dict[str, str | None]:
 
 
 def _new_files(folder: Path) -> Iterator[str]:
-    """Names and fingerprints of the files that git neither tracks nor ignores: a new axis is code before it is added."""
+    """Names and fingerprints of what git neither tracks nor ignores: a new axis is code before it is added."""
     names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
     for name in filter(None, names.split("\0")):
         path = folder / name
