@@ -109,7 +109,8 @@ class Study:
             stand = self.stand(monkeypatch)
             ended = all(standing.state not in ("queued", "running") for standing in stand)
             names = ",".join(submission.name for submission in self.manifest.read())
-            if ended and not self.slurm("squeue", "-h", "--name", names):
+            gone = ended and not self.slurm("squeue", "-h", "--name", names)
+            if gone and not any(job.is_live for job in self.accounts().values()):  # the accounts come a little later
                 return {standing.point: standing for standing in stand}
             time.sleep(0.5)
         raise AssertionError(f"still at work after {seconds} s: {[(s.point, s.state, s.slurm) for s in stand]}")
