@@ -106,9 +106,11 @@ class Run:
             self.folder.beat(epoch=position.epoch, batches_done=position.batches_done)
 
     def leave_if_asked(self) -> None:
-        """Raise Stopped where there is nothing to save: evaluating, with the epoch's checkpoint already written."""
+        """Between batches of an evaluation, whose epoch is saved: raise Stopped if asked to, else say that we live."""
         if self.stop.number:
             raise Stopped(self.stop.number)
+        if self.is_writer:
+            self.folder.beat(epoch=self.position.epoch, batches_done=self.position.batches_done)
 
     def unless_asked(self, function: Callable[[], T]) -> T:
         """Call a function that may leave by `leave_if_asked`; if one rank does, all do, and none waits for another."""

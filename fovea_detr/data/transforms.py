@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
+from fovea_detr.boxes import xyxy_to_cxcywh
 from fovea_detr.types import Target
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -180,8 +181,7 @@ def normalize(image: Tensor) -> Tensor:
 def as_target(sample: Sample) -> Target:
     """The boxes as (cx, cy, w, h) fractions of the sample's own size."""
     height, width = sample.size_hw
-    left_top, right_bottom = sample.boxes.as_subclass(Tensor).split(2, dim=1)  # pyright: ignore[reportArgumentType]
-    boxes_pixels = torch.cat([(left_top + right_bottom) / 2, right_bottom - left_top], dim=1)
+    boxes_pixels = xyxy_to_cxcywh(sample.boxes.as_subclass(Tensor))  # pyright: ignore[reportArgumentType]
     return Target(sample.labels, boxes_pixels / boxes_pixels.new_tensor([width, height, width, height]))
 
 

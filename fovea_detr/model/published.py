@@ -33,10 +33,10 @@ def our_name(published: str) -> str:
 def published_name(ours: str) -> str:
     """`decoder.layers.0.prior.offset.weight` -> `transformer.decoder.layers.0.point2.weight`."""
     for theirs, mine in reversed(RENAMED):
-        if mine in ("encoder.", "decoder.", "position.", "class_head.", "box_head.", "backbone.body."):
-            ours = theirs + ours[len(mine) :] if ours.startswith(mine) else ours
-        else:
+        if mine.startswith("."):
             ours = ours.replace(mine, theirs)
+        elif ours.startswith(mine):
+            ours = theirs + ours.removeprefix(mine)
     return ours
 
 

@@ -126,10 +126,6 @@ def adopt(manifest: Manifest, submissions: Iterable[Submission], *, write: bool)
             manifest.was_refused(submission, "SLURM knows of no job of this name: it was never sent")
 
 
-def run_folder(manifest: Manifest, point: str) -> RunFolder:
-    return RunFolder(manifest.folder / point)
-
-
 def log_files(manifest: Manifest, submission: Submission, point: str, rank: int = 0) -> list[Path]:
     """What a rank of a point's job has printed, over all its starts."""
     folder = manifest.submission_folder(submission.id)
