@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
+from fovea_detr.fovea.log_prior import LogPrior
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,10 @@ class FoveaPrior(nn.Module):
 
     def forward(
         self, content: Tensor, query_embed: Tensor, reference: Tensor | None, sizes_hw: Tensor, grid: CellGrid
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[LogPrior, Tensor]:
         """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] (None in layer 0), sizes_hw [B, 2] pixels.
 
-        Returns the log-prior [B, H, Q, rows * columns], float32, never above 0 and -inf on padding, and the reference
-        logits [B, Q, 2].
+        Returns the log-prior, float32, never above 0 and -inf on padding, and the reference logits [B, Q, 2].
         """
         with torch.autocast(content.device.type, enabled=False):
             z = self.norm(content.float() + query_embed.float())
@@ -91,13 +91,13 @@ class FoveaPrior(nn.Module):
         offsets = self.offset(z).unflatten(-1, (self.heads, 2))  # [B, Q, H, 2]
         return ((reference.sigmoid() * extent_cells)[:, :, None] + offsets).transpose(1, 2)
 
-    def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Tensor:
-        """centres [B, H, Q, 2] -> log-prior [B, H, Q, rows * columns]; never builds a [.., cells, 2] tensor."""
+    def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> LogPrior:
+        """centres [B, H, Q, 2] -> the log-prior in its separable form."""
         columns = torch.arange(grid.columns, device=z.device, dtype=z.dtype)
         rows = torch.arange(grid.rows, device=z.device, dtype=z.dtype)
         dx2 = (centres_cells[..., 0:1] - columns).square()
         dy2 = (centres_cells[..., 1:2] - rows).square()
-        return self._outer_sum(self._select(self.dynamic_scale(z, dx2, dy2)), grid)
+        return self._smoothed(self._select(self.dynamic_scale(z, dx2, dy2)), grid)
 
     def _select(self, distance: Distance) -> Distance:
         """Zero, by selection, the distance of heads and queries that do not feel the prior."""
@@ -105,15 +105,11 @@ class FoveaPrior(nn.Module):
             return distance
         return Distance(*(None if part is None else part.where(self.feels, 0.0) for part in distance))  # type: ignore[arg-type]
 
-    def _outer_sum(self, distance: Distance, grid: CellGrid) -> Tensor:
-        """[B, H, Q, columns] and [B, H, Q, rows] -> -distance / smooth at every cell [B, H, Q, rows * columns]."""
+    def _smoothed(self, distance: Distance, grid: CellGrid) -> LogPrior:
+        """-distance / smooth, hidden on padding."""
         x = _hide(distance.x / -self.smooth, grid.column_is_padding)
         y = _hide(distance.y / -self.smooth, grid.row_is_padding)
-        log_prior = x[..., None, :] + y[..., :, None]
-        if distance.xy_x is not None and distance.xy_y is not None:
-            factor = distance.xy_x / -self.smooth
-            log_prior.addcmul_(factor[..., None, :], distance.xy_y[..., :, None])
-        return log_prior.flatten(-2)
+        return LogPrior(x, y, None if distance.xy_x is None else distance.xy_x / -self.smooth, distance.xy_y)
 
 
 def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:

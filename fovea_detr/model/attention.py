@@ -1,10 +1,13 @@
-"""Multi-head attention through `scaled_dot_product_attention`, batch first, with an additive bias."""
+"""Multi-head attention, batch first: plain or masked through `scaled_dot_product_attention`, or through a fovea."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fovea_detr.fovea.attend import attend
+from fovea_detr.fovea.log_prior import LogPrior
 
 
 class Attention(nn.Module):
@@ -20,10 +23,11 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | LogPrior | None = None) -> Tensor:
         """query [B, Q, D], key and value [B, K, D] -> [B, Q, D].
 
-        bias: what is added to the scaled scores, broadcastable to [B, H, Q, K]; or bool, True where a key may be seen.
+        bias: what is added to the scaled scores, as a tensor broadcastable to [B, H, Q, K] or in separable form; or
+        bool, True where a key may be seen.
         """
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
@@ -32,5 +36,8 @@ class Attention(nn.Module):
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        if isinstance(bias, LogPrior):
+            attended = attend(q, k, v, bias, dropout)
+        else:
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

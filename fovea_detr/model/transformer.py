@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
 from fovea_detr.model.attention import Attention
 
@@ -75,7 +76,7 @@ class DecoderLayer(_Layer):
         self.prior = prior
 
     def forward(
-        self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor | None
+        self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor | LogPrior | None
     ) -> Tensor:
         """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias: see Attention."""
 
@@ -129,7 +130,7 @@ class Decoder(nn.Module):
         may_see = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            bias = may_see
+            bias: Tensor | LogPrior | None = may_see
             if layer.prior is not None:
                 bias, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
             content = layer(content, query_embed, memory, places, bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fovea_detr.config import CONF_DIR
 from fovea_detr.fovea import mixture as mixtures
 from fovea_detr.fovea.dynamic_scale import DynamicScale, Type1, Type2, Type3, Type4
+from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
 from fovea_detr.model.transformer import FeedForward
 from tests import reference
@@ -23,8 +25,8 @@ MIXTURES: dict[str, mixtures.Everywhere] = {
     "query": mixtures.HalfTheQueries(),
     "head_query": mixtures.HalfTheHeadsAndQueries(),
 }
-
-
+RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5}
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 GRID = CellGrid(rows=4, columns=6, stride=32)
 
 
@@ -98,6 +100,33 @@ class Setting:
 
     def but(self, **changes: Any) -> Setting:
         return replace(self, **changes)
+
+
+SIZES = {
+    "later_layer": Setting(first=False),
+    "one_query": Setting(num_queries=1),
+    "even_queries": Setting(num_queries=6),
+    "one_head": Setting(heads=1),
+    "odd_heads": Setting(heads=3),
+    "one_cell": Setting(grid=CellGrid(1, 1, 32)),
+    "one_row": Setting(grid=CellGrid(1, 7, 32)),
+    "one_column": Setting(grid=CellGrid(5, 1, 16)),
+    "stride_16": Setting(grid=CellGrid(7, 5, 16)),
+    "smooth_4": Setting(smooth=4.0),
+    "smooth_16": Setting(smooth=16.0),
+    "smooth_6.5": Setting(smooth=6.5),
+}
+
+
+def by_the_prior(prior: FoveaPrior, inputs: Inputs, grid: CellGrid) -> tuple[LogPrior, Tensor]:
+    """-> the log-prior and the reference [B, Q, 2]: `forward`, or in float64, which it rounds away, its steps."""
+    if inputs.content.dtype == torch.float32:
+        return prior(*inputs, grid)
+    z = prior.norm(inputs.content + inputs.query_embed)
+    point = inputs.reference if prior.reference is None else prior.reference(z)
+    assert point is not None
+    centres = prior.centres_cells(z, point, inputs.sizes_hw, grid.stride)
+    return prior.log_prior(z, centres, grid), point
 
 
 def yamls(axis: str) -> dict[str, Any]:

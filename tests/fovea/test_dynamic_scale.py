@@ -79,7 +79,7 @@ def test_priors_of_types_1_to_3_start_equal() -> None:
         prior.dynamic_scale.reset_parameters()
         prior.offset.load_state_dict(Setting("type1", dtype=torch.float32, first=False).build().offset.state_dict())
         prior.norm.load_state_dict(Setting("type1", dtype=torch.float32, first=False).build().norm.state_dict())
-        outputs[scale_type], _ = prior(*setting.inputs(), setting.grid)
+        outputs[scale_type] = prior(*setting.inputs(), setting.grid)[0].dense()
     assert torch.equal(outputs["type1"], outputs["type2"])
     assert torch.equal(outputs["type1"], outputs["type3"])
     assert not torch.allclose(outputs["type1"], outputs["type4"])
