@@ -21,7 +21,8 @@ from torch import Tensor
 class Batch:
     """Images of one step, padded at the bottom and the right to a common size.
 
-    images: [B, 3, h, w] float32, normalised with ImageNet's mean and deviation, zeros in the padding.
+    images: [B, 3, h, w], zeros in the padding: uint8 as loaded, which the model normalises where it runs, or float32,
+        normalised with ImageNet's mean and deviation already.
     sizes_hw: [B, 2] int64, each image's own size inside `images`, in pixels.
     original_sizes_hw: [B, 2] int64, its size on disk, in pixels (what detections are scaled to).
     image_ids: the data set's ids, one an image; empty for images that came from no data set.
@@ -52,9 +53,6 @@ class Target:
 
     def __len__(self) -> int:
         return self.labels.shape[0]
-
-    def to(self, device: torch.device | str) -> Target:
-        return Target(self.labels.to(device, non_blocking=True), self.boxes_cxcywh.to(device, non_blocking=True))
 
 
 def as_target(target: Target | Mapping[str, Tensor]) -> Target:

@@ -8,29 +8,59 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from fovea_detr.errors import WeightsError
+from fovea_detr.model.frozen_norm import BasicBlock, Bottleneck, ConvNorm
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"frozen": FrozenBatchNorm2d, "trainable": nn.BatchNorm2d}
+# Residual blocks of stages 2 to 5, as torchvision builds them.
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+}
 
 
 class Backbone(nn.Module):
-    """A network body with its output width and its real output stride in pixels."""
+    """A network body with its output width and its real output stride in pixels.
 
-    def __init__(self, body: nn.Module, channels: int, stride: int) -> None:
+    channels_last: how its activations lie in memory, whatever the images do; the parameters, and so the checkpoints,
+    stay as they are. See fovea_detr/model/memory_format.py for when it pays.
+    """
+
+    def __init__(self, body: Body, channels: int, stride: int) -> None:
         super().__init__()
         self.body = body
         self.channels = channels
         self.stride = stride
+        self.channels_last = False
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, h, w] -> [B, channels, rows, columns]; ResNets round the sides / stride up, the tiny body down."""
-        return self.body(images)
+        return self.body(images, self.channels_last)
 
 
-class TinyBody(nn.Module):
+class Body(nn.Module):
+    """What the bodies share: frozen norms are folded into the convolutions before them, see frozen_norm.py."""
+
+    frozen_norms: tuple[FrozenBatchNorm2d, ...]  # found once; a tuple, which leaves the names in the state dict alone
+
+    def forward(self, images: Tensor, channels_last: bool = False) -> Tensor:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.features(images, ConvNorm(self.frozen_norms, channels_last))
+
+    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+        raise NotImplementedError
+
+    def find_frozen_norms(self) -> None:
+        self.frozen_norms = tuple(module for module in self.modules() if isinstance(module, FrozenBatchNorm2d))
+
+
+class TinyBody(Body):
     """Stem 4x4 / 4 and four BasicBlocks of width 16, 32, 64, 128 with strides 1, 2, 2, 1: output stride 16."""
 
     WIDTHS = (16, 32, 64, 128)
@@ -48,25 +78,33 @@ class TinyBody(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.find_frozen_norms()
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.blocks(self.bn1(self.conv1(images)).relu())
+    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+        x = conv_norm(images, self.conv1, self.bn1).relu_()
+        for block in self.blocks:
+            x = block(x, conv_norm)
+        return x
 
 
-class ResNetBody(nn.Module):
+class ResNetBody(Body):
     """torchvision's ResNet up to stage 5, its parameters under torchvision's own names; the classifier is left out."""
 
     def __init__(self, name: str, dc5: bool, norm: Callable[..., nn.Module]) -> None:
         super().__init__()
-        build = getattr(torchvision.models, name)
-        resnet = build(weights=None, replace_stride_with_dilation=(False, False, dc5), norm_layer=norm)
-        for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            self.add_module(part, getattr(resnet, part))
+        block, depths = RESNETS[name]
+        resnet = ResNet(block, depths, replace_stride_with_dilation=[False, False, dc5], norm_layer=norm)
+        self.conv1, self.bn1, self.maxpool = resnet.conv1, resnet.bn1, resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+        self.find_frozen_norms()
 
-    def forward(self, images: Tensor) -> Tensor:
-        for part in self.children():
-            images = part(images)
-        return images
+    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+        x = self.maxpool(conv_norm(images, self.conv1, self.bn1).relu_())
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x, conv_norm)
+        return x
 
 
 def build_backbone(name: str, *, dc5: bool, batch_norm: str, train: bool = True) -> Backbone:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.model.backbone import Backbone
+from fovea_detr.model.pixels import normalised
 from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
 
@@ -18,7 +19,7 @@ CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin
 
 
 class DETR(nn.Module):
-    """Plain or foveated, as its decoder is. It sees images and their sizes, never targets.
+    """Plain or foveated, as its decoder is. It sees images (uint8, or normalised floats) and sizes, never targets.
 
     class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's
     reference point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at
@@ -42,6 +43,7 @@ class DETR(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
+        self.sides_multiple = 1  # pixels; in training the images' sides are padded to whole multiples of it
         self.backbone = backbone
         self.position = position
         self.input_proj = nn.Conv2d(backbone.channels, hidden, kernel_size=1)
@@ -66,10 +68,12 @@ class DETR(nn.Module):
             nn.init.constant_(self.class_head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
     def forward(self, batch: Batch) -> Predictions:
-        features = self.backbone(batch.images)  # [B, channels, rows, columns]
+        images = normalised(batch.images, batch.sizes_hw)
+        images = padded_to(images, self.sides_multiple) if self.training else images
+        features = self.backbone(images)  # [B, channels, rows, columns]
         rows, columns = features.shape[-2:]
         of_rows, of_columns = (
-            padding_of_cells(batch.sizes_hw[:, side], batch.images.shape[2 + side], features.shape[2 + side])
+            padding_of_cells(batch.sizes_hw[:, side], images.shape[2 + side], features.shape[2 + side])
             for side in (0, 1)
         )
         grid = CellGrid(rows, columns, self.backbone.stride, of_rows, of_columns)
@@ -91,6 +95,12 @@ class DETR(nn.Module):
                 reference = reference.where(self.has_reference[:, None], 0.0)
             boxes = boxes + functional.pad(reference, (0, 2))
         return Predictions(logits, boxes.sigmoid(), self.activation)
+
+
+def padded_to(images: Tensor, multiple: int) -> Tensor:
+    """[B, 3, h, w], zeros added at the bottom and the right until both sides are multiples."""
+    bottom, right = (-side % multiple for side in images.shape[-2:])
+    return functional.pad(images, (0, right, 0, bottom)) if bottom or right else images
 
 
 def padding_of_cells(pixels: Tensor, padded: int, cells: int) -> Tensor:

@@ -1,0 +1,74 @@
+"""Frozen batch norm inside the convolution before it: `w' = w * scale` and a bias, one operation instead of three.
+
+Nothing of it outlives a forward pass, so nothing can go stale: scales and shifts of a whole body are computed together,
+from the norms' buffers as they are, in about ten small operations whatever the depth. Gradients reach the convolution's
+own weight through `w'`, which makes them those of the unfolded form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet
+from torchvision.ops import FrozenBatchNorm2d
+
+
+class ConvNorm:
+    """A convolution and its norm, for one forward pass: `conv_norm(x, conv, norm)`.
+
+    norms: the frozen ones; any other norm is applied as it is. channels_last: the weights follow images that are.
+    """
+
+    def __init__(self, norms: Sequence[FrozenBatchNorm2d], channels_last: bool = False) -> None:
+        pairs = scales_and_shifts(norms) if norms else []
+        self.folded: dict[nn.Module, tuple[Tensor, Tensor]] = dict(zip(norms, pairs, strict=True))
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+        """x [B, channels, rows, columns] -> the same as `norm(conv(x))`; its result may be changed in place."""
+        if norm not in self.folded:
+            return norm(conv(x))
+        scale, shift = self.folded[norm]
+        # The product is float32 also under autocast, which casts it once, for the convolution.
+        weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=self.memory_format)
+        return functional.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
+    """What each norm does to its channels, `x * scale + shift`: [channels] each, views of two tensors for all norms."""
+    weight, bias, mean, variance = (
+        torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    assert len({norm.eps for norm in norms}) == 1
+    scale = weight * (variance + norms[0].eps).rsqrt()
+    shift = bias - mean * scale
+    channels = [len(norm.weight) for norm in norms]  # type: ignore[arg-type]
+    return list(zip(scale.split(channels), shift.split(channels), strict=True))
+
+
+class BasicBlock(resnet.BasicBlock):
+    """torchvision's, for ResNet-18 and 34, with its convolutions and norms in pairs."""
+
+    def forward(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
+        out = conv_norm(x, self.conv1, self.bn1).relu_()
+        out = conv_norm(out, self.conv2, self.bn2)
+        return out.add_(_shortcut(self, x, conv_norm)).relu_()
+
+
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's, for the deeper ones."""
+
+    def forward(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
+        out = conv_norm(x, self.conv1, self.bn1).relu_()
+        out = conv_norm(out, self.conv2, self.bn2).relu_()
+        out = conv_norm(out, self.conv3, self.bn3)
+        return out.add_(_shortcut(self, x, conv_norm)).relu_()
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor, conv_norm: ConvNorm) -> Tensor:
+    if block.downsample is None:
+        return x
+    return conv_norm(x, *block.downsample.children())  # type: ignore[arg-type]
