@@ -1,11 +1,10 @@
-"""Which images make up which batch, and the loader that decodes them: the same batches for any number of workers."""
+"""The loader: worker processes that decode, augment and pad, and hand on uint8; the same for any number of workers."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fovea_detr.data.coco import Draw, Example
-from fovea_detr.data.transforms import mixed_seed
 from fovea_detr.errors import DataError
 from fovea_detr.types import Batch, Target
 
@@ -21,98 +19,101 @@ from fovea_detr.types import Batch, Target
 IGNORED_BY_WORKERS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
-def epoch_batches(
-    num_images: int, batch_size_per_rank: int, world_size: int, rank: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """This rank's share of every full batch of the epoch; the last, incomplete one is dropped.
-
-    A global batch holds the same images however it is split over ranks. DataError: not one global batch is full.
-    """
-    total = batch_size_per_rank * world_size
-    if num_images < total:
-        raise DataError(
-            f"{num_images} training images do not fill one batch of {total} ({world_size} processes x "
-            f"{batch_size_per_rank} images): lower schedule.batch_size or use fewer processes"
-        )
-    generator = Generator().manual_seed(mixed_seed("order", seed, epoch))
-    order = torch.randperm(num_images, generator=generator).tolist()
-    mine = (step * total + rank * batch_size_per_rank for step in range(num_images // total))
-    return [order[start : start + batch_size_per_rank] for start in mine]
-
-
-def eval_batches(num_images: int, batch_size: int, world_size: int, rank: int) -> list[list[int]]:
-    """The split cut into batches, the same for any world size, dealt out in turn. A rank may get none."""
-    batches = [list(range(s, min(s + batch_size, num_images))) for s in range(0, num_images, batch_size)]
-    return batches[rank::world_size]
-
-
 def collate_images(
     images: Sequence[Tensor], original_sizes_hw: Sequence[tuple[int, int]] = (), image_ids: Sequence[int] = ()
 ) -> Batch:
-    """Normalised images [3, h, w] padded with zeros at the bottom and the right to the largest height and width.
+    """Images [3, h, w] padded with zeros at the bottom and the right to the largest height and width.
 
-    Without `original_sizes_hw`, the images' own sizes stand in for their sizes on disk.
+    They are uint8, which the model normalises, or normalised floats. Without `original_sizes_hw`, the images' own sizes
+    stand in for their sizes on disk.
     """
     sizes_hw = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
     height, width = sizes_hw.amax(dim=0).tolist()
-    padded = images[0].new_zeros(len(images), 3, height, width)
+    if images[0].dtype == torch.uint8:  # interleaved, as decoded and resized: copied row by row, not byte by byte
+        padded = images[0].new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
+    else:
+        padded = images[0].new_zeros(len(images), 3, height, width)
     for slot, image in zip(padded, images, strict=True):
         slot[:, : image.shape[-2], : image.shape[-1]].copy_(image)
     originals = torch.tensor(original_sizes_hw, dtype=torch.int64) if original_sizes_hw else sizes_hw.clone()
     return Batch(padded, sizes_hw, originals, tuple(image_ids))
 
 
-@dataclass(frozen=True)
 class Loader:
-    """One pass over `batches`, as (Batch, one Target an image). Made by `build_loader`."""
-
-    dataset: Dataset[Example]
-    batches: Sequence[Sequence[int]]
-    epoch: int
-    seed: int
-    workers: int
-    pin_memory: bool
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Batch, list[Target]]]:
-        if not self.batches:
-            return
-        loader = DataLoader(
-            _ErrorsAsValues(self.dataset),
-            batch_sampler=[[Draw(index, self.epoch, self.seed) for index in batch] for batch in self.batches],
-            collate_fn=_pack,
-            num_workers=min(self.workers, len(self.batches)),
-            worker_init_fn=_ignore_signals,
-            pin_memory=self.pin_memory,
-            generator=Generator(),  # its own: the base seed is not to advance torch's global generator
-        )
-        with _signals_held_back():  # a worker starts with them blocked, and ignores them before it lets them through
-            packs = iter(loader)
-        try:
-            for pack in packs:
-                yield _unpack(pack)
-        finally:
-            # Ends the workers now. A traceback would keep this frame, and the process' exit would wait for workers that
-            # ignore its SIGTERM.
-            del packs
-
-
-def build_loader(
-    dataset: Dataset[Example],
-    batches: Sequence[Sequence[int]],
-    *,
-    epoch: int,
-    seed: int,
-    workers: int,
-    pin_memory: bool = False,
-) -> Loader:
-    """An iterable over (Batch, list[Target]); to go on in the middle of an epoch pass `batches[k:]`.
+    """A split's images as (Batch, one Target an image), decoded by workers that live from the first pass to `close`.
 
     DataError (an image that cannot be read) is raised in the calling process, at the batch that holds the image.
+    seed: of the augmentation. workers: processes; 0 decodes in the calling one. pin_memory: for copies to a GPU.
     """
-    return Loader(dataset, batches, epoch, seed, workers, pin_memory)
+
+    def __init__(self, dataset: Dataset[Example], *, seed: int, workers: int, pin_memory: bool = False) -> None:
+        self.seed = seed
+        self._draws = _Draws()
+        self._data_loader = DataLoader(
+            _ErrorsAsValues(dataset),
+            batch_sampler=self._draws,
+            collate_fn=_pack,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_signals,
+            pin_memory=pin_memory,
+            generator=Generator(),  # its own: the base seed is not to advance torch's global generator
+        )
+        self._packs: Any = None
+        self._is_closed = False
+        self._passes = self._own_pixels = self._all_pixels = 0
+
+    def read(self, batches: Sequence[Sequence[int]], *, epoch: int = 0) -> Iterator[tuple[Batch, list[Target]]]:
+        """One pass over these batches; to go on in the middle of an epoch give `batches[k:]`. It ends the pass before.
+
+        Any number of workers gives the same.
+        """
+        assert not self._is_closed, "this loader was closed"
+        self._passes += 1
+        self._own_pixels = self._all_pixels = 0
+        if not batches:
+            return
+        mine = self._passes
+        self._draws.begin(batches, epoch, self.seed)
+        with signals_held_back():  # a worker starts with them blocked, and ignores them before it lets them through
+            self._packs = iter(self._data_loader)
+        for pack in self._packs:
+            yield self._unpack(pack)
+            assert mine == self._passes, "another pass over this loader has begun"
+
+    @property
+    def padding_share(self) -> float:
+        """1 - sum(h * w) / (B * H * W) over the batches of the present or last pass on this rank; 0 before any."""
+        return 1 - self._own_pixels / self._all_pixels if self._all_pixels else 0.0
+
+    def close(self) -> None:
+        """End the workers now, and for good. They ignore the SIGTERM of an exiting process, which would wait.
+
+        Not left to the garbage collector: a traceback keeps the frames that hold the iterator.
+        """
+        self._is_closed = True
+        if self._packs is not None and self._data_loader.num_workers:
+            self._packs._shutdown_workers()  # torch has no public way to end persistent workers
+        self._packs = None
+
+    def _unpack(self, pack: _Pack | DataError) -> tuple[Batch, list[Target]]:
+        if isinstance(pack, DataError):
+            raise pack
+        self._own_pixels += pack.own_pixels
+        self._all_pixels += pack.images[:, 0].numel()
+        batch = Batch(pack.images, pack.sizes_hw, pack.original_sizes_hw, tuple(pack.image_ids))
+        parts = zip(pack.labels.split(pack.objects), pack.boxes_cxcywh.split(pack.objects), strict=True)
+        return batch, [Target(labels, boxes) for labels, boxes in parts]
+
+
+class _Draws:
+    """What the workers are to read in the present pass: the part of a DataLoader that changes from epoch to epoch."""
+
+    def begin(self, batches: Sequence[Sequence[int]], epoch: int, seed: int) -> None:
+        self.batches, self.epoch, self.seed = batches, epoch, seed
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return ([Draw(index, self.epoch, self.seed) for index in batch] for batch in self.batches)
 
 
 class _ErrorsAsValues(Dataset):
@@ -138,6 +139,7 @@ class _Pack(NamedTuple):
     labels: Tensor
     boxes_cxcywh: Tensor
     objects: list[int]
+    own_pixels: int  # those that are not padding
 
 
 def _pack(examples: list[Example | DataError]) -> _Pack | DataError:
@@ -148,16 +150,16 @@ def _pack(examples: list[Example | DataError]) -> _Pack | DataError:
     batch = collate_images([e.image for e in good], [e.original_size_hw for e in good], [e.image_id for e in good])
     targets = [e.target for e in good]
     labels, boxes = (torch.cat([getattr(t, name) for t in targets]) for name in ("labels", "boxes_cxcywh"))
-    counts = [len(target) for target in targets]
-    return _Pack(batch.images, batch.sizes_hw, batch.original_sizes_hw, list(batch.image_ids), labels, boxes, counts)
-
-
-def _unpack(pack: _Pack | DataError) -> tuple[Batch, list[Target]]:
-    if isinstance(pack, DataError):
-        raise pack
-    batch = Batch(pack.images, pack.sizes_hw, pack.original_sizes_hw, tuple(pack.image_ids))
-    parts = zip(pack.labels.split(pack.objects), pack.boxes_cxcywh.split(pack.objects), strict=True)
-    return batch, [Target(labels, boxes) for labels, boxes in parts]
+    return _Pack(
+        batch.images,
+        batch.sizes_hw,
+        batch.original_sizes_hw,
+        list(batch.image_ids),
+        labels,
+        boxes,
+        [len(target) for target in targets],
+        sum(e.image[0].numel() for e in good),
+    )
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -167,7 +169,7 @@ def _ignore_signals(_worker: int) -> None:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
     try:
         yield

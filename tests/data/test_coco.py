@@ -161,7 +161,7 @@ def test_in_memory_makes_no_difference(tmp_path: Path, transform: Transform) -> 
     image_path(root, 1).unlink()
     for draw in (Draw(0, 1, 5), Draw(0, 2, 5), Draw(0, 1, 5), Draw(2, 3, 5)):
         again = in_memory[draw]
-        assert again.image.dtype == torch.float32
+        assert again.image.dtype == torch.uint8
         if draw.index != 0:
             torch.testing.assert_close(again.image, from_disk[draw].image, rtol=0, atol=0)
     torch.testing.assert_close(in_memory[0].image, in_memory[Draw(0, 0, 0)].image, rtol=0, atol=0)

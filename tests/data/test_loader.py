@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from itertools import chain
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
+from fovea_detr.data.batches import epoch_batches
 from fovea_detr.data.coco import CocoDataset, Draw, Example
-from fovea_detr.data.loader import Loader, build_loader, collate_images, epoch_batches, eval_batches
+from fovea_detr.data.loader import Loader, collate_images
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.errors import DataError
 from fovea_detr.types import Batch, Target
@@ -28,7 +32,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 
 def steps_of(dataset: CocoDataset, batches: list[list[int]], workers: int = 0, epoch: int = 0) -> list[Step]:
-    return list(build_loader(dataset, batches, epoch=epoch, seed=1, workers=workers))
+    with closing(Loader(dataset, seed=1, workers=workers)) as loader:
+        return list(loader.read(batches, epoch=epoch))
 
 
 def assert_same(a: list[Step], b: list[Step]) -> None:
@@ -57,43 +62,12 @@ def test_batches_carry_sizes_ids_and_targets(tmp_path: Path) -> None:
     ((first, targets), (second, _)) = steps_of(dataset, [[0, 1, 2], [3]])
     assert first.image_ids == (1, 2, 3)
     assert first.images.shape == (3, 3, 64, 100)
-    assert first.images.dtype == torch.float32
+    assert first.images.dtype == torch.uint8
     assert first.sizes_hw.tolist() == [[48, 64], [64, 48], [15, 100]]
     assert first.original_sizes_hw.tolist() == [[48, 64], [64, 48], [300, 2000]]
     assert [target.labels.tolist() for target in targets] == [[3, 90], [], [7]]
     assert targets[1].boxes_cxcywh.shape == (0, 4)
     assert second.images.shape == (1, 3, 100, 15)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_the_same_global_batches(world_size: int) -> None:
-    ranks = [epoch_batches(40, 6 // world_size, world_size, rank, seed=3, epoch=2) for rank in range(world_size)]
-    assert [len(batches) for batches in ranks] == [6] * world_size
-    alone = epoch_batches(40, 6, 1, 0, seed=3, epoch=2)
-    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
-    seen = list(chain(*alone))
-    assert len(seen) == len(set(seen)) == 36
-    assert set(seen) <= set(range(40))
-
-
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    orders = [epoch_batches(40, 40, 1, 0, seed, epoch)[0] for seed in (0, 1) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-    assert orders[0] == epoch_batches(40, 40, 1, 0, 0, 0)[0] != list(range(40))
-
-
-def test_too_few_images_for_a_batch_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^7 training images do not fill one batch of 8 \(4 processes x 2 images\)"):
-        epoch_batches(7, 2, 4, 0, 0, 0)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_evaluation_drops_and_repeats_nothing(world_size: int) -> None:
-    ranks = [eval_batches(11, 3, world_size, rank) for rank in range(world_size)]
-    assert sorted(chain(*chain(*ranks))) == list(range(11))
-    cut_once = eval_batches(11, 3, 1, 0)
-    assert all(batch in cut_once for batches in ranks for batch in batches)
-    assert eval_batches(11, 3, 5, 4) == []
 
 
 def test_any_number_of_workers_gives_the_same(dataset: CocoDataset) -> None:
@@ -120,25 +94,77 @@ def test_loading_leaves_torchs_generator_alone(dataset: CocoDataset) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_batches_is_an_empty_loader(dataset: CocoDataset) -> None:
-    loader = build_loader(dataset, [], epoch=0, seed=0, workers=2)
-    assert isinstance(loader, Loader)
-    assert len(loader) == 0
-    assert list(loader) == []
+def test_no_batches_is_an_empty_pass_without_workers(dataset: CocoDataset) -> None:
+    loader = Loader(dataset, seed=0, workers=2)
+    assert list(loader.read([])) == []
+    assert loader.padding_share == 0
+    assert multiprocessing.active_children() == []
+    loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_live_from_epoch_to_epoch(dataset: CocoDataset, workers: int) -> None:
+    batches = [epoch_batches(len(dataset), 3, 1, 0, seed=1, epoch=epoch) for epoch in range(3)]
+    pids: set[frozenset[int | None]] = set()
+    with closing(Loader(dataset, seed=1, workers=workers)) as loader:
+        for epoch in range(3):
+            assert_same(list(loader.read(batches[epoch], epoch=epoch)), steps_of(dataset, batches[epoch], 0, epoch))
+            pids.add(frozenset(process.pid for process in multiprocessing.active_children()))
+    assert [len(some) for some in pids] == [workers]
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_left_in_the_middle_leaves_nothing_to_the_next(dataset: CocoDataset, workers: int) -> None:
+    batches = epoch_batches(len(dataset), 2, 1, 0, seed=1, epoch=4)
+    with closing(Loader(dataset, seed=1, workers=workers)) as loader:
+        left = loader.read(batches, epoch=4)
+        next(left)
+        assert_same(list(loader.read(batches[1:], epoch=5)), steps_of(dataset, batches[1:], 0, 5))
+        with pytest.raises(AssertionError, match="another pass"):
+            list(left)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_in_memory_are_the_same_through_workers(tmp_path: Path, workers: int) -> None:
+    root, transform = write_coco(tmp_path), train_transform("tiny", long_side=32)
+    in_memory = CocoDataset(root, "train", transform, in_memory=True)
+    from_disk = CocoDataset(root, "train", transform)
+    assert_same(steps_of(in_memory, [[0, 1]], workers, epoch=3), steps_of(from_disk, [[0, 1]], 0, epoch=3))
+
+
+def test_the_padding_share_is_that_of_the_padded_pixels(dataset: CocoDataset) -> None:
+    batches = epoch_batches(len(dataset), 3, 1, 0, seed=1, epoch=4)
+    with closing(Loader(dataset, seed=1, workers=0)) as loader:
+        for part in (batches, batches[2:]):  # anew in every pass
+            steps = list(loader.read(part, epoch=4))
+            every = sum(batch.images[:, 0].numel() for batch, _ in steps)
+            own = sum(int(batch.sizes_hw.prod(dim=1).sum()) for batch, _ in steps)
+            assert loader.padding_share == pytest.approx(1 - own / every)
+            assert 0 < loader.padding_share < 1
+
+
+def test_the_ratios_of_an_epoch_are_those_of_its_images(dataset: CocoDataset) -> None:
+    ratios = dataset.aspect_ratios(seed=1, epoch=4)
+    images = [dataset[Draw(index, epoch=4, seed=1)].image for index in range(len(dataset))]
+    assert ratios == [image.shape[2] / image.shape[1] for image in images]
+    assert ratios != dataset.aspect_ratios(seed=1, epoch=5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_truncated_image_reaches_the_main_process_in_one_line(tmp_path: Path, workers: int) -> None:
     dataset = CocoDataset(write_coco(tmp_path), "train", eval_transform("tiny"))
     truncate(image_path(tmp_path, 2))
-    steps = iter(build_loader(dataset, [[0], [1]], epoch=0, seed=0, workers=workers))
-    assert next(steps)[0].image_ids == (1,)
-    with pytest.raises(DataError) as caught:
-        next(steps)
+    with closing(Loader(dataset, seed=0, workers=workers)) as loader:
+        steps = loader.read([[0], [1]])
+        assert next(steps)[0].image_ids == (1,)
+        with pytest.raises(DataError) as caught:
+            next(steps)
     assert type(caught.value) is DataError
     assert "000002.jpg" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
+    assert multiprocessing.active_children() == []  # though the traceback is still held
 
 
 class Signalled(torch.utils.data.Dataset[Example]):
@@ -159,8 +185,9 @@ def test_workers_ignore_the_clusters_signals_and_the_main_process_does_not(datas
     received: list[int] = []
     before = [signal.signal(number, lambda number, _: received.append(number)) for number in numbers]
     try:
-        loader = build_loader(Signalled(dataset, os.getpid()), [[0, 1], [2]], epoch=0, seed=1, workers=1)
-        assert [batch.image_ids for batch, _ in loader] == [(1, 2), (3,)]
+        with closing(Loader(Signalled(dataset, os.getpid()), seed=1, workers=1)) as loader:
+            for _ in range(2):
+                assert [batch.image_ids for batch, _ in loader.read([[0, 1], [2]])] == [(1, 2), (3,)]
         assert received == []
         for number in numbers:
             os.kill(os.getpid(), number)
@@ -168,3 +195,35 @@ def test_workers_ignore_the_clusters_signals_and_the_main_process_does_not(datas
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+LEFT = """
+import os, signal, sys
+from pathlib import Path
+from contextlib import closing
+from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.loader import Loader
+from fovea_detr.data.transforms import eval_transform
+
+dataset = CocoDataset(Path(sys.argv[1]), "train", eval_transform("tiny"))
+with closing(Loader(dataset, seed=0, workers=2)) as loader:
+    for batch, _ in loader.read([[0], [1]] * 20):
+        print(*(worker.pid for worker in loader._packs._workers), flush=True)
+        if sys.argv[2] == "a worker is killed":
+            os.kill(loader._packs._workers[0].pid, signal.SIGKILL)
+        else:
+            raise RuntimeError("in the middle of an epoch")
+"""
+
+
+@pytest.mark.parametrize("how", ["an error", "a worker is killed"])
+def test_a_process_that_leaves_takes_its_workers_along(tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-c", LEFT, str(write_coco(tmp_path)), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Error" in done.stderr  # a killed worker shows as torch's RuntimeError, or as the end of its connection
+    pids = {int(pid) for pid in done.stdout.split()}
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

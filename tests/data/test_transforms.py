@@ -7,20 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fovea_detr.data.samples import Sample, as_target, crop, horizontal_flip, resize
 from fovea_detr.data.transforms import (
     LongSide,
     PublishedTraining,
-    Sample,
     Transform,
-    as_target,
+    drawn_hw,
+    draws,
     eval_transform,
-    horizontal_flip,
     mixed_seed,
-    normalize,
-    pixel_boxes,
-    random_crop,
-    resize,
-    seeded,
+    random_window,
     short_side_size,
     train_transform,
 )
@@ -32,8 +28,15 @@ def white_box(height: int = 60, width: int = 80, box: tuple[int, int, int, int] 
     """A white rectangle on black, and the box around it."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     image[:, box[1] : box[3], box[0] : box[2]] = 255
-    boxes = pixel_boxes(torch.tensor([box], dtype=torch.float32), (height, width))
-    return Sample(image, boxes, torch.tensor([7]))
+    return Sample(image, torch.tensor([box], dtype=torch.float32), torch.tensor([7]))
+
+
+def seeded(transform: Transform, sample: Sample, seed: int, epoch: int, image_id: int) -> Sample:
+    return transform.augment(sample, draws(seed, epoch, image_id))
+
+
+def random_crop(sample: Sample, sides: tuple[int, int], generator: torch.Generator) -> Sample:
+    return crop(sample, random_window(sample.size_hw, sides, generator))
 
 
 def box_of_white(image: torch.Tensor) -> list[int]:
@@ -61,10 +64,14 @@ def test_sizes(size_hw: tuple[int, int], side: int, max_side: int | None, expect
 
 def test_boxes_follow_the_pixels_through_flip_and_resize() -> None:
     sample = white_box()
-    assert box_of_white(horizontal_flip(sample).image) == horizontal_flip(sample).boxes[0].tolist() == [30, 20, 70, 40]
+    assert (
+        box_of_white(horizontal_flip(sample).image)
+        == horizontal_flip(sample).boxes_xyxy[0].tolist()
+        == [30, 20, 70, 40]
+    )
     larger = resize(sample, (120, 160))
-    assert box_of_white(larger.image) == larger.boxes[0].tolist() == [20, 40, 100, 80]
-    assert sample.boxes[0].tolist() == list(BOX)  # what is kept in memory stays as it was
+    assert box_of_white(larger.image) == larger.boxes_xyxy[0].tolist() == [20, 40, 100, 80]
+    assert sample.boxes_xyxy[0].tolist() == list(BOX)  # what is kept in memory stays as it was
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -72,10 +79,10 @@ def test_boxes_follow_the_pixels_through_a_crop(seed: int) -> None:
     cropped = random_crop(white_box(), (16, 40), torch.Generator().manual_seed(seed))
     assert all(16 <= side <= 40 for side in cropped.size_hw)
     if len(cropped.labels):
-        assert box_of_white(cropped.image) == cropped.boxes[0].tolist()
+        assert box_of_white(cropped.image) == cropped.boxes_xyxy[0].tolist()
     else:
         assert not (cropped.image > 127).any()
-        assert cropped.boxes.shape == (0, 4)
+        assert cropped.boxes_xyxy.shape == (0, 4)
 
 
 def test_a_crop_leaves_a_short_side_whole_and_draws_every_size() -> None:
@@ -94,13 +101,13 @@ def test_the_published_augmentation() -> None:
     assert all(min(s.size_hw) in (48, 64) or max(s.size_hw) > 95 for s in samples)  # truncated, as published
     assert all(max(s.size_hw) <= 100 for s in samples)
     assert any(len(s.labels) == 0 for s in samples)
-    assert all(len(s.labels) == len(s.boxes) for s in samples)
+    assert all(len(s.labels) == len(s.boxes_xyxy) for s in samples)
     for sample in samples:
         target = as_target(sample)
         assert (target.boxes_cxcywh[:, 2:] > 0).all()
         assert target.boxes_cxcywh.min() >= 0 if len(target) else True
         assert target.boxes_cxcywh.max() <= 1 + 1e-6 if len(target) else True
-    flipped = [s for s in uncropped if s.boxes[0, 0] + s.boxes[0, 2] > s.size_hw[1]]
+    flipped = [s for s in uncropped if s.boxes_xyxy[0, 0] + s.boxes_xyxy[0, 2] > s.size_hw[1]]
     assert 0.35 < len(flipped) / len(uncropped) < 0.65
 
 
@@ -123,11 +130,11 @@ def test_the_tiny_recipe_flips_in_training_only() -> None:
     train, evaluation = train_transform("tiny"), eval_transform("tiny")
     prepared = train.prepare(white_box(192, 256))
     assert prepared.size_hw == evaluation.prepare(white_box(192, 256)).size_hw == (96, 128)
-    lefts = [seeded(train, prepared, 0, epoch, 1).boxes[0, 0].item() for epoch in range(100)]
+    lefts = [seeded(train, prepared, 0, epoch, 1).boxes_xyxy[0, 0].item() for epoch in range(100)]
     assert set(lefts) == {5.0, 103.0}
     assert 30 < lefts.count(5.0) < 70
     assert isinstance(evaluation, LongSide)
-    assert {seeded(evaluation, prepared, 0, epoch, 1).boxes[0, 0].item() for epoch in range(20)} == {5.0}
+    assert {seeded(evaluation, prepared, 0, epoch, 1).boxes_xyxy[0, 0].item() for epoch in range(20)} == {5.0}
 
 
 def test_draws_depend_on_seed_epoch_and_image_and_leave_torch_alone() -> None:
@@ -151,17 +158,55 @@ def test_neighbouring_seeds_are_unrelated() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_normalisation_and_targets() -> None:
-    white = normalize(white_box().image)
-    assert white.dtype == torch.float32
-    expected = (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(white[:, 30, 30], expected)
-    target = as_target(white_box())
-    assert type(target.boxes_cxcywh) is torch.Tensor
-    torch.testing.assert_close(target.boxes_cxcywh, torch.tensor([[30 / 80, 30 / 60, 40 / 80, 20 / 60]]))
+@pytest.mark.parametrize("transform", [train_transform("coco"), train_transform("tiny"), eval_transform("coco")])
+@pytest.mark.parametrize("size_hw", [(48, 64), (90, 30), (300, 2000)])
+def test_a_size_is_known_without_the_image(transform: Transform, size_hw: tuple[int, int]) -> None:
+    for epoch in range(6):
+        sample = seeded(transform, transform.prepare(white_box(*size_hw)), 2, epoch, 5)
+        assert drawn_hw(transform, size_hw, 2, epoch, 5) == sample.size_hw
 
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
 def test_an_unknown_recipe_is_refused(make: Callable[[str], Transform]) -> None:
     with pytest.raises(ValueError, match="choose coco or tiny"):
         make("voc")
+
+
+def every_size(recipe: PublishedTraining, size_hw: tuple[int, int]) -> set[tuple[int, int]]:
+    """All sizes that any draw can lead to, one by one."""
+    shapes = {size_hw}
+    for side in recipe.crop_short_sides if recipe.crop else ():
+        low, high = recipe.crop_sides
+        rows, columns = (range(min(low, s), min(high, s) + 1) for s in short_side_size(size_hw, side, None))
+        shapes |= {(height, width) for height in rows for width in columns}
+    return {short_side_size(shape, side, recipe.max_side) for shape in shapes for side in recipe.short_sides}
+
+
+@pytest.mark.parametrize("size_hw", [(30, 40), (40, 30), (10, 90), (90, 10), (33, 33), (1, 50), (7, 25)])
+@pytest.mark.parametrize(("max_side", "crop"), [(50, 0.5), (50, 0.0), (34, 0.5), (1000, 0.5)])
+def test_largest_sizes_are_those_of_every_draw(size_hw: tuple[int, int], max_side: int, crop: float) -> None:
+    recipe = PublishedTraining((20, 30), max_side, (15, 20, 25), (10, 20), crop=crop)
+    drawn, largest = every_size(recipe, size_hw), recipe.largest_sizes(size_hw)
+    assert set(largest) <= drawn, "each of them can be drawn"
+    for side in (0, 1):
+        assert max(size[side] for size in largest) == max(size[side] for size in drawn)
+    most = max(height * width for height, width in drawn)
+    assert max(height * width for height, width in largest) >= 0.96 * most, "but for a pixel of rounding"
+
+
+@pytest.mark.parametrize("size_hw", [(480, 640), (640, 427), (300, 2000)])
+def test_largest_sizes_of_the_published_recipe_are_exact(size_hw: tuple[int, int]) -> None:
+    recipe = PublishedTraining(short_sides=(800,))
+    drawn, largest = every_size(recipe, size_hw), recipe.largest_sizes(size_hw)
+    for measure in (lambda hw: hw[0], lambda hw: hw[1], lambda hw: hw[0] * hw[1]):
+        assert max(map(measure, largest)) == max(map(measure, drawn))
+
+
+@pytest.mark.parametrize("kind", ["coco", "tiny"])
+def test_no_draw_is_larger_than_the_largest_sizes(kind: str) -> None:
+    recipe = train_transform(kind, short_sides=(40, 64), max_side=107, crop_short_sides=(32, 48), crop_sides=(31, 48))
+    for size in ((48, 64), (64, 36), (20, 90)):
+        sample = recipe.prepare(white_box(*size, box=(1, 1, 9, 9)))
+        for epoch in range(40):
+            height, width = seeded(recipe, sample, seed=0, epoch=epoch, image_id=1).size_hw
+            assert any(height <= h and width <= w for h, w in recipe.largest_sizes(size))

@@ -1,0 +1,56 @@
+"""Which images make up which batch, and which rank gets it. A batch is the same for any number of ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator
+
+from fovea_detr.data.transforms import mixed_seed
+from fovea_detr.errors import DataError
+
+BUCKETS_PER_OCTAVE = 8  # of aspect ratios: width / height inside a bucket differs by at most 9 %
+
+
+def epoch_batches(
+    num_images: int,
+    batch_size_per_rank: int,
+    world_size: int,
+    rank: int,
+    seed: int,
+    epoch: int,
+    aspect_ratios: Sequence[float] | None = None,
+) -> list[list[int]]:
+    """This rank's share of every full batch of the epoch; the last, incomplete one is dropped.
+
+    A global batch holds the same images however it is split over ranks. With the images' `aspect_ratios` (width /
+    height) a batch holds images of like ratio; the epoch has the same images and the same number of batches either way.
+    DataError: not one global batch is full.
+    """
+    total = batch_size_per_rank * world_size
+    if num_images < total:
+        raise DataError(
+            f"{num_images} training images do not fill one batch of {total} ({world_size} processes x "
+            f"{batch_size_per_rank} images): lower schedule.batch_size or use fewer processes"
+        )
+    generator = Generator().manual_seed(mixed_seed("order", seed, epoch))
+    order = torch.randperm(num_images, generator=generator).tolist()
+    starts = range(0, num_images - total + 1, total)
+    if aspect_ratios is not None:
+        # Whole images of one bucket after another, each in random order: where two buckets meet a batch is mixed.
+        order = sorted(order[: len(starts) * total], key=lambda index: _bucket(aspect_ratios[index]))
+        starts = [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
+    mine = (start + rank * batch_size_per_rank for start in starts)
+    return [order[start : start + batch_size_per_rank] for start in mine]
+
+
+def _bucket(aspect_ratio: float) -> int:
+    return round(BUCKETS_PER_OCTAVE * math.log2(aspect_ratio))
+
+
+def eval_batches(num_images: int, batch_size: int, world_size: int, rank: int) -> list[list[int]]:
+    """The split cut into batches, the same for any world size, dealt out in turn. A rank may get none."""
+    batches = [list(range(s, min(s + batch_size, num_images))) for s in range(0, num_images, batch_size)]
+    return batches[rank::world_size]

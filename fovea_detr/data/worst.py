@@ -1,0 +1,69 @@
+"""The batch that needs the most memory of all that a data set can give, from its annotations: no image is decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Generator
+
+from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.loader import collate_images
+from fovea_detr.types import Batch, Target
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class WorstBatch:
+    """sizes_hw: of each image, before padding. objects: how many each image holds."""
+
+    sizes_hw: tuple[Size, ...]
+    objects: tuple[int, ...]
+
+    @property
+    def padded_hw(self) -> Size:
+        return padded(*self.sizes_hw)
+
+    def __str__(self) -> str:
+        height, width = self.padded_hw
+        return f"{len(self.sizes_hw)} x {height} x {width}, {sum(self.objects)} objects"
+
+    def made_up(self) -> tuple[Batch, list[Target]]:
+        """Such a batch as a loader gives it: noise for pixels, boxes anywhere, all of category 0."""
+        generator = Generator().manual_seed(0)
+        images = [
+            torch.randint(256, (3, *size_hw), generator=generator, dtype=torch.uint8) for size_hw in self.sizes_hw
+        ]
+        boxes = [0.25 + 0.5 * torch.rand(count, 4, generator=generator) for count in self.objects]
+        return collate_images(images), [Target(torch.zeros(len(b), dtype=torch.int64), b) for b in boxes]
+
+
+def worst_batch(dataset: CocoDataset, batch_size: int) -> WorstBatch:
+    """Of `batch_size` images in a random order: the largest padded area, and the most objects, at once.
+
+    The largest area is that of one image, or of two: a tall one and a wide one. The others fit in between.
+    """
+    sizes = largest_padding(dataset, min(batch_size, 2))
+    counts = np.sort(np.diff(dataset.annotations.starts))[::-1][:batch_size].tolist()
+    return WorstBatch((*sizes, *[sizes[0]] * (batch_size - len(sizes))), tuple(counts))
+
+
+def largest_padding(dataset: CocoDataset, num_images: int) -> tuple[Size, ...]:
+    """The sizes of one or two different images, after augmentation, that are padded to the largest area."""
+    unique, of_image = np.unique(dataset.annotations.sizes_hw, axis=0, return_inverse=True)
+    choices = [dataset.transform.largest_sizes((height, width)) for height, width in unique.tolist()]
+    sides = np.array([[*np.max(c, axis=0), max(h * w for h, w in c)] for c in choices])[of_image.reshape(-1)]  # [N, 3]
+    # The best pair is among the two tallest, the two widest and the two of the largest area.
+    candidates = sorted({int(image) for order in np.argsort(-sides, axis=0, kind="stable").T for image in order[:2]})
+    drawn = [(image, size) for image in candidates for size in choices[int(of_image.reshape(-1)[image])]]
+    groups = [group for group in combinations(drawn, num_images) if len({image for image, _ in group}) == num_images]
+    best = max(groups, key=lambda group: np.prod(padded(*(size for _, size in group))))
+    return tuple(size for _, size in best)
+
+
+def padded(*sizes_hw: Size) -> Size:
+    """What images of these sizes are padded to."""
+    return max(height for height, _ in sizes_hw), max(width for _, width in sizes_hw)
