@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from fovea_detr import distributed
 from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
-from fovea_detr.matcher import Match, Matcher
+from fovea_detr.matcher import Fetch, Match, Matcher
 from fovea_detr.types import Predictions, Target, as_target
 
 
@@ -48,17 +48,25 @@ class Criterion(nn.Module):
         class_weights[-1] = no_object
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, predictions: Predictions, targets: list[Target] | list[Mapping[str, Tensor]]) -> Losses:
+    def forward(
+        self,
+        predictions: Predictions,
+        targets: list[Target] | list[Mapping[str, Tensor]],
+        fetch: Fetch | None = None,
+    ) -> Losses:
         """targets: one an image, as Target or as DETR's dict of `labels` and `boxes`; empty ones are welcome.
+
+        fetch: how the matching costs come to the host; None: by a copy of their own.
 
         Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite.
         """
         device = predictions.logits.device
-        objects = [as_target(target).to(device) for target in targets]
-        matches = self.matcher(predictions, objects)
-        count = torch.tensor([float(sum(len(target) for target in objects))], device=device)
+        objects = [as_target(target) for target in targets]
+        matches = self.matcher(predictions, objects, fetch)
+        count = torch.full((1,), float(sum(len(target) for target in objects)), device=device)
         num_boxes = distributed.mean(count).clamp(min=1)
-        layer, image, query, labels, boxes = _gather(matches, objects)
+        where, labels, boxes = (part.to(device, non_blocking=True) for part in _matched(matches, objects))
+        layer, image, query = where
         matched = predictions.boxes_cxcywh.float()[layer, image, query]  # [N, 4]
         overlap = generalised_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(boxes))
         num_layers = len(matches)
@@ -87,19 +95,20 @@ class Criterion(nn.Module):
         return each.sum((1, 2)) / self.class_weights[classes].sum((1, 2))
 
 
-def _gather(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """All matched pairs of all layers: layer, image, query [N], and the objects' labels [N] and boxes [N, 4]."""
-    device = objects[0].labels.device
+def _matched(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """All N matched pairs of all layers: (layer, image, query) [3, N], the objects' labels [N] and boxes [N, 4].
+
+    Put together where the targets are, on the host: three copies to the device instead of two an image.
+    """
+    pairs = [pair for images in matches for pair in images]
+    counts = torch.tensor([len(queries) for queries, _ in pairs])
+    index = torch.arange(len(pairs)).repeat_interleave(counts)
+    layer, image = index // len(objects), index % len(objects)
     starts = torch.tensor([0] + [len(target) for target in objects]).cumsum(0)
-    rows = [
-        torch.stack((torch.full_like(queries, layer), torch.full_like(queries, image), queries, chosen + starts[image]))
-        for layer, images in enumerate(matches)
-        for image, (queries, chosen) in enumerate(images)
-    ]
-    layer, image, query, chosen = torch.cat(rows, dim=1).to(device)
+    chosen = torch.cat([chosen for _, chosen in pairs]) + starts[image]
     labels = torch.cat([target.labels for target in objects])[chosen]
     boxes = torch.cat([target.boxes_cxcywh for target in objects]).float()[chosen]
-    return layer, image, query, labels, boxes
+    return torch.stack((layer, image, torch.cat([queries for queries, _ in pairs]))), labels, boxes
 
 
 def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:

@@ -17,6 +17,7 @@ from fovea_detr.errors import UserError
 from fovea_detr.rendezvous import meet
 
 T = TypeVar("T")
+_is_alone = False
 
 
 @contextmanager
@@ -46,7 +47,18 @@ def local_rank() -> int:
 
 
 def is_active() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _is_alone
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For what a rank does by itself, and may fail at while the others do not: nothing in the block waits for them."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
 
 
 def rank() -> int:
@@ -73,6 +85,25 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows [N of the rank, ...] one after another, in the order of the ranks, on every rank.
+
+    N differs between ranks, and may be 0; the rest of the shape and the dtype do not.
+    """
+    if not is_active():
+        return rows
+    # A backend moves tensors of its own kind of device only.
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=device))
+    lengths = torch.cat(counts).tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:], device=device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
 def first_on_node(function: Callable[[], T]) -> T:

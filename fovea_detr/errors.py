@@ -21,5 +21,9 @@ class NonFiniteError(UserError):
     """Training met NaN or infinity: names the images, the rank, the step and the loss parts. Never worth a requeue."""
 
 
+class OutOfMemoryError(UserError):
+    """The device, or the machine, has too little memory: names what was tried, and what fits."""
+
+
 class RunFolderError(UserError):
     """The run folder belongs to another configuration, or to a process that is still running."""

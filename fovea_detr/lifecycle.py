@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from fovea_detr import checkpoint, distributed
+from fovea_detr.compiled import Compiled
 from fovea_detr.config import Config
 from fovea_detr.errors import RunFolderError
+from fovea_detr.ledger import Ledger
 from fovea_detr.record import RunFolder
 from fovea_detr.stop import StopFlag, Stopped
 
@@ -22,11 +24,15 @@ T = TypeVar("T")
 
 @dataclass
 class Parts:
-    """What training changes. `model` is the bare module; `wrapped` is what is called (DDP's, with several ranks)."""
+    """What training changes. `model` is the bare module; `wrapped` is what is called (DDP's, with several ranks).
+
+    compiled: what torch.compile did to the model, with compile=true.
+    """
 
     model: nn.Module
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
+    compiled: Compiled | None = None
 
 
 @dataclass
@@ -54,7 +60,10 @@ class Run:
         self.is_writer = distributed.rank() == 0
         self.total_batch_size = config.schedule.batch_size * distributed.world_size()
         self.position = Position(total_batch_size=self.total_batch_size)
+        self.ledger = Ledger(self._add)
+        self.gpus = distributed.world_size() if device.type == "cuda" else 0
         self.resumed = False
+        self.peak_memory_bytes: int | None = None  # of the worst batch, see trial.py
         self._saved_at = self._clock = time.monotonic()
 
     @property
@@ -73,6 +82,10 @@ class Run:
             if self.is_writer:
                 self.folder.write_history(self.position.history)
         self.position.starts += 1
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """From here on time is booked on the epoch: the start-up of a process, the trial included, is not training."""
         self._saved_at = self._clock = time.monotonic()
 
     def _check_same_batch(self) -> None:
@@ -91,17 +104,21 @@ class Run:
             content = {"model": parts.model.state_dict(), "optimizer": parts.optimizer.state_dict()}
             checkpoint.save(self.folder, {**content, "position": asdict(self.position)})
 
-    def step_done(self, losses: dict[str, float], stop: bool, parts: Parts) -> None:
-        """Count one step; save when it is time; with `stop` (agreed on by all ranks) save and raise Stopped."""
+    def step_done(self, step: int, parts: Parts) -> None:
+        """Count one step; save when it is time; once all ranks know that one was asked to stop, save and raise Stopped.
+
+        What a checkpoint holds is complete: the losses of its last step are read first. Raises NonFiniteError.
+        """
         position = self.position
         position.batches_done += 1
-        for name, value in losses.items():
-            position.sums[name] = position.sums.get(name, 0.0) + value
-        due = time.monotonic() - self._saved_at >= self.config.checkpoint.minutes * 60
-        if stop or due:
+        if self.ledger.stops_after(step):
+            self.ledger.settle()
             self.save(parts)
-        if stop:
             raise Stopped(self.stop.number or signal.SIGTERM)
+        if time.monotonic() - self._saved_at >= self.config.checkpoint.minutes * 60:
+            self.ledger.read()  # a collective is not allowed here: the ranks' clocks differ
+            if self.ledger.is_sound:
+                self.save(parts)
         if self.is_writer:
             self.folder.beat(epoch=position.epoch, batches_done=position.batches_done)
 
@@ -125,27 +142,40 @@ class Run:
         return cast(T, value)
 
     def epoch_means(self) -> dict[str, float]:
-        """The mean of each loss over the batches of this epoch."""
-        return {name: value / max(1, self.position.batches_done) for name, value in self.position.sums.items()}
+        """The mean of each loss over the batches of this epoch whose losses are read."""
+        unread = 0 if self.ledger.pending is None else 1
+        batches = max(1, self.position.batches_done - unread)
+        return {name: value / batches for name, value in self.position.sums.items()}
+
+    def _add(self, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self.position.sums[name] = self.position.sums.get(name, 0.0) + value
 
     def commit(self, line: dict[str, Any], parts: Parts) -> None:
         """Close an epoch: the checkpoint first, then the history line."""
         position = self.position
         self._tick()
-        seconds = position.train_seconds
-        images = position.batches_done * self.total_batch_size
-        position.total_seconds += seconds
-        line["timing"] = {
-            **line["timing"],
-            "seconds": seconds,
-            "total_seconds": position.total_seconds,
-            "images": images,
-        }
+        line["timing"] |= self._timing(line["timing"].get("evaluation_seconds", 0.0))
+        position.total_seconds = line["timing"]["total_seconds"]
         position.history.append(line)
         position.epoch, position.batches_done, position.sums, position.train_seconds = position.epoch + 1, 0, {}, 0.0
         self.save(parts)
         if self.is_writer:
             self.folder.write_history(position.history)
+
+    def _timing(self, evaluation_seconds: float) -> dict[str, float]:
+        """Of this epoch: seconds with evaluation, images, images/s without it; of all so far: seconds, GPU-hours."""
+        position = self.position
+        seconds, images = position.train_seconds, position.batches_done * self.total_batch_size
+        last = position.history[-1]["timing"] if position.history else {}
+        before = last.get("gpu_hours", position.total_seconds / 3600 * self.gpus)  # a history of before this was kept
+        return {
+            "seconds": seconds,
+            "total_seconds": position.total_seconds + seconds,
+            "images": images,
+            "images_per_second": images / max(1e-9, seconds - evaluation_seconds),
+            "gpu_hours": before + seconds / 3600 * self.gpus,
+        }
 
     def outcome(self) -> dict[str, Any]:
         """The result's part that the history tells: last and best metrics, epochs, steps, minutes, rates, GPU-hours."""
@@ -154,15 +184,15 @@ class Run:
         best = max(evaluated, key=lambda line: line["AP"])
         images = sum(line["timing"]["images"] for line in history)
         training = sum(line["timing"]["seconds"] - line["timing"].get("evaluation_seconds", 0.0) for line in history)
-        gpus = distributed.world_size() if self.device.type == "cuda" else 0
         return {
             "last": _metrics(evaluated[-1]),
             "best": {"epoch": best["epoch"], **_metrics(best)},
             "epochs": len(history),
             "steps": history[-1]["steps"],
             "minutes": seconds / 60,
-            "gpu_hours": seconds / 3600 * gpus,
+            "gpu_hours": history[-1]["timing"]["gpu_hours"],
             "images_per_second": images / max(1e-9, training),
+            "peak_memory_bytes": self.peak_memory_bytes,
             "starts": self.position.starts,
         }
 

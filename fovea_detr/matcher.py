@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.types import Predictions, Target
 
+Fetch = Callable[[Tensor], np.ndarray]  # a tensor of any device -> the same on the host
 Match = tuple[Tensor, Tensor]  # (queries, objects), each [min(Q, T)] int64 on the CPU, in ascending order of the query
 
 
@@ -28,10 +30,16 @@ class Matcher:
     gamma: float = 2.0
 
     @torch.no_grad()
-    def __call__(self, predictions: Predictions, targets: list[Target]) -> list[list[Match]]:
-        """-> matches[layer][image]. One copy to the host. Raises NonFiniteError where a cost is NaN or infinite."""
-        labels, boxes = pad_targets(targets)
-        cost = self.costs(predictions, labels, boxes).cpu().numpy()  # [L, B, Q, T]
+    def __call__(
+        self, predictions: Predictions, targets: list[Target], fetch: Fetch | None = None
+    ) -> list[list[Match]]:
+        """-> matches[layer][image]. One copy to the host, by `fetch`.
+
+        Raises NonFiniteError where a cost is NaN or infinite.
+        """
+        device = predictions.logits.device
+        labels, boxes = (part.to(device, non_blocking=True) for part in pad_targets(targets))
+        cost = (fetch or to_host)(self.costs(predictions, labels, boxes))  # [L, B, Q, T]
         sizes = [len(target) for target in targets]
         broken = [b for b, size in enumerate(sizes) if not np.isfinite(cost[:, b, :, :size]).all()]
         if broken:
@@ -55,6 +63,11 @@ class Matcher:
         as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         as_nothing = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return as_object - as_nothing
+
+
+def to_host(values: Tensor) -> np.ndarray:
+    """The host waits here until the device has computed them; a training step does so once."""
+    return values.cpu().numpy()
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fovea_detr.config import Schedule
 
@@ -19,6 +19,15 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     groups = [{"params": rest, "base_lr": schedule.lr}, {"params": backbone, "base_lr": schedule.lr_backbone}]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, values: Tensor) -> None:
+    """One step, or none if one of the values is NaN or infinite: decided on the device, which nobody waits for.
+
+    This is how a gradient scaler skips a step; the fused optimizer knows it, counts its steps accordingly.
+    """
+    optimizer.found_inf = values.isfinite().all().logical_not().float()  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

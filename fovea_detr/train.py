@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fovea_detr import distributed
+from fovea_detr.coco_metrics import GroundTruth, coco_metrics
+from fovea_detr.compiled import plain
 from fovea_detr.criterion import Criterion, Losses
+from fovea_detr.data.batches import epoch_batches, eval_batches
 from fovea_detr.data.coco import CocoDataset
-from fovea_detr.data.loader import Loader, build_loader, epoch_batches, eval_batches
+from fovea_detr.data.loader import Loader
+from fovea_detr.device import autocast
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluate import autocast, coco_metrics, detect, gather_results
+from fovea_detr.evaluate import detect, gather_found
+from fovea_detr.ledger import Report
 from fovea_detr.lifecycle import Parts, Run
-from fovea_detr.optim import learning_rate_factor, set_learning_rate
+from fovea_detr.memory import shortage_named
+from fovea_detr.optim import learning_rate_factor, set_learning_rate, step_if_finite
 from fovea_detr.progress import Progress
 from fovea_detr.types import Batch, Target
 
@@ -30,17 +37,38 @@ class Work:
     val: CocoDataset
     criterion: Criterion
     progress: Progress
+    backend: str  # of COCO's evaluation
+    train_loader: Loader | None
+    val_loader: Loader
+
+    @cached_property
+    def ground_truth(self) -> GroundTruth:
+        """Of the validation split, read at the first evaluation by whoever computes metrics."""
+        return GroundTruth(self.val.annotations.ground_truth(), self.backend)
+
+    def close(self) -> None:
+        """End the loaders' worker processes."""
+        for loader in (self.train_loader, self.val_loader):
+            if loader is not None:
+                loader.close()
 
 
 def fit(run: Run, parts: Parts, work: Work) -> None:
     """Train to the last epoch from wherever the run stands. Raises Stopped at a step boundary after a signal."""
     schedule = run.config.schedule
+    run.start_clock()
+    work.progress.start(run.position.history, run.position.train_seconds, run.config.evaluation.every, run.gpus)
     for epoch in range(run.epoch, schedule.epochs):
         losses = train_one_epoch(run, parts, work)
         due = (epoch + 1) % run.config.evaluation.every == 0 or epoch + 1 == schedule.epochs
         if due:
             run.save(parts)  # an evaluation that is killed does not cost the epoch
-        metrics, timing = evaluate(run, parts, work) if due else ({}, {})
+        with shortage_named(f"evaluation after epoch {epoch + 1}, rank {distributed.rank()}"):
+            metrics, timing = evaluate(run, parts, work) if due else ({}, {})
+        assert work.train_loader is not None
+        timing["padding_share"] = work.train_loader.padding_share
+        if parts.compiled is not None:
+            timing |= parts.compiled.counts()
         line = {"epoch": epoch + 1, **losses, **metrics, "timing": timing}
         run.commit(line, parts)
         work.progress.epoch_done(run.position.history[-1])
@@ -48,18 +76,21 @@ def fit(run: Run, parts: Parts, work: Work) -> None:
 
 def train_one_epoch(run: Run, parts: Parts, work: Work) -> dict[str, float]:
     """The batches of this epoch that are still to do -> the epoch's mean losses. Raises Stopped."""
-    config, position = run.config, run.position
+    config, position, loader = run.config, run.position, work.train_loader
+    assert loader is not None
     batches = run_batches(run, work)
     start = position.batches_done
     parts.wrapped.train()
     work.progress.start_epoch(position.epoch, len(batches), start)
-    for i, (batch, targets) in enumerate(train_loader(run, work, batches[start:]), start=start):
+    for i, (batch, targets) in enumerate(loader.read(batches[start:], epoch=position.epoch), start=start):
         step = position.epoch * len(batches) + i
         factor = learning_rate_factor(config.schedule, step, len(batches))
         set_learning_rate(parts.optimizer, factor)
-        losses, stop = train_step(run, parts, work.criterion, batch, targets, step)
-        work.progress.step_done(losses, run.total_batch_size)
-        run.step_done(losses, stop, parts)
+        with shortage_named(_where(step, batch)):
+            train_step(run, parts, work.criterion, batch, targets, step)
+        work.progress.step_done(run.ledger.latest, run.total_batch_size)
+        run.step_done(step, parts)
+    run.ledger.settle()
     return {
         **run.epoch_means(),
         "lr": parts.optimizer.param_groups[0]["lr"],
@@ -67,29 +98,27 @@ def train_one_epoch(run: Run, parts: Parts, work: Work) -> dict[str, float]:
     }
 
 
-def train_step(
-    run: Run, parts: Parts, criterion: Criterion, batch: Batch, targets: list[Target], step: int
-) -> tuple[dict[str, float], bool]:
-    """One step on every rank -> the losses averaged over ranks, and whether any rank has been asked to stop.
+def train_step(run: Run, parts: Parts, criterion: Criterion, batch: Batch, targets: list[Target], step: int) -> None:
+    """One step on every rank; what came of it is posted to the run's ledger. The host waits for the device once.
 
-    Raises NonFiniteError before the weights are touched.
+    Raises NonFiniteError, at the latest in the next step; a step that is not finite never touches the weights.
     """
     config = run.config
     torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
     with autocast(run.device, config.precision):
         predictions = parts.wrapped(batch.to(run.device))
     try:
-        losses = criterion(predictions, targets)
+        losses = criterion(predictions, targets, run.ledger.fetch)
     except NonFiniteError as error:
+        run.ledger.check()  # the step before comes first
         raise NonFiniteError(f"{_where(step, batch)}: {error}; {_last_losses(run)}") from None
+    run.ledger.check()
     parts.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), config.schedule.clip or math.inf)
-    values, stop = _agree(losses, norm, run)
-    if not all(math.isfinite(value) for value in values.values()):
-        _refuse_non_finite(losses, norm, batch, step)
-    parts.optimizer.step()
-    return values, stop
+    report = _report(losses, norm, run, step, batch)
+    step_if_finite(parts.optimizer, report.values)
+    run.ledger.post(report)
 
 
 def evaluate(run: Run, parts: Parts, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
@@ -97,29 +126,25 @@ def evaluate(run: Run, parts: Parts, work: Work) -> tuple[dict[str, Any], dict[s
     begin, config = time.monotonic(), run.config
     share_buffers(parts.model)
     batches = eval_batches(len(work.val), config.evaluation.batch_size, distributed.world_size(), distributed.rank())
-    loader = build_loader(work.val, batches, epoch=0, seed=config.seed, workers=config.data.workers)
-    look = lambda: detect(parts.model, loader, run.device, config.precision, run.leave_if_asked)  # noqa: E731
-    results = gather_results(run.unless_asked(look))
+    loaded = work.val_loader.read(batches)
+    look = lambda: detect(parts.model, loaded, run.device, config.precision, run.leave_if_asked)  # noqa: E731
+    with plain():
+        found = gather_found(run.unless_asked(look))
     metrics: dict[str, Any] = {}
     if run.is_writer:
-        metrics = coco_metrics(work.val.annotations.ground_truth(), results)
+        metrics = coco_metrics(work.ground_truth, found)
         if config.evaluation.save_predictions:
-            run.folder.write_predictions(results)
+            run.folder.write_predictions(found.results())
     return metrics, {"evaluation_seconds": time.monotonic() - begin}
 
 
 def run_batches(run: Run, work: Work) -> list[list[int]]:
     """This rank's batches of the present epoch."""
     assert work.train is not None
-    size, world = run.config.schedule.batch_size, distributed.world_size()
-    return epoch_batches(len(work.train), size, world, distributed.rank(), run.config.seed, run.epoch)
-
-
-def train_loader(run: Run, work: Work, batches: list[list[int]]) -> Loader:
-    assert work.train is not None
-    config, on_gpu = run.config, run.device.type == "cuda"
-    workers = config.data.workers
-    return build_loader(work.train, batches, epoch=run.epoch, seed=config.seed, workers=workers, pin_memory=on_gpu)
+    config, world = run.config, distributed.world_size()
+    ratios = work.train.aspect_ratios(config.seed, run.epoch) if config.data.bucketing else None
+    size = config.schedule.batch_size
+    return epoch_batches(len(work.train), size, world, distributed.rank(), config.seed, run.epoch, ratios)
 
 
 def share_buffers(model: torch.nn.Module) -> None:
@@ -134,24 +159,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4096 + rank
 
 
-def _agree(losses: Losses, norm: Tensor, run: Run) -> tuple[dict[str, float], bool]:
-    """The last layer's losses and the total, averaged over ranks, in one collective with the stop flags."""
+def _report(losses: Losses, norm: Tensor, run: Run, step: int, batch: Batch) -> Report:
+    """The total and the last layer's losses, averaged over ranks in one collective with the stop flags."""
     parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
-    flag = losses.total.new_tensor(float(run.stop.number != 0))
-    row = torch.stack([losses.total.detach(), *parts.values(), flag])
-    *values, flags = distributed.mean(row).tolist()
-    named = dict(zip(("loss", *parts), values, strict=True))
-    return {**named, "gradient_norm": norm.item()}, flags > 0
-
-
-def _refuse_non_finite(losses: Losses, norm: Tensor, batch: Batch, step: int) -> None:
-    """Every rank is here: all learn whose batch it was, and stop with the same line."""
-    mine = bool(torch.isfinite(losses.total))
-    parts = ", ".join(f"{name} {value[-1].item():g}" for name, value in losses.by_layer.items())
-    line = f"{_where(step, batch)}: the losses are not finite ({parts}, total {losses.total.item():g})"
-    culprits = [text for is_finite, text in distributed.gather((mine, line)) if not is_finite]
-    gradient = f"{_where(step, batch)}: the gradient is not finite (norm {norm.item():g}; {parts})"
-    raise NonFiniteError((culprits or [gradient])[0])
+    own = torch.stack([losses.total.detach(), *parts.values()])
+    flag = torch.full_like(own[:1], float(run.stop.number != 0))
+    *means, flags = distributed.mean(torch.cat((own, flag))).split(1)
+    values = torch.cat((*means, norm[None], flags))
+    return Report(step, _where(step, batch), ("loss", *parts, "gradient_norm", "stop"), values, own)
 
 
 def _where(step: int, batch: Batch) -> str:

@@ -22,10 +22,13 @@ SHORT = ("experiment=tiny", "schedule.epochs=5", "model.dropout=0.1", "data.val_
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 
 
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 10), (2, 5)])
-def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, ranks: int, kills: int) -> None:
+WORKERS = ("data.workers=2", "data.in_memory=false", "data.bucketing=true")
+
+
+@pytest.mark.parametrize(("ranks", "kills", "more"), [(1, 10, ()), (2, 5, ()), (1, 4, WORKERS)])
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, ranks: int, kills: int, more: tuple[str, ...]) -> None:
     images = f"data.train_images={160 * ranks}"
-    arguments = (*SHORT, images, f"data.cache={tmp_path / 'cache'}")
+    arguments = (*SHORT, images, f"data.cache={tmp_path / 'cache'}", *more)
     run_well(*arguments, f"runs={tmp_path / 'calm'}", ranks=ranks)
     draw = random.Random(ranks)
     hits = 0
