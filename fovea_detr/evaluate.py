@@ -1,25 +1,18 @@
-"""From predictions to detections to COCO's twelve numbers, and the time one image takes."""
+"""From predictions to the detections of a whole split, on every rank; and the time one image takes."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from fovea_detr import distributed
 from fovea_detr.boxes import cxcywh_to_xyxy
+from fovea_detr.coco_metrics import Found
+from fovea_detr.device import autocast, seconds
 from fovea_detr.types import Batch, Detections, Predictions
-
-# COCOeval.stats by name, in its order.
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
 def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
@@ -27,6 +20,11 @@ def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
 
     Sigmoid outputs: the Q best of all Q x C scores, as published. Softmax: each query's best class but "no object".
     """
+    return [Detections(*one) for one in zip(*_best(predictions, sizes_hw), strict=True)]
+
+
+def _best(predictions: Predictions, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-> scores [B, Q], labels [B, Q], boxes [B, Q, 4] as (left, top, right, bottom) in pixels, best first."""
     logits, boxes = predictions.logits[-1], cxcywh_to_xyxy(predictions.boxes_cxcywh[-1])
     num_queries, num_outputs = logits.shape[1:]
     if predictions.activation == "sigmoid":
@@ -36,10 +34,9 @@ def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
         best, classes = logits.softmax(-1)[..., :-1].max(-1)
         scores, query = best.sort(dim=1, descending=True)
         labels = classes.gather(1, query)
-    sizes_hw = sizes_hw.to(boxes.device)
+    sizes_hw = sizes_hw.to(boxes.device, non_blocking=True)
     scale = sizes_hw.flip(-1).repeat(1, 2).to(boxes.dtype)[:, None]  # [B, 1, 4] as (w, h, w, h)
-    boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4)) * scale
-    return [Detections(*one) for one in zip(scores, labels, boxes, strict=True)]
+    return scores, labels, boxes.gather(1, query[..., None].expand(-1, -1, 4)) * scale
 
 
 @torch.no_grad()
@@ -49,94 +46,58 @@ def detect(
     device: torch.device,
     precision: str,
     before_each: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """Run the model over batches -> COCO results: image_id, category_id, bbox (x, y, width, height in pixels), score.
+) -> Found:
+    """Run the model over batches -> all detections, on the device; nothing is copied back from it.
 
     before_each: called before every batch; what it raises ends the evaluation.
     """
     model.eval()
-    results = []
+    image_ids, rows = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 6, dtype=torch.float64, device=device)]
     for batch, _ in batches:
         before_each()
         with autocast(device, precision):
             predictions = model(batch.to(device))
-        for image_id, found in zip(batch.image_ids, postprocess(predictions, batch.original_sizes_hw), strict=True):
-            results.extend(coco_results(image_id, found))
-    return results
+        found = detection_rows(predictions, batch.original_sizes_hw)
+        image_ids.append(torch.tensor(batch.image_ids).repeat_interleave(found.shape[1]))
+        rows.append(found.flatten(0, 1))
+    return Found(torch.cat(image_ids).to(device), torch.cat(rows))
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def detection_rows(predictions: Predictions, sizes_hw: Tensor) -> Tensor:
+    """[B, Q, 6] float64: x, y, width, height in pixels, score, category id; best first, the rows of `Found`."""
+    scores, labels, boxes = _best(predictions, sizes_hw)
+    sides = (boxes[..., :2], boxes[..., 2:] - boxes[..., :2], scores[..., None], labels[..., None])
+    return torch.cat([side.double() for side in sides], dim=-1)
 
 
-def coco_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
-    boxes = found.boxes_xyxy.clone()
-    boxes[:, 2:] -= boxes[:, :2]
-    rows = zip(found.scores.tolist(), found.labels.tolist(), boxes.tolist(), strict=True)
-    return [{"image_id": image_id, "category_id": label, "bbox": box, "score": score} for score, label, box in rows]
-
-
-def gather_results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every rank's results on every rank, in an order that does not depend on the number of ranks."""
-    everything = [result for part in distributed.gather(results) for result in part]
-    return sorted(everything, key=lambda result: result["image_id"])  # stable: best first inside an image
-
-
-def coco_metrics(ground_truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """COCOeval on boxes -> the twelve numbers by name, and AP_by_category {category name: AP}; -1 where undefined."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _coco(ground_truth)
-        found = _found(truth, results) if results else _coco({**ground_truth, "annotations": []})
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    metrics: dict[str, Any] = {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
-    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
-    metrics["AP_by_category"] = {
-        names[category]: float(known.mean()) if (known := precision[..., k][precision[..., k] > -1]).size else -1.0
-        for k, category in enumerate(evaluation.params.catIds)
-    }
-    return metrics
+def gather_found(found: Found) -> Found:
+    """Every rank's detections on every rank, by image id: an order that does not depend on the number of ranks."""
+    image_ids, rows = distributed.gather_rows(found.image_ids), distributed.gather_rows(found.rows)
+    order = image_ids.argsort(stable=True)  # an image is on one rank, so inside it the best stay first
+    return Found(image_ids[order], rows[order])
 
 
 @torch.no_grad()
 def inference_seconds(
     model: nn.Module, batches: Iterable[tuple[Batch, Any]], device: torch.device, precision: str
 ) -> float:
-    """DETR's protocol: the mean seconds of one image at batch 1 over the given images, model and copy, warmed up.
+    """DETR's protocol: the mean seconds of an image at batch 1 over the given images: copy, normalising, model.
 
-    The first image is run three times before the clock starts.
+    Warmed up: the first image is run three times before the clock starts.
     """
     model.eval()
-    seconds, timed = 0.0, 0
+    total, timed = 0.0, 0
     for batch, _ in batches:
         for _ in range(3 if timed == 0 else 0):
             _timed_pass(model, batch, device, precision)
-        seconds += _timed_pass(model, batch, device, precision)
+        total += _timed_pass(model, batch, device, precision)
         timed += len(batch)
-    return seconds / max(1, timed)
+    return total / max(1, timed)
 
 
 def _timed_pass(model: nn.Module, batch: Batch, device: torch.device, precision: str) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    with autocast(device, precision):
-        postprocess(model(batch.to(device)), batch.original_sizes_hw)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    def work() -> None:
+        with autocast(device, precision):
+            postprocess(model(batch.to(device)), batch.original_sizes_hw)
 
-
-def _found(truth: COCO, results: list[dict[str, Any]]) -> COCO:
-    copies: Any = [dict(result) for result in results]  # pycocotools writes into them, and says that it wants a path
-    return truth.loadRes(copies)
-
-
-def _coco(dataset: dict[str, Any]) -> COCO:
-    coco: Any = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
+    return seconds(work, device)

@@ -1,30 +1,29 @@
-"""Detections against loops over queries and classes, and COCO's numbers against pycocotools called by hand."""
+"""Detections against loops over queries, classes and images; whose turn it is; signs of life."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from fovea_detr import distributed
-from fovea_detr.evaluate import (
-    METRICS,
-    coco_metrics,
-    coco_results,
-    detect,
-    gather_results,
-    inference_seconds,
-    postprocess,
-)
-from fovea_detr.types import Batch, Detections, Predictions
+from fovea_detr import distributed, evaluate, record, train
+from fovea_detr.coco_metrics import Found
+from fovea_detr.config import load_config
+from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.loader import Loader
+from fovea_detr.data.transforms import eval_transform
+from fovea_detr.evaluate import detect, detection_rows, gather_found, inference_seconds, postprocess
+from fovea_detr.lifecycle import Parts, Run
+from fovea_detr.stop import StopFlag, Stopped
+from fovea_detr.types import Batch, Predictions
 from tests import reference
+from tests.data.builders import write_coco
 from tests.model.builders import random_batch
 from tests.predictions import CLASSES, random_predictions
 
@@ -33,7 +32,7 @@ CPU = torch.device("cpu")
 
 # ---- detections ------------------------------------------------------------------------------------------------------
 
-Found = tuple[float, int, list[float]]  # score, label, box
+Best = tuple[float, int, list[float]]  # score, label, box
 
 
 def scaled_box(box_cxcywh: Tensor, size_hw: Tensor) -> list[float]:
@@ -42,10 +41,10 @@ def scaled_box(box_cxcywh: Tensor, size_hw: Tensor) -> list[float]:
     return [left * width, top * height, right * width, bottom * height]
 
 
-def by_loop(predictions: Predictions, image: int) -> list[Found]:
+def by_loop(predictions: Predictions, image: int) -> list[Best]:
     """sigmoid: the Q best of all (query, class) pairs; softmax: each query's best class but the last. Best first."""
     logits, boxes = predictions.logits[-1, image].detach(), predictions.boxes_cxcywh[-1, image]
-    found: list[Found] = []
+    found: list[Best] = []
     for query in range(len(logits)):
         box = scaled_box(boxes[query], SIZES_HW[image])
         if predictions.activation == "sigmoid":
@@ -89,14 +88,6 @@ def test_a_softmax_query_of_no_object_is_found_with_its_second_best_class() -> N
         assert found.scores.item() < 0.01
 
 
-def test_coco_results_are_corner_and_size() -> None:
-    boxes = torch.tensor([[1.0, 2.0, 11.0, 22.0]])
-    found = Detections(torch.tensor([0.5]), torch.tensor([7]), boxes)
-    expected = {"image_id": 42, "category_id": 7, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}
-    assert coco_results(42, found) == [expected]
-    assert boxes.tolist() == [[1.0, 2.0, 11.0, 22.0]]
-
-
 class Fixed(nn.Module):
     """A model that predicts the same for every image, and counts its calls."""
 
@@ -121,15 +112,60 @@ def batches_of(*image_ids: tuple[int, ...]) -> list[tuple[Batch, None]]:
     return made
 
 
+def results_by_loop(model: nn.Module, batches: list[tuple[Batch, None]]) -> list[dict[str, Any]]:
+    """Image by image, number by number."""
+    results = []
+    for batch, _ in batches:
+        for image_id, found in zip(batch.image_ids, postprocess(model(batch), batch.original_sizes_hw), strict=True):
+            for score, label, (left, top, right, bottom) in zip(*vars(found).values(), strict=True):
+                box = [side.item() for side in (left, top, right - left, bottom - top)]
+                one = {"image_id": image_id, "category_id": label.item(), "bbox": box, "score": score.item()}
+                results.append(one)
+    return results
+
+
+def test_detect_is_a_loop_over_images() -> None:
+    """Every number exactly: neither float32 boxes nor image ids beyond float64 lose a bit."""
+    ids = ((3, 581_929), (2**53 + 1,))
+    batches = batches_of(*ids)
+    for batch, _ in batches:
+        batch.original_sizes_hw = torch.tensor([[427, 640], [501, 333]])[: len(batch)]
+    found = detect(Fixed(), batches, CPU, "fp32")
+    assert len(found) == 3 * 4
+    assert found.results() == results_by_loop(Fixed(), batches)
+    assert detect(Fixed(), [], CPU, "fp32").results() == []
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_detect_names_images_and_scales_to_their_size_on_disk(precision: str) -> None:
     model, before = Fixed().train(), []
-    results = detect(model, batches_of((3, 1), (2,)), CPU, precision, before_each=lambda: before.append(1))
+    found = detect(model, batches_of((3, 1), (2,)), CPU, precision, before_each=lambda: before.append(1))
     assert not model.training
     assert len(before) == 2
-    assert [result["image_id"] for result in results] == [3] * 4 + [1] * 4 + [2] * 4
-    small, large = results[4]["bbox"], results[0]["bbox"]
-    assert large == pytest.approx([3 * side for side in small], rel=1e-6)
+    assert found.image_ids.tolist() == [3] * 4 + [1] * 4 + [2] * 4
+    small, large = found.rows[4, :4], found.rows[0, :4]
+    assert large.tolist() == pytest.approx((3 * small).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_detecting_copies_nothing_back_from_the_device(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which has no values to read: whatever asks for one raises."""
+    meta = torch.device("meta")
+    model = Fixed()
+    model.one = random_predictions(1, 1, 4, loss=loss)
+    model.one.logits, model.one.boxes_cxcywh = model.one.logits.to(meta), model.one.boxes_cxcywh.to(meta)
+    monkeypatch.setattr(evaluate, "autocast", lambda *_: contextlib.nullcontext())
+    found = detect(model, batches_of((3, 1), (2,)), meta, "fp32")
+    assert (found.image_ids.device, found.rows.device) == (meta, meta)
+    assert found.rows.shape == (12, 6)
+
+
+def test_half_precision_keeps_category_ids() -> None:
+    """bfloat16 has no 257."""
+    logits = torch.full((1, 1, 1, 400), -9.0, dtype=torch.bfloat16)
+    logits[..., 257] = 1
+    rows = detection_rows(Predictions(logits, torch.full((1, 1, 1, 4), 0.5, dtype=torch.bfloat16)), SIZES_HW[:1])
+    assert rows[0, 0, 5] == 257
 
 
 def test_what_the_callback_raises_ends_the_evaluation() -> None:
@@ -149,141 +185,100 @@ def test_inference_time_is_per_image_after_a_warmup() -> None:
     assert inference_seconds(model, [], CPU, "fp32") == 0
 
 
-def test_gathered_results_have_the_order_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+# ---- all ranks -------------------------------------------------------------------------------------------------------
+
+
+def test_gathered_detections_have_the_order_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images dealt out to two ranks; inside an image the order stays: best first."""
-    alone = [{"image_id": image, "score": score} for image in (1, 2, 5, 8) for score in (0.9, 0.9, 0.1)]
-    parts = [[r for r in alone if r["image_id"] in ids] for ids in ((8, 1), (2, 5))]
-    monkeypatch.setattr(distributed, "gather", lambda _value: parts)
-    assert gather_results(parts[0]) == alone
-    monkeypatch.undo()
-    assert gather_results(alone[::-1][:3] + alone[:3]) == alone[:3] + alone[::-1][:3]
+
+    def made(*image_ids: int) -> Found:
+        ids = torch.tensor(image_ids, dtype=torch.int64).repeat_interleave(3)
+        scores = torch.tensor([0.9, 0.9, 0.1], dtype=torch.float64).repeat(len(image_ids))
+        number = torch.arange(3.0, dtype=torch.float64).repeat(len(image_ids))
+        return Found(ids, torch.stack([ids.double(), number, scores, scores, scores, number], dim=1))
+
+    parts, alone = (made(8, 1), made(2, 5), made()), made(1, 2, 5, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            distributed,
+            "gather_rows",
+            lambda rows: torch.cat([part.rows if rows.dim() == 2 else part.image_ids for part in parts]),
+        )
+        together = gather_found(parts[0])
+    for gathered in (together, gather_found(made(5, 8, 1, 2))):
+        assert torch.equal(gathered.image_ids, alone.image_ids)
+        assert torch.equal(gathered.rows, alone.rows)
 
 
-# ---- COCO's numbers --------------------------------------------------------------------------------------------------
+# ---- in a run --------------------------------------------------------------------------------------------------------
 
 
-def ground_truth(crowd: bool) -> dict[str, Any]:
-    """6 images, 3 categories with gaps in their ids, boxes of all sizes; the third category has no object."""
-    rng = np.random.default_rng(0)
-    annotations: list[dict[str, Any]] = []
-    for image in range(1, 7):
-        for _ in range(int(rng.integers(1, 6))):
-            x, y, w, h = (float(v) for v in (*rng.uniform(0, 200, 2), *(8 + 240 * rng.uniform(0, 1, 2) ** 3)))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image,
-                    "category_id": int(rng.choice([1, 17])),
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": int(crowd and len(annotations) % 4 == 0),
-                }
-            )
-    return {
-        "images": [{"id": image, "width": 500, "height": 500} for image in range(1, 7)],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in ((1, "one"), (17, "seventeen"), (90, "ninety"))],
-    }
+class Watching(Fixed):
+    """Notes what state.json says at each batch."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.states: list[dict[str, Any] | None] = []
+
+    def forward(self, batch: Batch) -> Predictions:
+        self.states.append(self.run.folder.state())
+        return super().forward(batch)
 
 
-def results_near(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every object found with some noise, and as many inventions."""
-    rng = np.random.default_rng(1)
-    results = []
-    for annotation in truth["annotations"] * 2:
-        noise = rng.normal(0, 0.15 * float(np.mean(annotation["bbox"][2:])), 4) * rng.integers(0, 2)
-        box = [float(side + more) for side, more in zip(annotation["bbox"], noise, strict=True)]
-        box[2:] = [max(1.0, side) for side in box[2:]]
-        category = annotation["category_id"] if rng.random() < 0.8 else 17
-        found = {"image_id": annotation["image_id"], "category_id": category, "bbox": box}
-        results.append({**found, "score": float(rng.random())})
-    return results
+@pytest.fixture
+def evaluation(tmp_path: Path) -> tuple[Run, Parts, train.Work]:
+    """A run that is about to evaluate 5 images one at a time, after epoch 2 of 3."""
+    config = load_config(["experiment=tiny", "evaluation.batch_size=1", "data.workers=0"])
+    run = Run(config, record.RunFolder(tmp_path / "run"), StopFlag(), CPU)
+    run.position.epoch, run.position.batches_done = 2, 7
+    root = write_coco(tmp_path / "data", images=[(48, 32)] * 5, splits=("val",))
+    model: Any = Watching(run)
+    dataset = CocoDataset(root, "val", eval_transform("tiny"))
+    loader = Loader(dataset, seed=0, workers=0)
+    work: Any = train.Work(None, dataset, None, None, "faster_coco_eval", None, loader)  # type: ignore[arg-type]
+    return run, Parts(model, model, None), work  # type: ignore[arg-type]
 
 
-def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], folder: Path) -> COCOeval:
-    """Through files, as one does it at a prompt."""
-    (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "results.json").write_text(json.dumps(results))
-    coco = COCO(str(folder / "truth.json"))
-    evaluation = COCOeval(coco, coco.loadRes(str(folder / "results.json")), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation
+def test_every_batch_of_an_evaluation_is_a_sign_of_life(
+    evaluation: tuple[Run, Parts, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, parts, work = evaluation
+    monkeypatch.setattr(record, "HEARTBEAT_SECONDS", 0.0)
+    metrics, timing = train.evaluate(run, parts, work)
+    states: Any = parts.model.states
+    assert [(state["state"], state["epoch"], state["batches_done"]) for state in states] == [("running", 2, 7)] * 5
+    assert len({state["time"] for state in states}) == 5
+    assert "AP" in metrics
+    assert timing["evaluation_seconds"] > 0
 
 
-@pytest.mark.parametrize("crowd", [False, True])
-def test_the_twelve_numbers_are_pycocotools(crowd: bool, tmp_path: Path) -> None:
-    truth = ground_truth(crowd)
-    results = results_near(truth)
-    untouched = json.dumps(results)
-    metrics = coco_metrics(truth, results)
-    expected = by_pycocotools(truth, results, tmp_path)
-    assert list(metrics) == [*METRICS, "AP_by_category"]
-    assert [metrics[name] for name in METRICS] == pytest.approx(expected.stats.tolist(), rel=0, abs=1e-12)
-    assert all(0.05 < metrics[name] <= 1 for name in METRICS)
-    assert json.dumps(results) == untouched
-    assert coco_metrics(truth, results) == metrics
+def test_signs_of_life_are_at_most_one_in_half_a_minute(evaluation: tuple[Run, Parts, Any]) -> None:
+    run, parts, work = evaluation
+    train.evaluate(run, parts, work)
+    states: Any = parts.model.states
+    assert len({state["time"] for state in states}) == 1
 
 
-def test_names_are_in_the_order_of_the_printed_summary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    truth = ground_truth(crowd=False)
-    results = results_near(truth)
-    metrics = coco_metrics(truth, results)
-    assert capsys.readouterr().out == ""
-    by_pycocotools(truth, results, tmp_path)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "@[" in line]
-    patterns = {
-        "AP": ("Precision", "0.50:0.95", "   all", "100"),
-        "AP50": ("Precision", "0.50  ", "   all", "100"),
-        "AP75": ("Precision", "0.75  ", "   all", "100"),
-        "AP_small": ("Precision", "0.50:0.95", " small", "100"),
-        "AP_medium": ("Precision", "0.50:0.95", "medium", "100"),
-        "AP_large": ("Precision", "0.50:0.95", " large", "100"),
-        "AR_1": ("Recall", "0.50:0.95", "   all", "  1 "),
-        "AR_10": ("Recall", "0.50:0.95", "   all", " 10 "),
-        "AR_100": ("Recall", "0.50:0.95", "   all", "100"),
-        "AR_small": ("Recall", "0.50:0.95", " small", "100"),
-        "AR_medium": ("Recall", "0.50:0.95", "medium", "100"),
-        "AR_large": ("Recall", "0.50:0.95", " large", "100"),
-    }
-    assert tuple(patterns) == tuple(METRICS)
-    for line, (name, words) in zip(lines, patterns.items(), strict=True):
-        assert all(word in line for word in words), (name, line)
-        assert float(line.rsplit("=", 1)[1]) == pytest.approx(metrics[name], abs=6e-4)
+def test_a_signal_ends_an_evaluation_at_the_next_batch(evaluation: tuple[Run, Parts, Any]) -> None:
+    run, parts, work = evaluation
+    run.stop.number = 12
+    with pytest.raises(Stopped):
+        train.evaluate(run, parts, work)
+    assert parts.model.states == []
 
 
-def test_ap_by_category(tmp_path: Path) -> None:
-    """By hand: COCOeval on one category at a time; -1 where a category has no object."""
-    truth = ground_truth(crowd=True)
-    results = results_near(truth)
-    found = coco_metrics(truth, results)["AP_by_category"]
-    assert list(found) == ["one", "seventeen", "ninety"]
-    assert found["ninety"] == -1
-    for category, name in ((1, "one"), (17, "seventeen")):
-        alone = {**truth, "annotations": [a for a in truth["annotations"] if a["category_id"] == category]}
-        evaluation = by_pycocotools(alone, [r for r in results if r["category_id"] == category], tmp_path)
-        assert found[name] == pytest.approx(float(evaluation.stats[0]), abs=1e-12)
+def test_the_ground_truth_is_read_once_a_run(
+    evaluation: tuple[Run, Parts, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, parts, work = evaluation
+    first, _ = train.evaluate(run, parts, work)
+    monkeypatch.setattr(type(work.val.annotations), "ground_truth", lambda _: pytest.fail("read again"))
+    assert train.evaluate(run, parts, work)[0] == first
 
 
-def test_no_detections_are_zero_where_there_is_something_to_find() -> None:
-    truth = ground_truth(crowd=False)
-    metrics = coco_metrics(truth, [])
-    assert [metrics[name] for name in METRICS] == [0.0] * 12
-    assert metrics["AP_by_category"] == {"one": 0.0, "seventeen": 0.0, "ninety": -1.0}
-
-
-def test_nothing_to_find_is_undefined() -> None:
-    truth = {**ground_truth(crowd=False), "annotations": []}
-    results = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5}]
-    for found in (results, []):
-        metrics = coco_metrics(truth, found)
-        assert [metrics[name] for name in METRICS] == [-1.0] * 12
-
-
-def test_perfect_detections_are_one() -> None:
-    truth = ground_truth(crowd=False)
-    kept = ("image_id", "category_id", "bbox")
-    results = [{**{key: a[key] for key in kept}, "score": 0.9} for a in truth["annotations"]]
-    metrics = coco_metrics(truth, results)
-    assert metrics["AP"] == metrics["AP50"] == metrics["AR_100"] == pytest.approx(1.0)
+def test_the_backend_is_that_of_the_configuration(evaluation: tuple[Run, Parts, Any]) -> None:
+    _, _, work = evaluation
+    assert work.ground_truth.backend == "faster_coco_eval"
+    again = replace(work, backend="pycocotools")
+    assert again.ground_truth.backend == "pycocotools"
