@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from torch import nn
 
@@ -12,6 +13,7 @@ from fovea_detr.config import Config
 from fovea_detr.criterion import Criterion
 from fovea_detr.data.annotations import check_layout
 from fovea_detr.data.coco import CocoDataset, check_images
+from fovea_detr.data.loader import Loader
 from fovea_detr.data.shapes import generate
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.fovea.prior import FoveaPrior
@@ -111,6 +113,11 @@ def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
         if split is not None and data.check == "full":
             check_images(split)
     return train, val
+
+
+def build_loader(config: Config, split: CocoDataset, device: torch.device) -> Loader:
+    """The loader of a split for the whole run; its workers start with the first pass and end with `close`."""
+    return Loader(split, seed=config.seed, workers=config.data.workers, pin_memory=device.type == "cuda")
 
 
 def class_outputs(config: Config) -> int:

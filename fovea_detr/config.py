@@ -23,6 +23,7 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 # Leaves that say where and how a run is carried out, not what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
 INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
+INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Data:
     train_images: int = 0  # of the generated data set
     val_images: int = 0
     in_memory: bool = False
+    bucketing: bool = False
     workers: int = 4
     check: str = "quick"  # quick | full
 
@@ -93,6 +95,7 @@ class Data:
 class Evaluation:
     every: int = 1  # epochs
     batch_size: int = 4
+    backend: str = "faster_coco_eval"  # faster_coco_eval | pycocotools
     save_predictions: bool = False
     timed_images: int = 100
 
@@ -130,6 +133,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16
+    compile: bool = False
     threads: Optional[int] = None  # noqa: UP045
     tracker: str = "none"  # none | tensorboard
     model: Model = field(default_factory=Model)
@@ -156,6 +160,7 @@ CHOICES = {
     "data.name": ("coco", "shapes"),
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
+    "evaluation.backend": ("faster_coco_eval", "pycocotools"),
 }
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
@@ -257,6 +262,10 @@ def check(config: Config) -> None:
     _refuse(
         config.mode == "eval" and config.weights is None,
         "mode=eval has nothing to evaluate: add weights=PATH (a checkpoint of ours, of DETR's or of SMCA's)",
+    )
+    _refuse(
+        config.compile and config.mode == "eval",
+        "compile=true compiles training, and mode=eval trains nothing: leave compile out",
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")

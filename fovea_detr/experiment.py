@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
-from fovea_detr import build, checkpoint, distributed, evaluate, provenance, train
+from fovea_detr import build, checkpoint, compiled, distributed, evaluate, provenance, train, trial
+from fovea_detr.coco_metrics import METRICS
 from fovea_detr.config import Config
 from fovea_detr.data.coco import CocoDataset
-from fovea_detr.data.loader import build_loader
+from fovea_detr.data.loader import Loader
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.host import Host, failures_told
 from fovea_detr.lifecycle import Parts, Run
@@ -49,14 +51,19 @@ def carry_out(config: Config, run: Run, point: str, host: Host) -> None:
         write_beginning(run, train_set, val_set)
     progress = Progress(run.folder, point, config.schedule.epochs, speaks=run.is_writer, tracker=config.tracker)
     parts = build_parts(run, progress)
-    work = train.Work(train_set, val_set, build.build_criterion(config).to(run.device), progress)
-    if config.mode == "train":
-        announce(run, parts, work)
-        train.fit(run, parts, work)
-        metrics = {}
-    else:
-        metrics, _ = train.evaluate(run, parts, work)
-    finish(run, parts, work, metrics)
+    criterion = build.build_criterion(config).to(run.device)
+    train_loader = build.build_loader(config, train_set, run.device) if train_set is not None else None
+    val_loader = build.build_loader(config, val_set, run.device)
+    backend = config.evaluation.backend
+    with closing(train.Work(train_set, val_set, criterion, progress, backend, train_loader, val_loader)) as work:
+        if config.mode == "train":
+            announce(run, parts, work)
+            trial.before_first_step(run, parts, work)
+            train.fit(run, parts, work)
+            metrics = {}
+        else:
+            metrics, _ = train.evaluate(run, parts, work)
+        finish(run, parts, work, metrics)
 
 
 def choose_device(config: Config) -> torch.device:
@@ -183,8 +190,9 @@ def finish(run: Run, parts: Parts, work: train.Work, metrics: dict[str, Any]) ->
     if not run.is_writer:
         return
     count = min(run.config.evaluation.timed_images, len(work.val))
-    single = build_loader(work.val, [[i] for i in range(count)], epoch=0, seed=0, workers=0)
-    seconds = evaluate.inference_seconds(parts.model, single, run.device, run.config.precision)
+    single = Loader(work.val, seed=0, workers=0).read([[i] for i in range(count)])
+    with compiled.plain():
+        seconds = evaluate.inference_seconds(parts.model, single, run.device, run.config.precision)
     result = {
         "mode": run.config.mode,
         **(run.outcome() if run.config.mode == "train" else {"last": metrics}),
@@ -201,7 +209,7 @@ def finish(run: Run, parts: Parts, work: train.Work, metrics: dict[str, Any]) ->
 
 def summary(result: dict[str, Any]) -> str:
     """The line a person wants: the last metrics, and what it took."""
-    scores = ", ".join(f"{name} {result['last'][name]:.3f}" for name in evaluate.METRICS[:6] if name in result["last"])
+    scores = ", ".join(f"{name} {result['last'][name]:.3f}" for name in METRICS[:6] if name in result["last"])
     best = f"; best AP {result['best']['AP']:.3f} after epoch {result['best']['epoch']}" if "best" in result else ""
     took = f"; {result['epochs']} epochs in {result['minutes']:.1f} minutes" if "epochs" in result else ""
     return f"{scores}{best}{took}; inference {result['inference_seconds'] * 1000:.1f} ms an image"

@@ -24,14 +24,15 @@ def own_data(root: Path, runs: Path) -> tuple[str, ...]:
     return (*ONE_EPOCH, "data=coco", "data.workers=1", "schedule.batch_size=1", f"data.root={root}", f"runs={runs}")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_awkward_data_set_trains_and_evaluates(tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "bucketing"), [(1, "false"), (2, "true")])
+def test_awkward_data_set_trains_and_evaluates(tmp_path: Path, ranks: int, bucketing: str) -> None:
     root = write_awkward(tmp_path / "awkward")
-    run_well(*own_data(root, tmp_path), ranks=ranks)
+    run_well(*own_data(root, tmp_path), f"data.bucketing={bucketing}", "schedule.batch_size=2", ranks=ranks)
     folder = only_folder(tmp_path)
     result = folder.result()
     assert result is not None
     assert result["last"]["AP_by_category"].keys() == {"three", "seven", "ninety"}
+    assert 0 < folder.history()[0]["timing"]["padding_share"] < 1
     assert "num_classes: 91" in (folder.config_text() or "")
     assert folder.state()["state"] == "done"  # type: ignore[index]
 
