@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.model.attention import Attention
 from fovea_detr.model.detr import DETR
@@ -69,7 +70,7 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
         return lambda module, inputs, _: kept.update(attention=attention_weights(module, *inputs))
 
     def of_prior(kept: dict[str, Any]) -> Any:
-        return lambda _, __, output: kept.update(log_prior=output[0])
+        return lambda _, __, output: kept.update(log_prior=output[0].dense())
 
     handles = [model.decoder.register_forward_pre_hook(lambda _, inputs: grids.append(inputs[4]))]
     for layer, kept in zip(layers, seen, strict=True):
@@ -83,7 +84,9 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
             handle.remove()
 
 
-def attention_weights(module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, bias: Tensor | None) -> Tensor:
+def attention_weights(
+    module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, bias: Tensor | LogPrior | None
+) -> Tensor:
     """An Attention's inputs -> softmax(q k^T / sqrt(d) + bias) [B, H, Q, K]."""
     assert isinstance(module, Attention)
     weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
@@ -92,7 +95,9 @@ def attention_weights(module: nn.Module, query: Tensor, key: Tensor, _value: Ten
         for x, w, b in zip((query, key), weights[:2], biases[:2], strict=True)
     )
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if bias is not None:
+    if isinstance(bias, LogPrior):
+        scores = scores + bias.dense()
+    elif bias is not None:
         scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
     return scores.softmax(-1)
 

@@ -17,7 +17,8 @@ from fovea_detr.checkpoint import load_weights
 from fovea_detr.config import Config, is_infrastructure, load_config, parse
 from fovea_detr.data.coco import decode
 from fovea_detr.data.loader import collate_images
-from fovea_detr.data.transforms import Sample, eval_transform, normalize, pixel_boxes
+from fovea_detr.data.samples import Sample
+from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError, UserError
 from fovea_detr.model.detr import DETR
 from fovea_detr.record import RunFolder
@@ -73,7 +74,7 @@ def open_picture(config: Config, image: str) -> Picture:
     if Path(image).is_file():
         sample = _file_sample(Path(image))
         resized = eval_transform(config.data.recipe).prepare(sample).image
-        return Picture(sample.image, collate_images([normalize(resized)], [sample.size_hw]), {})
+        return Picture(sample.image, collate_images([resized], [sample.size_hw]), {})
     if not image.isdigit():
         raise UserError(f"{image}: neither an image file nor a number, an id of the validation images")
     _, val = build_data(replace(config, mode="eval", data=replace(config.data, in_memory=False, check="quick")))
@@ -88,5 +89,4 @@ def open_picture(config: Config, image: str) -> Picture:
 
 def _file_sample(path: Path) -> Sample:
     image = decode(path)
-    size_hw = (int(image.shape[1]), int(image.shape[2]))
-    return Sample(image, pixel_boxes(torch.zeros(0, 4), size_hw), torch.zeros(0, dtype=torch.int64))
+    return Sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))

@@ -28,8 +28,9 @@ CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # 
 class Tables:
     """runs: study, run, variant, seed, state, epochs, is_early, minutes, gpu_hours, metrics, and what varies, by key.
 
-    epochs: study, run, variant, seed, is_early, epoch, minutes, gpu_hours, losses and metrics. categories: study, run,
-    variant, seed, category, AP. `is_early`: the learning rate has not been dropped yet (a cosine: has not ended).
+    epochs: study, run, variant, seed, is_early, epoch, minutes and gpu_hours so far, images_per_second, losses and
+    metrics. categories: study, run, variant, seed, category, AP. `is_early`: the learning rate has not been dropped yet
+    (a cosine: has not ended).
     gpu_hours: NaN where no GPU was used. AP of -1 (undefined) is NaN. problems: a line for each folder left out.
     """
 
@@ -97,7 +98,7 @@ def _read_run(path: Path) -> _Run | None:
     state = "done" if result else (folder.state() or {}).get("state", "queued")
     facts = {"state": state, "epochs": len(history), **_cost(minutes, gpus), "AP": math.nan, **_metrics(scores)}
     epochs = [
-        {"epoch": line["epoch"], **_cost(_minutes(line), gpus)}
+        {"epoch": line["epoch"], **_cost(_minutes(line), gpus), "images_per_second": _rate(line)}
         | {name: value for name, value in line.items() if name != "epoch" and _is_number(value)}
         for line in history
     ]
@@ -129,6 +130,10 @@ def _minutes(line: dict[str, Any]) -> float:
     return float(line.get("timing", {}).get("total_seconds", math.nan)) / 60
 
 
+def _rate(line: dict[str, Any]) -> float:
+    return float(line.get("timing", {}).get("images_per_second", math.nan))
+
+
 def _metrics(scores: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if name.startswith(("AP", "AR")) and _is_number(value)}
 
@@ -151,7 +156,10 @@ def _tables(runs: Sequence[_Run], problems: list[str]) -> Tables:
     pairs = list(zip(heads, runs, strict=True))
     per_run = pd.DataFrame([h | run.facts | {key: run.settings.get(key) for key in keys} for h, run in pairs])
     per_epoch = [h | line for h, run in pairs for line in run.epochs]
-    epochs = pd.DataFrame(per_epoch, columns=None if per_epoch else [*heads[0], "epoch", "minutes", "gpu_hours", "AP"])
+    epochs = pd.DataFrame(
+        per_epoch,
+        columns=None if per_epoch else [*heads[0], "epoch", "minutes", "gpu_hours", "images_per_second", "AP"],
+    )
     per_category = [{**h, "category": name, "AP": ap} for h, run in pairs for name, ap in run.ap_by_category.items()]
     categories = pd.DataFrame(per_category, columns=[*heads[0], "category", "AP"])
     twice = per_run[per_run.duplicated(["variant", "seed"])]

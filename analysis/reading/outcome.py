@@ -12,6 +12,7 @@ from analysis.tables.cells import METRICS
 def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenance: dict[str, Any]) -> dict[str, float]:
     """Metrics by name, and what the run took. Of an unfinished run: of its last evaluation, which was at `at_epoch`."""
     line = history[-1] if history else {}
+    timing = node_of(line.get("timing"))
     evaluations = [line for line in history if not math.isnan(score(line.get("AP")))]
     evaluated = evaluations[-1] if evaluations else {}
     scores, best = node_of(result.get("last", evaluated)), node_of(result.get("best"))
@@ -25,9 +26,9 @@ def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenan
         "at_epoch": epochs if result else number(evaluated.get("epoch")),
         "epochs": epochs,
         "total_batch": number(result.get("total_batch_size", provenance.get("total_batch_size"))),
-        "gpu_hours": number(result.get("gpu_hours")),
-        "minutes": number(result.get("minutes", number(node_of(line.get("timing")).get("total_seconds")) / 60)),
-        "images_per_second": number(result.get("images_per_second")),
+        "gpu_hours": number(result.get("gpu_hours", timing.get("gpu_hours"))),
+        "minutes": number(result.get("minutes", number(timing.get("total_seconds")) / 60)),
+        "images_per_second": number(result.get("images_per_second", timing.get("images_per_second"))),
         "inference_ms": 1000 * number(result.get("inference_seconds")),
         "parameters": number(result.get("parameters")),
     }

@@ -65,9 +65,10 @@ def test_an_unfinished_run_shows_its_last_evaluation(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_state("preempted")
     lines = [{"epoch": 1, "AP": 0.1, "AP50": 0.2}, {"epoch": 2, "timing": {"total_seconds": 90.0}}]
+    lines[1]["timing"] |= {"images_per_second": 8.5, "gpu_hours": 0.1}
     folder.write_history(lines)
     expected = {"AP": 0.1, "AP50": 0.2, "best_AP": 0.1, "best_epoch": 1, "at_epoch": 1, "epochs": 2, "minutes": 1.5}
-    assert read_run(tmp_path).numbers == expected
+    assert read_run(tmp_path).numbers == expected | {"images_per_second": 8.5, "gpu_hours": 0.1}
 
 
 def test_time_left_is_told_by_the_pace_of_the_last_epoch(write):

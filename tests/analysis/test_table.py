@@ -15,7 +15,7 @@ from analysis.reading.settings import settings_of
 from analysis.tables.cells import METRICS, Value
 from analysis.tables.rows import Row
 from analysis.tables.table import Options, Table, make_table
-from fovea_detr import evaluate
+from fovea_detr import coco_metrics
 from fovea_detr.errors import UserError
 from fovea_detr.record import RunFolder
 from tests.analysis.made_up import provenance, write_every_kind
@@ -145,7 +145,7 @@ def test_every_published_key_is_a_leaf_of_the_configuration(write):
 
 
 def test_the_metrics_are_those_of_the_evaluation():
-    assert METRICS == evaluate.METRICS
+    assert METRICS == coco_metrics.METRICS
 
 
 @pytest.mark.parametrize(
