@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-unit lint clean
+.PHONY: demo test test-unit bench lint clean
 
 demo: .venv/installed
 	@printf '%s\n' model=detr_focal_tiny dynamic_scale=type1 dynamic_scale=type2 \
@@ -19,6 +19,10 @@ test: .venv/installed-dev
 
 test-unit: .venv/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not slurm"
+
+# make bench ARGS="--only core criterion --runs 9"
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check

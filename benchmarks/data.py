@@ -1,0 +1,233 @@
+"""How many images a second one core prepares, stage by stage, against the published pipeline in plain words.
+
+    python benchmarks/data.py [--runs 7]
+
+JPEGs of COCO's sizes, made up, in a temporary folder (so they come from the page cache); the published augmentation;
+batches of four; one thread. Both sides do the same to the same images: every draw comes from our own plans. Times are
+medians over the runs, the two sides in turn, so that a busy machine slows both alike.
+
+"In a worker" is what the cores do for a GPU. "Normalised, too" adds on our side what the model does on its own device,
+here on the same core: what it costs where there is no GPU. Copies to a GPU are not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, multiprocessing
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.photos import sizes_wh, write_photos
+from benchmarks.plain import data as plain
+from fovea_detr.data.batches import epoch_batches
+from fovea_detr.data.coco import CocoDataset, decode
+from fovea_detr.data.loader import Loader, collate_images
+from fovea_detr.data.samples import Window, crop, horizontal_flip, resize
+from fovea_detr.data.transforms import Plan, PublishedTraining, drawn_hw, draws
+from fovea_detr.model.pixels import normalised
+
+IMAGES, BATCH, PADDED_IMAGES = 24, 4, 8000
+RATES = (20, 50, 100, 200)  # images a second of a GPU
+Row = dict[str, Any]
+Side = Callable[[], object]
+
+
+def rows(runs: int) -> list[Row]:
+    """Every row of the table: part, plain, ours, unit, ratio (above 1: ours is better), note."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(CocoDataset(write_photos(Path(folder), IMAGES), "train", PublishedTraining()))
+            rates = pipeline_rows(bench, runs)
+            table = [*rates, *stage_rows(bench, runs), *batch_rows(bench, runs)]
+        return [*table, padding_row(), *core_rows(rates[0])]
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Bench:
+    """The data set, and both pipelines over it."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+        self.paths = [dataset.annotations.folder / name for name in dataset.annotations.file_names]
+        self.batches = [list(range(start, start + BATCH)) for start in range(0, len(dataset), BATCH)]
+
+    def plan(self, index: int, epoch: int) -> Plan:
+        height, width = self.dataset.annotations.sizes_hw[index].tolist()
+        return self.dataset.transform.plan((height, width), draws(0, epoch, index + 1))
+
+    def plain_example(self, index: int, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        split = self.dataset.annotations
+        mine = slice(split.starts[index], split.starts[index + 1])
+        boxes, labels = torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine])
+        image, target = plain.augment(plain.decode(self.paths[index]), boxes, labels, self.plan(index, epoch))
+        return plain.to_normalised(image), target
+
+    def plain_epoch(self, epoch: int) -> None:
+        for batch in self.batches:
+            plain.collate([self.plain_example(index, epoch)[0] for index in batch])
+
+    def our_epoch(self, epoch: int, *, normalise: bool) -> None:
+        for batch, _ in Loader(self.dataset, seed=0, workers=0).read(self.batches, epoch=epoch):
+            if normalise:
+                normalised(batch.images, batch.sizes_hw)
+
+
+def in_turn(runs: int, *sides: Side) -> list[float]:
+    """Median seconds of each side; a first call of each does not count."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for run in range(runs + 1):
+        for side, taken in zip(sides, seconds, strict=True):
+            begin = time.perf_counter()
+            side()
+            if run:
+                taken.append(time.perf_counter() - begin)
+    return [median(taken) for taken in seconds]
+
+
+def pipeline_rows(bench: Bench, runs: int) -> list[Row]:
+    """Images a second of one core, whole pipeline. All sides see the same epochs."""
+    epochs = iter(range(3 * (runs + 1)))
+
+    def side(work: Callable[[int], None]) -> Side:
+        return lambda: work(next(epochs) // 3)
+
+    worker = side(lambda epoch: bench.our_epoch(epoch, normalise=False))
+    all_in = side(lambda epoch: bench.our_epoch(epoch, normalise=True))
+    theirs, ours, whole = (IMAGES / seconds for seconds in in_turn(runs, side(bench.plain_epoch), worker, all_in))
+    note = "published augmentation, batches of 4; prototypes: 42 (PIL), 180 (lean functional on uint8), 4.3 times"
+    return [
+        _row("data: one core in a worker", theirs, ours, "images/s", ours / theirs, note),
+        _row("data: one core, normalised, too", theirs, whole, "images/s", whole / theirs, "as without a GPU"),
+    ]
+
+
+def stage_rows(bench: Bench, runs: int) -> list[Row]:
+    """Milliseconds of each stage for an image of 640 x 480."""
+    sizes = bench.dataset.annotations.sizes_hw.tolist()
+    index = sizes.index([480, 640])
+    path, sample, image = bench.paths[index], bench.dataset.sample(index), plain.decode(bench.paths[index])
+    first, window = (500, 666), Window(20, 60, 450, 550)
+    larger, larger_image = resize(sample, first), plain.resize(image, first)
+    stages: dict[str, tuple[Side, Side]] = {
+        "decode": (lambda: plain.decode(path), lambda: decode(path)),
+        "flip": (lambda: plain.flip(image), lambda: horizontal_flip(sample)),
+        "resize to 500 before a crop": (lambda: plain.resize(image, first), lambda: resize(sample, first)),
+        "crop to 450 x 550": (lambda: plain.crop(larger_image, 20, 60, 450, 550), lambda: crop(larger, window)),
+        "resize to 800": (lambda: plain.resize(image, (800, 1066)), lambda: resize(sample, (800, 1066))),
+    }
+    note = {"decode": "640 x 480; plain ends with PIL's image, ours with a tensor"}
+    return [
+        _milliseconds(f"data: {stage}", in_turn(3 * runs, *sides), note.get(stage, "640 x 480; ours with its boxes"))
+        for stage, sides in stages.items()
+    ]
+
+
+def batch_rows(bench: Bench, runs: int) -> list[Row]:
+    """Milliseconds of a batch of four: put together, made ready for the backbone, sent from a worker."""
+    indices = bench.batches[0]
+    drawn = [bench.dataset[index].image for index in indices]
+    images = [plain.Image.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
+
+    def plain_batch() -> tuple[Tensor, Tensor]:
+        return plain.collate([plain.to_normalised(image) for image in images])
+
+    def our_batch() -> Tensor:
+        batch = collate_images(drawn)
+        return normalised(batch.images, batch.sizes_hw)
+
+    worker = in_turn(runs, plain_batch, lambda: collate_images(drawn))
+    whole = in_turn(runs, plain_batch, our_batch)
+    sent = in_turn(runs, sender(plain_batch()), sender(collate_images(drawn).images))
+    height, width = plain_batch()[1].shape[1:]
+    note = f"four images padded to {height} x {width}"
+    return [
+        _milliseconds("data: batch assembly in a worker", worker, f"{note}; plain: float, normalise, pad, mask")
+        | {"prototype": 4.0},
+        _milliseconds("data: batch assembly, normalised, too", whole, f"{note}; all on one core, padding included")
+        | {
+            "prototype": 4.0,
+            "below": "bound by memory: both sides write the float planes; a run on a GPU writes them there",
+        },
+        _milliseconds("data: a batch through a worker's queue", sent, f"{note}; a fresh copy, put and taken"),
+    ]
+
+
+def sender(values: Any) -> Side:
+    """Puts tensors into a queue as a worker does, and takes them out again."""
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+    many = values if isinstance(values, tuple) else (values,)
+
+    def send() -> None:
+        queue.put([value.clone() for value in many])  # what was sent once lies in shared memory already
+        queue.get()
+
+    return send
+
+
+def padding_row() -> Row:
+    """The share of a training batch's pixels that is padding, in the plain order and in buckets of aspect ratios."""
+    transform, total = PublishedTraining(), PADDED_IMAGES
+    drawn = [drawn_hw(transform, (h, w), 0, 0, index) for index, (w, h) in enumerate(sizes_wh(total))]
+    ratios = [width / height for height, width in drawn]
+    before, after = (_padding_share(drawn, epoch_batches(total, BATCH, 1, 0, 0, 0, asked)) for asked in (None, ratios))
+    pixels = (1 - after) / (1 - before)
+    note = f"{total} images of COCO's sizes; data.bucketing=true; ratio: padded pixels an image, before / after"
+    return _row("data: padding share, plain order against buckets", before, after, "of pixels", pixels, note)
+
+
+def _padding_share(sizes_hw: list[tuple[int, int]], batches: list[list[int]]) -> float:
+    own = sum(sizes_hw[index][0] * sizes_hw[index][1] for batch in batches for index in batch)
+    padded = sum(
+        len(batch) * max(sizes_hw[index][0] for index in batch) * max(sizes_hw[index][1] for index in batch)
+        for batch in batches
+    )
+    return 1 - own / padded
+
+
+def core_rows(rate: Row) -> list[Row]:
+    """The cores that keep a GPU busy, from the images a second of one."""
+    return [
+        _row(
+            f"data: cores for a GPU at {wanted} images/s",
+            wanted / rate["plain"],
+            wanted / rate["ours"],
+            "cores",
+            rate["ours"] / rate["plain"],
+            "of this machine; take data.workers at or above it",
+        )
+        for wanted in RATES
+    ]
+
+
+def _milliseconds(part: str, seconds: list[float], note: str) -> Row:
+    theirs, ours = (1000 * value for value in seconds)
+    return _row(part, theirs, ours, "ms", theirs / ours, note)
+
+
+def _row(part: str, theirs: float, ours: float, unit: str, ratio: float, note: str) -> Row:
+    return {"part": part, "plain": theirs, "ours": ours, "unit": unit, "ratio": ratio, "note": note}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    print(f"{'part':<50} {'plain':>9} {'ours':>9} {'unit':<9} {'ratio':>6}  note")
+    for row in rows(parser.parse_args().runs):
+        figures = f"{row['plain']:9.3g} {row['ours']:9.3g} {row['unit']:<9} {row['ratio']:6.2f}"
+        print(f"{row['part']:<50} {figures}  {row['note']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

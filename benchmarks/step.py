@@ -1,0 +1,182 @@
+"""One training step on both sides, the optimizer's part of it, and what the host reads of it.
+
+`Sides` wires ours through `fovea_detr.train.train_step` itself, and the plain twin with the same weights, images and
+objects through benchmarks/plain/step.py; batches are assembled beforehand (their cost: benchmarks/data.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.criterion import OBJECTS, as_targets, count_row
+from benchmarks.measure import (
+    GIVEN_BACK,
+    MIB,
+    copy_bytes_per_second,
+    fresh,
+    host_reads,
+    in_turn,
+    peak_bytes,
+    random_targets,
+    seconds,
+)
+from benchmarks.plain.criterion import plain_criterion
+from benchmarks.plain.layers import pad
+from benchmarks.plain.model import plain_twin
+from benchmarks.plain.step import new_log, plain_optimizer, plain_step
+from fovea_detr.build import build_criterion, build_model, class_outputs
+from fovea_detr.config import load_config
+from fovea_detr.data.loader import collate_images
+from fovea_detr.lifecycle import Parts, Run
+from fovea_detr.model.detr import DETR
+from fovea_detr.optim import build_optimizer
+from fovea_detr.record import RunFolder
+from fovea_detr.stop import StopFlag
+from fovea_detr.train import train_step
+from fovea_detr.types import Batch
+
+Wrap = Callable[[torch.nn.Module], torch.nn.Module]
+R50 = ["model=fovea_r50", "model.backbone_weights=none"]
+TINY = ["experiment=tiny", "data.num_classes=7"]
+
+
+class Sides:
+    """overrides: of the configuration. size_hw: of every image but the last, which is a quarter narrower. side: which
+    model to build ("both", "ours" or "plain"), where memory is measured. wrap: DDP's, for several ranks."""
+
+    def __init__(
+        self,
+        overrides: list[str],
+        size_hw: tuple[int, int],
+        batch: int,
+        device: str = "cpu",
+        side: str = "both",
+        wrap: Wrap = lambda model: model,
+    ) -> None:
+        self.config = load_config(overrides)
+        self.device = torch.device(device)
+        draw = torch.Generator().manual_seed(1)
+        height, width = size_hw
+        widths = [width] * (batch - 1) + [width * 3 // 4]
+        self.images = [torch.randn(3, height, w, generator=draw) for w in widths]
+        self.objects = random_targets(batch, OBJECTS, (self.config.data.num_classes or 91) - 1)
+        torch.manual_seed(self.config.seed)
+        model = build_model(self.config)
+        if side != "ours":
+            self._build_plain(model, wrap)
+        if side != "plain":
+            self._build_ours(model, wrap)
+
+    def _build_ours(self, model: DETR, wrap: Wrap) -> None:
+        self.model: DETR = model.to(self.device).train()
+        self.optimizer = build_optimizer(self.model, self.config.schedule)
+        self.parts = Parts(self.model, wrap(self.model), self.optimizer)
+        self.criterion = build_criterion(self.config).to(self.device)
+        self.folder = tempfile.TemporaryDirectory()
+        self.run = Run(self.config, RunFolder(Path(self.folder.name) / "run"), StopFlag(), self.device)
+        self.batch, self.targets = pinned(collate_images(self.images), self.device), as_targets(self.objects)
+
+    def _build_plain(self, model: torch.nn.Module, wrap: Wrap) -> None:
+        twin = plain_twin(self.config, model).to(self.device).train()
+        self.plain_model, self.plain_wrapped = twin, wrap(twin)
+        self.plain_optimizer = plain_optimizer(twin, self.config.schedule)
+        self.plain_criterion = plain_criterion(self.config, class_outputs(self.config)).to(self.device)
+        self.plain_batch, self.log = pad(self.images), new_log()
+
+    def ours(self) -> None:
+        train_step(self.run, self.parts, self.criterion, self.batch, self.targets, step=0)
+
+    def loss_of_ours(self) -> float:
+        """The total loss of the last step, which a run reads in the next one."""
+        self.run.ledger.settle()
+        return self.run.ledger.latest["loss"]
+
+    def plain(self) -> float:
+        images, is_padding = (part.to(self.device) for part in self.plain_batch)
+        targets = [{name: part.to(self.device) for name, part in one.items()} for one in self.objects]
+        bf16 = self.config.precision == "bf16"
+        step = (self.plain_wrapped, self.plain_criterion, self.plain_optimizer, (images, is_padding), targets, self.log)
+        return plain_step(*step, clip=self.config.schedule.clip, bf16=bf16)
+
+
+def pinned(batch: Batch, device: torch.device) -> Batch:
+    """As the loader hands it over to a GPU."""
+    if device.type == "cuda":
+        batch.images = batch.images.pin_memory()
+    return batch
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def optimizer_rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
+    """One AdamW step on the weights of the R50 model, gradients at hand, without clipping."""
+    sides = Sides(R50, (64, 64), 1, device)
+    for model in (sides.model, sides.plain_model):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 1e-3)
+    plain, ours = in_turn(sides.plain_optimizer.step, sides.optimizer.step, runs, device)
+    row = {"part": "AdamW step, R50", "plain": 1e3 * plain, "ours": 1e3 * ours, "unit": "ms", "ratio": plain / ours}
+    values = sum(p.numel() for p in sides.model.parameters() if p.requires_grad)
+    rate = 7 * 4 * values / ours  # reads weight, gradient and both moments, writes all but the gradient
+    limit = copy_bytes_per_second(sides.device)
+    below = f"at the memory's speed: ours moves {rate / 1e9:.0f} GB/s, a plain copy {limit / 1e9:.0f}"
+    return [{**row, "prototype": 3.8, "below": below}]
+
+
+# ---- the whole step --------------------------------------------------------------------------------------------------
+
+
+def times(runs: int, overrides: list[str], size_hw: list[int], batch: int, device: str = "cpu") -> list[float]:
+    """-> median seconds of a step, plain and ours, and of the plain backbone alone, forward and backward."""
+    sides = Sides(overrides, (size_hw[0], size_hw[1]), batch, device)
+    images, body = sides.plain_batch[0].to(device), sides.plain_model.backbone["body"]
+
+    def backbone() -> None:
+        features = body(images)
+        (features["0"] if isinstance(features, dict) else features).sum().backward()
+
+    both = in_turn(sides.plain, sides.ours, runs, device)
+    return [*both, median(seconds(backbone, sides.device) for _ in range(runs))]
+
+
+def peak(side: str, overrides: list[str], size_hw: list[int], batch: int, device: str = "cpu") -> int:
+    """Bytes of model, gradients, optimizer and one step; what every first step needs was warmed up on a tiny model."""
+    getattr(Sides(TINY, (64, 64), 1, device, side), side)()
+
+    def work() -> None:
+        sides = Sides(overrides, (size_hw[0], size_hw[1]), batch, device, side)
+        for _ in range(2):  # the first makes the optimizer's state
+            getattr(sides, side)()
+
+    return peak_bytes(work, device)
+
+
+def whole_rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
+    common = {"overrides": R50, "size_hw": [480, 640], "batch": 2, "device": device}
+    plain, ours, backbone = fresh("benchmarks.step:times", runs=runs, **common)
+    peaks = [fresh("benchmarks.step:peak", GIVEN_BACK, side=side, **common) / MIB for side in ("plain", "ours")]
+    row = {"part": "whole training step, R50, 480x640, batch 2, float32", "plain": plain, "ours": ours, "unit": "s"}
+    row |= {"ratio": plain / ours, "prototype": 1.15, "memory": peaks, "memory_prototype": 0.86}
+    row |= {"note": f"the plain backbone alone: {backbone:.2f} s", "below": "the backbone is most of either side"}
+    return [row, *read_rows(device)]
+
+
+def read_rows(device: str = "cpu") -> list[dict[str, Any]]:
+    """How often the host reads the device in a whole step, logging included; the same whatever the model's size."""
+    sides = Sides([*TINY, "model.encoder_layers=6", "model.decoder_layers=6"], (96, 128), 2, device)
+    for side in (sides.plain, sides.ours):
+        side()
+    # Without the optimizers: torch's loop reads its step counts, which lie on the host in any case.
+    with patch.object(sides.plain_optimizer, "step"), patch.object(sides.optimizer, "step"):
+        slow, fast = host_reads(sides.plain), host_reads(sides.ours)
+    row = count_row("reads by the host in a whole step, 6 layers, without the optimizer", slow, fast)
+    return [{**row, "limit": 1}]

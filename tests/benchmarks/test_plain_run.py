@@ -1,0 +1,52 @@
+"""The plain twin of `experiment=tiny` sees the same images, boxes and flips in the same order, and trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.plain.run import PlainRun, ordered
+from fovea_detr.config import Config, load_config
+from fovea_detr.data.batches import epoch_batches
+from fovea_detr.data.coco import CocoDataset, Draw
+from fovea_detr.data.shapes import generate
+from fovea_detr.data.transforms import train_transform
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tmp_path_factory.mktemp("shapes"), 16, 8)
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    config = load_config(["experiment=tiny", "schedule.epochs=2", "schedule.batch_size=4"])
+    return replace(config, data=replace(config.data, num_classes=7))
+
+
+def test_batches_are_in_the_same_order(config: Config) -> None:
+    for epoch in (0, 1):
+        assert ordered(19, 4, config.seed, epoch) == epoch_batches(19, 4, 1, 0, config.seed, epoch)
+
+
+def test_images_are_flipped_alike_and_hold_the_same_objects(root: Path, config: Config) -> None:
+    run = PlainRun(config, root)
+    ours = CocoDataset(root, "train", train_transform("tiny"), in_memory=True)
+    for epoch in (0, 1):
+        for index in range(len(ours)):
+            example = ours[Draw(index, epoch, config.seed)]
+            image, theirs = run.train[index, epoch, config.seed]
+            assert example.image.shape == image.shape
+            assert example.target.labels.tolist() == theirs["labels"].tolist()
+            torch.testing.assert_close(example.target.boxes_cxcywh, theirs["boxes"], rtol=0, atol=1e-6)
+
+
+def test_a_run_says_what_it_took(root: Path, config: Config) -> None:
+    said = PlainRun(config, root).fit()
+    assert len(said["AP"]) == 2
+    assert 0 <= said["AP"][-1] <= 1
+    assert said["training_seconds"] > 0
+    assert said["evaluation_seconds"] > 0
