@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bench import arguments
 from fovea_detr.config import CONF_DIR, load_config
 from tests.launch import ROOT, run_well
 
@@ -21,10 +22,12 @@ COMMANDS = [
 ]
 TRAINING = [words for words in COMMANDS if "run.py" in words]
 READING = [words for words in COMMANDS if words[1].startswith("analysis/") or "fovea_detr.study" in words]
+MEASURING = [words for words in COMMANDS if words[:2] == ["make", "bench"]]
 
 
 def test_no_command_is_left_out() -> None:
-    assert [words for words in COMMANDS if words not in TRAINING + READING] == [["make", "demo"], ["make", "test"]]
+    others = [words for words in COMMANDS if words not in TRAINING + READING + MEASURING]
+    assert others == [["make", "demo"], ["make", "test"]]
     assert len(TRAINING) > 5
     assert len(READING) > 8
 
@@ -39,6 +42,11 @@ def test_a_training_command_composes(words: list[str], tmp_path: Path) -> None:
     ]
     for point in itertools.product(*choices):
         load_config(list(point))
+
+
+@pytest.mark.parametrize("words", MEASURING, ids=" ".join)
+def test_a_measuring_command_is_understood(words: list[str]) -> None:
+    arguments([part for word in words[2:] for part in shlex.split(word.removeprefix("ARGS="))])
 
 
 @pytest.fixture(scope="module")

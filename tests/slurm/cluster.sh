@@ -165,7 +165,15 @@ ours() { # pids of all that belongs to the cluster in D: daemons and slurmstepd 
 
 # --- packages and configuration --------------------------------------------------------------------------------------
 
-install_packages() {
+install_packages() { # once, however many clusters are on their way up: apt-get refuses to run twice
+    local installer
+    exec {installer}>"${TMPDIR:-/tmp}/fovea-slurm-install.lock"
+    flock "$installer"
+    install_missing_packages
+    exec {installer}>&-
+}
+
+install_missing_packages() {
     local program missing=()
     for program in "${PROGRAMS[@]}"; do command -v "$program" >/dev/null || missing+=("$program"); done
     ((${#missing[@]})) || return 0
