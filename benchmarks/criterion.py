@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import host_reads, in_turn, operations, random_targets, seconds
+from benchmarks.measure import host_reads, in_turn, operations, random_targets
 from benchmarks.plain.criterion import focal_loss, plain_criterion
 from fovea_detr.build import build_criterion
 from fovea_detr.config import Config, load_config
+from fovea_detr.device import seconds
 from fovea_detr.types import Predictions, Target
 
 LAYERS, QUERIES, CLASSES = 6, 300, 92
@@ -69,7 +70,11 @@ def rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
         found.append({"part": part, "plain": 1e3 * plain, "ours": 1e3 * ours, "unit": "ms", "ratio": plain / ours})
         found[-1] |= {"prototype": 2.0, "below": case.arithmetic(runs, device)}
         slow, fast = (operations(lambda side=side: side().backward()).all for side in (case.plain, case.ours))
-        found.append(count_row(f"operations dispatched, criterion + matcher, {loss}", slow, fast, 2489 / 356, counted(slow, fast)))
+        found.append(
+            count_row(
+                f"operations dispatched, criterion + matcher, {loss}", slow, fast, 2489 / 356, counted(slow, fast)
+            )
+        )
         reads = host_reads(case.plain), host_reads(case.ours)
         found.append(count_row(f"reads by the host in criterion + matcher, {loss}", *reads))
     return found

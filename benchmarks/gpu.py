@@ -17,7 +17,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import core
-from benchmarks.measure import MIB, copy_bytes_per_second, in_turn, peak_bytes, seconds
+from benchmarks.measure import MIB, copy_bytes_per_second, in_turn, peak_bytes
 from benchmarks.plain.layers import pad
 from benchmarks.plain.model import plain_twin
 from benchmarks.plain.run import best_of
@@ -26,6 +26,7 @@ from fovea_detr.build import build_model
 from fovea_detr.compiled import compile_training
 from fovea_detr.config import load_config
 from fovea_detr.data.loader import collate_images
+from fovea_detr.device import seconds
 from fovea_detr.evaluate import inference_seconds
 
 Rows = list[dict[str, Any]]

@@ -20,7 +20,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -30,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fovea_detr.device import seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_IT_COMES: dict[str, str] = {}

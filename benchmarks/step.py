@@ -25,7 +25,6 @@ from benchmarks.measure import (
     in_turn,
     peak_bytes,
     random_targets,
-    seconds,
 )
 from benchmarks.plain.criterion import plain_criterion
 from benchmarks.plain.layers import pad
@@ -34,6 +33,7 @@ from benchmarks.plain.step import new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_criterion, build_model, class_outputs
 from fovea_detr.config import load_config
 from fovea_detr.data.loader import collate_images
+from fovea_detr.device import seconds
 from fovea_detr.lifecycle import Parts, Run
 from fovea_detr.model.detr import DETR
 from fovea_detr.optim import build_optimizer

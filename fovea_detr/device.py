@@ -15,9 +15,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def seconds(
-    work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
-) -> float:
+def seconds(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
     """How long `work` takes, until the device has done it."""
     wait_for(device)
     begin = clock()

@@ -48,7 +48,7 @@ def test_every_row_of_the_table_is_filled(monkeypatch: pytest.MonkeyPatch) -> No
     threads = torch.get_num_threads()
     table = benchmark.rows(1)
     assert torch.get_num_threads() == threads
-    assert all(row.keys() == {"part", "plain", "ours", "unit", "ratio", "note"} for row in table)
+    assert all(row.keys() >= {"part", "plain", "ours", "unit", "ratio", "note"} for row in table)
     assert all(math.isfinite(row[key]) and row[key] > 0 for row in table for key in ("plain", "ours", "ratio"))
     assert len({row["part"] for row in table}) == len(table) == 15
     (padding,) = (row for row in table if "padding share" in row["part"])
