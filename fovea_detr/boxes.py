@@ -20,9 +20,10 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 
 def generalised_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Boxes broadcastable to [..., 4] each -> their generalised IoU [...], in -1..1."""
-    overlap = _area(a_xyxy[..., :2].maximum(b_xyxy[..., :2]), a_xyxy[..., 2:].minimum(b_xyxy[..., 2:]))
-    hull = _area(a_xyxy[..., :2].minimum(b_xyxy[..., :2]), a_xyxy[..., 2:].maximum(b_xyxy[..., 2:]))
-    union = _area(a_xyxy[..., :2], a_xyxy[..., 2:]) + _area(b_xyxy[..., :2], b_xyxy[..., 2:]) - overlap
+    a_low, a_high, b_low, b_high = a_xyxy[..., :2], a_xyxy[..., 2:], b_xyxy[..., :2], b_xyxy[..., 2:]
+    overlap = _area(a_low.maximum(b_low), a_high.minimum(b_high))
+    hull = _area(a_low.minimum(b_low), a_high.maximum(b_high))
+    union = _area(a_low, a_high) + _area(b_low, b_high) - overlap
     tiny = 1e-12  # two boxes without area share nothing: 0, not 0 / 0
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import sigmoid_focal_loss
 
 from fovea_detr import distributed
 from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
+from fovea_detr.focal import focal_loss
 from fovea_detr.matcher import Fetch, Match, Matcher
 from fovea_detr.types import Predictions, Target, as_target
 
@@ -85,9 +85,7 @@ class Criterion(nn.Module):
     ) -> Tensor:
         """logits [L, B, Q, C]; where: (layer, image, query) of the N matched queries; labels [N] -> [L]."""
         if self.loss == "focal":
-            is_class = torch.zeros_like(logits)
-            is_class[(*where, labels)] = 1
-            return sigmoid_focal_loss(logits, is_class, alpha=0.25, gamma=2).sum((1, 2, 3)) / num_boxes
+            return focal_loss(logits, (*where, labels)) / num_boxes
         no_object = logits.shape[-1] - 1
         classes = torch.full(logits.shape[:3], no_object, dtype=torch.int64, device=logits.device)
         classes[where] = labels

@@ -44,22 +44,23 @@ class Matcher:
         broken = [b for b, size in enumerate(sizes) if not np.isfinite(cost[:, b, :, :size]).all()]
         if broken:
             raise NonFiniteError(f"the predictions are not finite for image {', '.join(map(str, broken))} of the batch")
-        return [[_assign(layer[b, :, :size]) for b, size in enumerate(sizes)] for layer in cost]
+        pairs = [linear_sum_assignment(layer[b, :, :size]) for layer in cost for b, size in enumerate(sizes)]
+        return _by_layer(pairs, len(targets))
 
     def costs(self, predictions: Predictions, labels: Tensor, boxes_cxcywh: Tensor) -> Tensor:
         """labels [B, T], boxes [B, T, 4], padded -> cost [L, B, Q, T] in float32; padded columns mean nothing."""
         boxes = predictions.boxes_cxcywh.float()
         l1 = (boxes[..., :, None, :] - boxes_cxcywh[:, None]).abs().sum(-1)
         giou = generalised_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(boxes_cxcywh)[:, None])
-        by_class = self._class_costs(predictions.logits.float())  # [L, B, Q, C]
-        index = labels[None, :, None].expand(*by_class.shape[:3], -1)
-        return self.classification * by_class.gather(-1, index) + self.l1 * l1 - self.giou * giou
+        by_class = self._class_costs(predictions.logits.float(), labels)
+        return self.classification * by_class + self.l1 * l1 - self.giou * giou
 
-    def _class_costs(self, logits: Tensor) -> Tensor:
-        """What it would cost to match each query to each class: as published (focal: Deformable DETR's form)."""
+    def _class_costs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits [L, B, Q, C], labels [B, T] -> [L, B, Q, T], as published (focal: Deformable DETR's form)."""
+        index = labels[None, :, None].expand(*logits.shape[:3], -1)
         if self.loss == "softmax":
-            return -logits.softmax(-1)
-        p = logits.sigmoid()
+            return -logits.softmax(-1).gather(-1, index)
+        p = logits.gather(-1, index).sigmoid()
         as_object = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         as_nothing = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return as_object - as_nothing
@@ -77,6 +78,9 @@ def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:
     return labels, boxes
 
 
-def _assign(cost: np.ndarray) -> Match:
-    queries, objects = linear_sum_assignment(cost)
-    return torch.as_tensor(queries, dtype=torch.int64), torch.as_tensor(objects, dtype=torch.int64)
+def _by_layer(pairs: list[tuple[np.ndarray, np.ndarray]], batch: int) -> list[list[Match]]:
+    """(queries, objects) of every image, layer after layer -> matches[layer][image], views of one tensor."""
+    together = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
+    queries, objects = (part.split([len(pair[0]) for pair in pairs]) for part in together)
+    each = list(zip(queries, objects, strict=True))
+    return [each[start : start + batch] for start in range(0, len(each), batch)]
