@@ -137,15 +137,18 @@ def forward_backward(side: Side) -> None:
     out.square().mean().backward()
 
 
-def times(kind: str, what: str, runs: int, *, inference: bool = False, **sizes: Any) -> tuple[float, float]:
-    """what: "core" or "layer" -> median seconds of the plain side and of ours."""
+def times(
+    kind: str, what: str, runs: int, *, inference: bool = False, equal_arithmetic: bool = False, **sizes: Any
+) -> tuple[float, float]:
+    """what: "core" or "layer" -> median seconds of the plain side and of ours; equal_arithmetic: see `in_turn`."""
     case = build(kind, **sizes)
     plain, ours = getattr(case, f"{what}_plain"), getattr(case, f"{what}_ours")
     device = case.content.device
     if inference:
         with torch.no_grad():
-            return in_turn(plain, ours, runs, device)
-    return in_turn(lambda: forward_backward(plain), lambda: forward_backward(ours), runs, device)
+            return in_turn(plain, ours, runs, device, equal_arithmetic=equal_arithmetic)
+    sides = (lambda: forward_backward(plain)), (lambda: forward_backward(ours))
+    return in_turn(*sides, runs, device, equal_arithmetic=equal_arithmetic)
 
 
 def peak(kind: str, what: str, side: str, **sizes: Any) -> int:
@@ -165,26 +168,31 @@ def rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
 
 def _inference_row(kind: str, runs: int, device: str) -> dict[str, Any]:
-    plain, ours = fresh(
-        "benchmarks.core:times", AS_IT_COMES, kind=kind, what="core", runs=runs, inference=True, device=device
-    )
-    row = _row(f"prior + attention core, {kind}, inference, {ROWS}x{COLUMNS}", plain, ours)
-    return {**row, "prototype": INFERENCE[kind]}
+    measured = _measured(kind=kind, what="core", runs=runs, inference=True, device=device)
+    return {
+        **_row(f"prior + attention core, {kind}, inference, {ROWS}x{COLUMNS}", *measured),
+        "prototype": INFERENCE[kind],
+    }
 
 
 def _training_row(
     what: str, kind: str, dropout: float, prototype: float, memory: float, runs: int, device: str
 ) -> dict[str, Any]:
     common = {"kind": kind, "what": what, "dropout": dropout, "device": device}
-    plain, ours = fresh("benchmarks.core:times", AS_IT_COMES, runs=runs, **common)
-    note = ""
-    if device == "cpu":
-        kept = fresh("benchmarks.core:times", KEPT, runs=runs, **common)
-        note = f"{kept[0] / kept[1]:.1f} with an allocator that keeps its memory"
+    measured = _measured(runs=runs, **common)
     peaks = [fresh("benchmarks.core:peak", GIVEN_BACK, side=side, **common) / MIB for side in ("plain", "ours")]
     name = "prior + attention core" if what == "core" else "whole cross-attention"
-    row = _row(f"{name}, {kind}, forward + backward, dropout {dropout:g}, {ROWS}x{COLUMNS}", plain, ours, note)
+    row = _row(f"{name}, {kind}, forward + backward, dropout {dropout:g}, {ROWS}x{COLUMNS}", *measured)
     return {**row, "prototype": prototype, "memory": peaks, "memory_prototype": memory}
+
+
+def _measured(**arguments: Any) -> tuple[float, float, str]:
+    """What `times` returns, and the note."""
+    plain, ours = fresh("benchmarks.core:times", AS_IT_COMES, **arguments)
+    if arguments["device"] != "cpu":
+        return plain, ours, ""
+    alone = fresh("benchmarks.core:times", KEPT, equal_arithmetic=True, **arguments)
+    return plain, ours, f"{alone[0] / alone[1]:.1f} with neither denormals nor an allocator that gives memory back"
 
 
 def _row(part: str, plain: float, ours: float, note: str = "") -> dict[str, Any]:

@@ -5,7 +5,9 @@
 Time: both sides in turn in one process, so that a busy machine slows both alike; the median counts, a first pass does
 not. On a CPU it depends on whether large blocks go back to the kernel, whose zeroed pages cost as much as arithmetic:
 AS_IT_COMES is glibc's own choice, what a user gets, and what the table's ratios come from; KEPT has it keep all memory,
-like an allocator that caches, and leaves the arithmetic alone: it stands in the notes where it was measured.
+like an allocator that caches, and leaves the arithmetic alone. On some CPUs it also depends on denormals, of which the
+weights behind a Gaussian are full: a run flushes them, the published code does not. Where a note gives a second ratio,
+neither of the two differs between the sides.
 
 Memory: on a CPU the kernel's high-water mark of resident memory (VmHWM, which unlike ru_maxrss starts anew with the
 program) minus what was resident before, in a process of its own whose glibc gives every large block back at once, so
@@ -21,6 +23,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +33,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fovea_detr.device import seconds
+from fovea_detr.device import denormals_flushed, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_IT_COMES: dict[str, str] = {}
@@ -41,11 +44,19 @@ MIB = 2**20
 Side = Callable[[], object]
 
 
-def in_turn(plain: Side, ours: Side, runs: int, device: torch.device | str = "cpu") -> tuple[float, float]:
-    """-> the median seconds of both sides."""
+def in_turn(
+    plain: Side, ours: Side, runs: int, device: torch.device | str = "cpu", *, equal_arithmetic: bool = False
+) -> tuple[float, float]:
+    """-> the median seconds of both sides. Ours is timed as in a run, which flushes denormals on a CPU, and the plain
+    side as published; with equal_arithmetic it has them flushed, too."""
     device = torch.device(device)
-    pairs = [(seconds(plain, device), seconds(ours, device)) for _ in range(runs + 1)][1:]
-    slow, fast = zip(*pairs, strict=True)
+    pairs = []
+    for _ in range(runs + 1):
+        with denormals_flushed(device) if equal_arithmetic else nullcontext():
+            slow = seconds(plain, device)
+        with denormals_flushed(device):
+            pairs.append((slow, seconds(ours, device)))
+    slow, fast = zip(*pairs[1:], strict=True)
     return median(slow), median(fast)
 
 

@@ -30,6 +30,21 @@ def wait_for(device: torch.device) -> None:
 
 
 @contextmanager
+def denormals_flushed(device: torch.device) -> Iterator[None]:
+    """On a CPU, in this thread and those it starts inside the block: what is below 1.2e-38 counts as 0.
+
+    Softmax behind a Gaussian is full of such weights, too small to be seen in any sum, and on some CPUs each costs a
+    hundred cycles: there the attention took 3.7 times as long with them. Afterwards torch's default holds again.
+    """
+    is_set = device.type == "cpu" and torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        if is_set:
+            torch.set_flush_denormal(False)
+
+
+@contextmanager
 def left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards gradients are gone, and buffers, mode and torch's generators are, bit for bit, those of before."""
     buffers, training = {name: buffer.clone() for name, buffer in model.named_buffers()}, model.training

@@ -17,6 +17,7 @@ from fovea_detr.coco_metrics import METRICS
 from fovea_detr.config import Config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
+from fovea_detr.device import denormals_flushed
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.host import Host, failures_told
 from fovea_detr.lifecycle import Parts, Run
@@ -36,7 +37,7 @@ def run(config: Config, point: str, host: Host | None = None) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder, host = RunFolder(Path(config.runs) / config.study / point), host or Host()
-    with distributed.process_group(device), failures_told(folder, host):
+    with denormals_flushed(device), distributed.process_group(device), failures_told(folder, host):
         if finished_before(config, folder):
             return
         with host.stop.listening() as stop:

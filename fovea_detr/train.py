@@ -105,6 +105,7 @@ def train_step(run: Run, parts: Parts, criterion: Criterion, batch: Batch, targe
     """
     config = run.config
     torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
+    parts.optimizer.zero_grad(set_to_none=True)  # before the forward pass, whose activations take their place
     with autocast(run.device, config.precision):
         predictions = parts.wrapped(batch.to(run.device))
     try:
@@ -113,7 +114,6 @@ def train_step(run: Run, parts: Parts, criterion: Criterion, batch: Batch, targe
         run.ledger.check()  # the step before comes first
         raise NonFiniteError(f"{_where(step, batch)}: {error}; {_last_losses(run)}") from None
     run.ledger.check()
-    parts.optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), config.schedule.clip or math.inf)
     report = _report(losses, norm, run, step, batch)

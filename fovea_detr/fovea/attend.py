@@ -5,9 +5,9 @@
     one_hot   no mask, so that flash kernels apply: queries carry their x and y values, keys the one-hot of their column
               and row, and the dot product picks the sum; not for type4, whose product term it cannot carry
 
-On a CPU the rule is fixed, so that a run is repeated bit for bit: `mask` where all scores fit into one tile and there
-is no dropout, else `tiled`; `make bench` measures both. On a GPU each path is timed once a process, on the first input
-of its kind, which a training run makes its largest one, before its first step.
+On a CPU the rule is fixed, so that a run is repeated bit for bit: without dropout `mask` in inference and where all
+scores fit into one tile, else `tiled`; `make bench` measures both. On a GPU each path is timed once a process, on the
+first input of its kind, which a training run makes its largest one, before its first step.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prior: LogPrior, dropout: 
 
 def choose(query: Tensor, key: Tensor, value: Tensor, prior: LogPrior, dropout: float) -> str:
     """The name of the path for inputs of this kind: device, type, product term, direction, dropout."""
+    backward = torch.is_grad_enabled() and (query.requires_grad or prior.x.requires_grad)
     if query.device.type != "cuda":
         entries = prior.x[..., 0].numel() * key.shape[-2]
-        return "mask" if entries <= TILE_ENTRIES["cpu"] and dropout == 0 else "tiled"
-    backward = torch.is_grad_enabled() and (query.requires_grad or prior.x.requires_grad)
+        return "mask" if dropout == 0 and (not backward or entries <= TILE_ENTRIES["cpu"]) else "tiled"
     kind = (query.device, query.dtype, torch.is_autocast_enabled("cuda"), prior.xy_x is None, backward, dropout > 0)
     if kind not in _chosen:
         taken = {

@@ -198,12 +198,23 @@ def test_a_product_of_column_and_row_is_not_offered_as_one_hots() -> None:
     assert "one_hot" not in attend.offered(look(Setting("type4")).log_prior())
 
 
-def test_a_cpu_takes_the_same_path_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small maps through the mask, large ones and dropout by tiles; nothing is measured."""
-    seen = look(Setting(dtype=torch.float32))
-    entries = 2 * 4 * 5 * 24
-    for limit, dropout, expected in ((entries, 0.0, "mask"), (entries, 0.1, "tiled"), (entries - 1, 0.0, "tiled")):
-        monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", limit)
+@pytest.mark.parametrize(
+    ("spare", "dropout", "backward", "expected"),
+    [
+        (0, 0.0, True, "mask"),
+        (-1, 0.0, True, "tiled"),
+        (-1, 0.0, False, "mask"),
+        (0, 0.1, True, "tiled"),
+        (0, 0.1, False, "tiled"),
+    ],
+)
+def test_a_cpu_takes_the_same_path_every_time(
+    spare: int, dropout: float, backward: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small maps and inference through the mask, large ones and dropout by tiles; nothing is measured."""
+    seen, entries = look(Setting(dtype=torch.float32)), 2 * 4 * 5 * 24
+    monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", entries + spare)
+    with torch.set_grad_enabled(backward):
         assert attend.choose(seen.query, seen.key, seen.value, seen.log_prior(), dropout) == expected
     assert attend.choices() == []
 
