@@ -1,4 +1,4 @@
-"""Whether the backbone is faster with channels last in memory: never on a CPU; on a GPU it is measured there, once."""
+"""Whether the backbone is faster on a GPU with channels last in memory: measured there, once."""
 
 from __future__ import annotations
 

@@ -136,6 +136,7 @@ def test_the_weight_is_scaled_in_float32_under_autocast(monkeypatch: pytest.Monk
 
 def test_a_trainable_norm_is_applied_as_it_is() -> None:
     backbone, images = varied("resnet18", batch_norm="trainable").train(), random_image(64, 96)[None].repeat(2, 1, 1, 1)
+    backbone.channels_last = False  # as the twin's
     twin = copy.deepcopy(backbone)
     assert worst(outcome(Backbone.forward, backbone, images), outcome(unfolded, twin, images)) == 0
     assert all(torch.equal(a, b) for a, b in zip(backbone.buffers(), twin.buffers(), strict=True))

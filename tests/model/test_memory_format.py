@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, list[float]]) -> 
 
     def pass_seconds(backbone: nn.Module, images: Tensor, precision: str) -> float:
         assert isinstance(backbone, Backbone)
-        memory_format_of = backbone.channels_last
+        memory_format_of = bool(backbone.channels_last)
         asked.append(memory_format_of)
         assert (len(images), precision) == (1, "bf16")
         return seconds[memory_format_of][asked.count(memory_format_of) - 1]
@@ -74,6 +74,12 @@ def test_a_failure_leaves_no_trace_either(monkeypatch: pytest.MonkeyPatch, backb
 def test_a_backbone_that_is_not_trained_is_measured_too() -> None:
     backbone = build_backbone("tiny", dc5=False, batch_norm="frozen", train=False)
     assert memory_format.pass_seconds(backbone, random_image(64, 64)[None], "fp32") > 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet18", True), ("tiny", False)])
+def test_on_a_cpu_the_rule_is_fixed(name: str, expected: bool) -> None:
+    features = build_backbone(name, dc5=False, batch_norm="frozen")(random_image(64, 96)[None].repeat(2, 1, 1, 1))
+    assert features.is_contiguous(memory_format=torch.channels_last) == expected
 
 
 def test_activations_follow_and_the_state_dict_does_not() -> None:
