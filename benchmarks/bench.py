@@ -26,8 +26,6 @@ from benchmarks.report import Row, machine, markdown, store
 
 RESULTS = ROOT / "benchmarks" / "results"
 Rows = list[dict[str, Any]]
-# The prototypes of parts whose rows come without one: the first row whose name holds the words is judged by it.
-PROTOTYPES = {"data": 4.0, "evaluation": 101 / 13, "backbone": 1.08}
 
 
 def rows_of(module: str, function: str = "rows", **arguments: Any) -> Rows:
@@ -59,8 +57,6 @@ def measured(name: str, part: Callable[[], Rows]) -> list[Row]:
     except Exception as error:
         traceback.print_exc()
         found = [Row(name, failed=f"{type(error).__name__}: {error}".splitlines()[0])]
-    if found and found[0].ratio is not None and found[0].prototype is None:
-        found[0].prototype = PROTOTYPES.get(name)
     print(f"{time.monotonic() - begin:.0f} s", flush=True)
     return found
 
