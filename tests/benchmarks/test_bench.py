@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import bench, core, criterion, gpu, growth, step, tiny
+from benchmarks import backbone, bench, core, criterion, evaluation, gpu, growth, step, tiny
 from benchmarks.measure import GIVEN_BACK, MIB, fresh, host_reads, operations, peak_bytes
 from benchmarks.report import NO_REASON, Row, cells, machine, markdown, store
+from fovea_detr.model.backbone import build_backbone
 
 SMALL: dict[str, Any] = {"rows": 4, "columns": 6, "queries": 5}
 
@@ -50,6 +52,28 @@ def test_reads_of_the_published_step_are_those_of_its_code() -> None:
     (row,) = step.read_rows()
     assert row["plain"] == 12 + 31 + 44
     assert row["ours"] == 1
+
+
+def test_both_sides_of_the_backbone_compute_the_same() -> None:
+    ours = build_backbone("resnet50", dc5=False, batch_norm="frozen")
+    plain, images = backbone.Plain(ours), torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    features, theirs = ours(images), plain(images)
+    assert (features - theirs).abs().max() < 1e-5 * theirs.abs().max()
+    taken = backbone.measured(plain, ours, images, "fp32", 1, [True])
+    assert taken.keys() == {"plain", "folded, channels last"}
+    assert min(taken.values()) > 0
+
+
+def test_both_sides_of_the_evaluation_find_the_same() -> None:
+    """The row itself refuses numbers that differ."""
+    row = evaluation.row("a part", images=30, per_image=100, runs=1)
+    assert row["plain"] > 0
+    assert row["ours"] > 0
+
+
+def test_the_optimizers_row_says_what_its_kernel_takes() -> None:
+    (row,) = step.optimizer_rows(1)
+    assert re.match(r"\d+% of the step is torch's fused kernel", row["below"])
 
 
 def test_host_reads_and_operations_count() -> None:

@@ -1,4 +1,4 @@
-"""The plain pipeline of the benchmarks does the same as ours: sizes, targets, and pixels but for rounding."""
+"""benchmarks/data.py: the plain pipeline does the same as ours: sizes, targets, and pixels but for rounding."""
 
 from __future__ import annotations
 
