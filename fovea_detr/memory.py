@@ -72,12 +72,22 @@ def peak_bytes(device: torch.device) -> int:
     """The most since `restart_peak`. GPU: of tensors, without CUDA's own; CPU: the process' resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) << 10
+    if (most := _status_bytes("VmHWM")) is not None:
+        return most
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most << 10
+
+
+def file_bytes() -> int:
+    """This process' resident pages of files, libraries above all; 0 where the system does not tell."""
+    return _status_bytes("RssFile") or 0
+
+
+def _status_bytes(key: str) -> int | None:
+    with suppress(OSError):
+        found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) << 10 if found else None
+    return None
 
 
 def limit_bytes(device: torch.device) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fovea_detr import compiled, distributed, memory
+from fovea_detr.child import CAN_FORK, ChildFailed, ChildKilled, in_child
 from fovea_detr.data.worst import WorstBatch, worst_batch
 from fovea_detr.device import autocast, left_as_it_was
 from fovea_detr.errors import NonFiniteError, OutOfMemoryError
@@ -88,7 +89,7 @@ def compile_training(trial: Trial) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Of one run on this rank; every method but `attempt` and `worst` is to be called by all ranks together."""
+    """Of one run on this rank; all but `attempt`, `attempt_here` and `worst` is to be called by all ranks together."""
 
     run: Run
     parts: Parts
@@ -106,7 +107,28 @@ class Trial:
         return distributed.gather(self.attempt(self.worst(batch_size)))
 
     def attempt(self, worst: WorstBatch) -> Outcome:
-        """This rank's. The bare model, and no collective: one rank may fail where the others do not."""
+        """This rank's. On a CPU a child process': where memory is out, not all that torch calls looks at what it got,
+        and a control group ends the process that took too much."""
+        if self.run.device.type != "cpu" or not CAN_FORK:
+            return self.attempt_here(worst)
+        files = memory.file_bytes()
+        try:
+            return in_child(lambda: self.attempt_twice(worst, files))
+        except ChildKilled as killed:
+            return str(killed)
+        except ChildFailed:
+            return self.attempt_here(worst)
+
+    def attempt_twice(self, worst: WorstBatch, files: int) -> Outcome:
+        """In a copy of a process with this many bytes of files in memory, which are not the copy's before it touches
+        them. The second step finds the memory in the pieces that the first one has left."""
+        outcome = self.attempt_here(worst)
+        if isinstance(outcome, int):
+            outcome = self.attempt_here(worst)
+        return outcome if isinstance(outcome, str) else outcome + max(0, files - memory.file_bytes())
+
+    def attempt_here(self, worst: WorstBatch) -> Outcome:
+        """The bare model, and no collective: one rank may fail where the others do not."""
         device, said = self.run.device, None
         older_than_the_step = torch.ones((), requires_grad=True) * 1
         memory.restart_peak(device)
@@ -138,14 +160,16 @@ class Trial:
         held.clear()
 
     def largest_that_fits(self, too_large: int) -> int:
-        """The largest batch size below that was tried and fits on every rank; 0 if none does.
+        """A batch size below that fits on every rank with a tenth to spare, the largest within a tenth; 0 if none does.
 
-        Doubled from 1, then by bisection: on a CPU a try that fails leaves the process' memory in pieces.
+        To spare, because thousands of steps leave memory in more pieces than a try does, and no two processes alike.
+        Doubled from 1, then by bisection: most tries are small ones, and quick.
         """
-        fits = 0
-        while too_large - fits > 1:
+        fits, refused = 0, too_large
+        while too_large - fits > max(1, fits // 10):
             size = min(max(1, 2 * fits), (fits + too_large) // 2)
-            fits, too_large = (size, too_large) if fit(self.outcomes(size)) else (fits, size)
+            tried = size + size // 10
+            fits, too_large = (size, too_large) if tried < refused and fit(self.outcomes(tried)) else (fits, size)
         return fits
 
     def advice(self, outcomes: list[Outcome]) -> str:
