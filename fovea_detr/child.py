@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import pickle
 import signal
@@ -52,6 +53,7 @@ def in_child(work: Callable[[], T]) -> T:
 def _answer_and_exit(work: Callable[[], object], writing: int) -> None:
     """Nothing is flushed and nothing cleaned up on the way out: all of it belongs to the parent."""
     code = 1
+    faulthandler.disable()  # the parent says what happened
     with suppress(BaseException):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         torch.set_num_threads(1)  # those of the parent do not exist here
