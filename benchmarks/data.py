@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor, multiprocessing
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measure import Side, medians
 from benchmarks.photos import sizes_wh, write_photos
 from benchmarks.plain import data as plain
 from fovea_detr.data.batches import epoch_batches
@@ -38,7 +37,6 @@ from fovea_detr.model.pixels import normalised
 IMAGES, BATCH, PADDED_IMAGES = 24, 4, 8000
 RATES = (20, 50, 100, 200)  # images a second of a GPU
 Row = dict[str, Any]
-Side = Callable[[], object]
 
 
 def rows(runs: int) -> list[Row]:
@@ -84,18 +82,6 @@ class Bench:
                 normalised(batch.images, batch.sizes_hw)
 
 
-def in_turn(runs: int, *sides: Side) -> list[float]:
-    """Median seconds of each side; a first call of each does not count."""
-    seconds: list[list[float]] = [[] for _ in sides]
-    for run in range(runs + 1):
-        for side, taken in zip(sides, seconds, strict=True):
-            begin = time.perf_counter()
-            side()
-            if run:
-                taken.append(time.perf_counter() - begin)
-    return [median(taken) for taken in seconds]
-
-
 def pipeline_rows(bench: Bench, runs: int) -> list[Row]:
     """Images a second of one core, whole pipeline. All sides see the same epochs."""
     epochs = iter(range(3 * (runs + 1)))
@@ -105,7 +91,7 @@ def pipeline_rows(bench: Bench, runs: int) -> list[Row]:
 
     worker = side(lambda epoch: bench.our_epoch(epoch, normalise=False))
     all_in = side(lambda epoch: bench.our_epoch(epoch, normalise=True))
-    theirs, ours, whole = (IMAGES / seconds for seconds in in_turn(runs, side(bench.plain_epoch), worker, all_in))
+    theirs, ours, whole = (IMAGES / seconds for seconds in medians((side(bench.plain_epoch), worker, all_in), runs))
     note = "published augmentation, batches of 4"
     return [
         _row("data: one core in a worker", theirs, ours, "images/s", ours / theirs, note)
@@ -117,7 +103,7 @@ def pipeline_rows(bench: Bench, runs: int) -> list[Row]:
 def decoding(bench: Bench, runs: int, theirs: float, ours: float) -> str:
     """What of an image's time is decoding, which both sides leave to PIL. theirs, ours: images/s of the pipelines."""
     sides = (lambda: [plain.decode(path) for path in bench.paths]), (lambda: [decode(path) for path in bench.paths])
-    parts = [1000 * seconds / IMAGES for seconds in in_turn(runs, *sides)]
+    parts = [1000 * seconds / IMAGES for seconds in medians(sides, runs)]
     whole = [1000 / theirs, 1000 / ours]
     rest = (whole[0] - parts[0]) / (whole[1] - parts[1])
     shares = " and ".join(f"{part:.2f} of {all_in:.2f} ms" for part, all_in in zip(parts, whole, strict=True))
@@ -140,7 +126,7 @@ def stage_rows(bench: Bench, runs: int) -> list[Row]:
     }
     note = {"decode": "640 x 480; plain ends with PIL's image, ours with a tensor"}
     return [
-        _milliseconds(f"data: {stage}", in_turn(3 * runs, *sides), note.get(stage, "640 x 480; ours with its boxes"))
+        _milliseconds(f"data: {stage}", medians(sides, 3 * runs), note.get(stage, "640 x 480; ours with its boxes"))
         for stage, sides in stages.items()
     ]
 
@@ -158,9 +144,9 @@ def batch_rows(bench: Bench, runs: int) -> list[Row]:
         batch = collate_images(drawn)
         return normalised(batch.images, batch.sizes_hw)
 
-    worker = in_turn(runs, plain_batch, lambda: collate_images(drawn))
-    whole = in_turn(runs, plain_batch, our_batch)
-    sent = in_turn(runs, sender(plain_batch()), sender(collate_images(drawn).images))
+    worker = medians((plain_batch, lambda: collate_images(drawn)), runs)
+    whole = medians((plain_batch, our_batch), runs)
+    sent = medians((sender(plain_batch()), sender(collate_images(drawn).images)), runs)
     height, width = plain_batch()[1].shape[1:]
     note = f"four images padded to {height} x {width}"
     return [

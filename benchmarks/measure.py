@@ -23,7 +23,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,20 +43,27 @@ MIB = 2**20
 Side = Callable[[], object]
 
 
+def medians(sides: Sequence[Side], runs: int, device: torch.device | str = "cpu") -> list[float]:
+    """The median seconds of each side, all of them in turn."""
+    rounds = [[seconds(side, torch.device(device)) for side in sides] for _ in range(runs + 1)]
+    return [median(taken) for taken in zip(*rounds[1:], strict=True)]
+
+
 def in_turn(
     plain: Side, ours: Side, runs: int, device: torch.device | str = "cpu", *, equal_arithmetic: bool = False
 ) -> tuple[float, float]:
     """-> the median seconds of both sides. Ours is timed as in a run, which flushes denormals on a CPU, and the plain
     side as published; with equal_arithmetic it has them flushed, too."""
-    device = torch.device(device)
-    pairs = []
-    for _ in range(runs + 1):
-        with denormals_flushed(device) if equal_arithmetic else nullcontext():
-            slow = seconds(plain, device)
-        with denormals_flushed(device):
-            pairs.append((slow, seconds(ours, device)))
-    slow, fast = zip(*pairs[1:], strict=True)
-    return median(slow), median(fast)
+
+    def as_in_a_run(side: Side) -> Side:
+        def work() -> None:
+            with denormals_flushed(torch.device(device)):
+                side()
+
+        return work
+
+    slow, fast = medians((as_in_a_run(plain) if equal_arithmetic else plain, as_in_a_run(ours)), runs, device)
+    return slow, fast
 
 
 def resident_bytes(key: str) -> int:
