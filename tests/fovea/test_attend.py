@@ -103,7 +103,7 @@ def test_every_size_of_tile(entries: int, scale_type: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("maps", "queries", "cells", "entries"), itertools.product((1, 7), (1, 5), (1, 24), (1, 50, 300))
+    ("maps", "queries", "cells", "entries"), list(itertools.product((1, 7), (1, 5), (1, 24), (1, 50, 300)))
 )
 def test_tiles_cover_every_query_of_every_map_once(maps: int, queries: int, cells: int, entries: int) -> None:
     tiles = list(tiled._cut(maps, queries, cells, entries))
