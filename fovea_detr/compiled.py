@@ -50,6 +50,7 @@ def compile_training(model: DETR, batch_size: int, longest: int, device: torch.d
     Raises ConfigError, one line, where torch.compile does not work. Weights, statistics and random numbers stay.
     """
     compiled, start = Compiled(), time.monotonic()
+    torch._dynamo.reset()  # what runs before this one in the process have compiled counts towards torch's limit
     model.sides_multiple = CELLS * model.backbone.stride
     shapes = warm_up_shapes(model.sides_multiple, longest)
     with plain():

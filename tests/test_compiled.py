@@ -138,6 +138,14 @@ def test_a_recompile_is_counted(traced: Traced) -> None:
     assert traced.done.counts()["recompiles"] >= 1
 
 
+def test_runs_one_after_the_other_do_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the points of a local sweep, in one process."""
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", without_code)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for _ in range(3):
+            assert compile_training(small_model(*THIN), 2, 64, CPU, "fp32").graphs >= 2
+
+
 def test_training_images_are_padded_to_whole_groups_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = small_model().train(), []
     model.sides_multiple = 64
