@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fovea_detr.device import denormals_flushed, seconds
+from fovea_detr.memory import status_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_IT_COMES: dict[str, str] = {}
@@ -68,8 +69,9 @@ def in_turn(
 
 def resident_bytes(key: str) -> int:
     """key: VmRSS (now) or VmHWM (the most so far) of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    found = status_bytes(key)
+    assert found is not None, "memory is measured on Linux only"
+    return found
 
 
 def peak_bytes(work: Side, device: torch.device | str = "cpu") -> int:

@@ -72,7 +72,7 @@ def peak_bytes(device: torch.device) -> int:
     """The most since `restart_peak`. GPU: of tensors, without CUDA's own; CPU: the process' resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if (most := _status_bytes("VmHWM")) is not None:
+    if (most := status_bytes("VmHWM")) is not None:
         return most
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most << 10
@@ -80,10 +80,11 @@ def peak_bytes(device: torch.device) -> int:
 
 def file_bytes() -> int:
     """This process' resident pages of files, libraries above all; 0 where the system does not tell."""
-    return _status_bytes("RssFile") or 0
+    return status_bytes("RssFile") or 0
 
 
-def _status_bytes(key: str) -> int | None:
+def status_bytes(key: str) -> int | None:
+    """Of this process: "VmRSS" (resident now), "VmHWM" (the most so far), ...; None where the system does not tell."""
     with suppress(OSError):
         found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         return int(found[1]) << 10 if found else None
