@@ -96,11 +96,17 @@ def one_line_errors(leave: bool = True) -> Iterator[None]:
         if not is_users(error):
             raise
         if not getattr(error, "told", False):
-            print(f"error: {error if isinstance(error, UserError) else one_line(error)}", file=sys.stderr, flush=True)
+            tell(f"error: {error if isinstance(error, UserError) else one_line(error)}")
         if leave or isinstance(error, ConfigError):
             sys.exit(2)
         error.told = True  # type: ignore[attr-defined]
         raise
+
+
+def tell(line: str) -> None:
+    """One line on stderr, in one write: `print` under `python -u` makes two, between which another rank may write."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def is_users(error: Exception) -> bool:

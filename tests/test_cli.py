@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from omegaconf import OmegaConf
@@ -142,3 +144,21 @@ def test_a_users_mistake_exits_with_2_and_a_bug_keeps_its_traceback(capsys):
     assert capsys.readouterr().err == "error: data.root is not set\n"
     with pytest.raises(KeyError), cli.one_line_errors():
         raise KeyError("a bug")
+
+
+def test_an_error_is_one_write_so_that_those_of_two_ranks_stay_two_lines(monkeypatch):
+    """torchrun and submitit start Python with -u, where every write goes out at once."""
+    writes: list[bytes] = []
+
+    class Pipe(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            writes.append(bytes(data))
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(cast(BinaryIO, Pipe()), write_through=True))
+    with pytest.raises(SystemExit), cli.one_line_errors():
+        raise DataError("data.root is not set")
+    assert writes == [b"error: data.root is not set\n"]

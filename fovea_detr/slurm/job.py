@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
-from fovea_detr.cli import one_line_errors
+from fovea_detr.cli import one_line_errors, tell
 from fovea_detr.config import Config
 from fovea_detr.host import Host, failures_told, rank, tell_stopped
 from fovea_detr.record import RunFolder, this_start
@@ -48,7 +48,7 @@ class SlurmHost(Host):
         else:
             _say(f"stopped/{rank()}", "yes")
             requeued = _hear("verdict", SECONDS_FOR_THE_OTHERS + SECONDS_TO_BE_ENDED) or "rank 0 does not answer"
-        print(f"[rank {rank()}] {stopped}; {requeued}", file=sys.stderr, flush=True)
+        tell(f"[rank {rank()}] {stopped}; {requeued}")
         time.sleep(SECONDS_TO_BE_ENDED)
         sys.exit(stopped.exit_code)
 
