@@ -148,6 +148,8 @@ def build_parts(run: Run, progress: Progress) -> Parts:
         # run adds the ranks' gradients in the same order as an undisturbed one.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         fixed_order = run.device.type == "cpu"
+        # Its new name, forward_sync_buffers, is unknown to the older versions of torch that are allowed.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         statistics = config.model.batch_norm == "trainable"  # the only buffers that training changes
         parts.wrapped = DistributedDataParallel(model, find_unused_parameters=fixed_order, broadcast_buffers=statistics)
     return parts
