@@ -3,8 +3,8 @@
     python -m benchmarks.bench [--only PART ...] [--runs 5] [--full] [--name NAME] [--device cpu]
 
 Parts: core (prior + attention), criterion, optimizer, data, evaluation, backbone, step, tiny (the whole run of
-experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 with --full: 5000 images for the
-evaluation, three seeds for tiny. It prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
+experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 to 19 with --full: 5000 images
+for the evaluation, three seeds for tiny. It prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
 Exits with 1 if a part failed or missed a target.
 """
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from fovea_detr.cli import tell
 from fovea_detr.errors import RunFolderError, UserError
 from fovea_detr.record import RunFolder, this_start
 from fovea_detr.stop import StopFlag, Stopped
@@ -47,7 +48,7 @@ class Host:
 
 def tell_stopped(folder: RunFolder, stopped: Stopped) -> None:
     folder.write_state("preempted", reason=str(stopped))
-    print(f"{folder.path}: {stopped}; everything is saved, the same command goes on from here", file=sys.stderr)
+    tell(f"{folder.path}: {stopped}; everything is saved, the same command goes on from here")
 
 
 @contextmanager

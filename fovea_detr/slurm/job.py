@@ -77,7 +77,7 @@ def requeue_if_running() -> str:
             command(["scontrol", "requeue", job])
             return "requeued"
         except SlurmError as error:
-            print(f"attempt {attempt + 1} to requeue job {job}: {error}", file=sys.stderr, flush=True)
+            tell(f"attempt {attempt + 1} to requeue job {job}: {error}")
             time.sleep(5)
     return "SLURM does not answer: not requeued"
 
