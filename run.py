@@ -6,8 +6,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fovea_detr import cli
-from fovea_detr.config import parse, point_name
-from fovea_detr.points import with_absolute_weights
+from fovea_detr.config import parse
+from fovea_detr.runs.identity import point_name, with_absolute_weights
+from hydra_plugins.fovea_slurm.config import register
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -23,4 +24,5 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    register()
     cli.run_cleanly(main)

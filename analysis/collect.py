@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script has its own folder there, not `analysis`
 
+from analysis.output.formats import FORMATS, check_format, write
+from analysis.output.terminal import below, render
 from analysis.reading.folders import find_runs
-from analysis.tables.cells import METRICS
-from analysis.tables.formats import FORMATS, check_format, write
 from analysis.tables.table import Options, Table, make_table
-from analysis.tables.terminal import below, render
 from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import METRICS
 
 WATCH_SECONDS = 10.0
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from benchmarks.measure import host_reads, in_turn, operations, random_targets
 from benchmarks.plain.criterion import focal_loss, plain_criterion
 from fovea_detr.build import build_criterion
-from fovea_detr.config import Config, load_config
-from fovea_detr.device import seconds
+from fovea_detr.compose import load_config
+from fovea_detr.config import Config
+from fovea_detr.machine.device import seconds
 from fovea_detr.types import Predictions, Target
 
 LAYERS, QUERIES, CLASSES = 6, 300, 92

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.plain import evaluation as plain
-from fovea_detr.coco_metrics import METRICS, Found, GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import METRICS, Found, GroundTruth, coco_metrics
 from fovea_detr.types import Detections
 
 CATEGORY_IDS = np.array([i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)])
@@ -102,7 +102,7 @@ def detections(categories: np.ndarray, boxes: np.ndarray, count: int, rng: np.ra
 
 
 def in_rows(by_image: dict[int, Detections]) -> Found:
-    """As `fovea_detr.evaluate.detect` leaves them."""
+    """As `fovea_detr.evaluation.detections.detect` leaves them."""
     scores, labels, boxes = (
         torch.cat([getattr(one, name) for one in by_image.values()]) for name in ("scores", "labels", "boxes_xyxy")
     )

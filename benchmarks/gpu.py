@@ -23,11 +23,11 @@ from benchmarks.plain.model import plain_twin
 from benchmarks.plain.run import best_of
 from benchmarks.step import R50, Sides
 from fovea_detr.build import build_model
-from fovea_detr.compiled import compile_training
-from fovea_detr.config import load_config
+from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
-from fovea_detr.device import seconds
-from fovea_detr.evaluate import inference_seconds
+from fovea_detr.evaluation.detections import inference_seconds
+from fovea_detr.machine.device import seconds
+from fovea_detr.training.compiled import compile_training
 
 Rows = list[dict[str, Any]]
 BF16 = [*R50, "precision=bf16", "device=cuda"]

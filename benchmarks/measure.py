@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fovea_detr.device import denormals_flushed, seconds
-from fovea_detr.memory import status_bytes
+from fovea_detr.machine.device import denormals_flushed, seconds
+from fovea_detr.machine.memory import status_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 AS_IT_COMES: dict[str, str] = {}

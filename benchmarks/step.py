@@ -1,7 +1,7 @@
 """One training step on both sides, the optimizer's part of it, and what the host reads of it.
 
-`Sides` wires ours through `fovea_detr.train.train_step` itself, and the plain twin with the same weights, images and
-objects through benchmarks/plain/step.py; batches are assembled beforehand (their cost: benchmarks/data.py).
+`Sides` wires ours through `fovea_detr.training.loop.train_step` itself, and the plain twin with the same weights,
+images and objects through benchmarks/plain/step.py; batches are assembled beforehand (their cost: benchmarks/data.py).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from benchmarks.plain.layers import pad
 from benchmarks.plain.model import plain_twin
 from benchmarks.plain.step import new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_criterion, build_model, class_outputs
-from fovea_detr.config import load_config
+from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
-from fovea_detr.device import seconds
-from fovea_detr.lifecycle import Parts, Run
+from fovea_detr.machine.device import seconds
 from fovea_detr.model.detr import DETR
-from fovea_detr.optim import build_optimizer
-from fovea_detr.record import RunFolder
-from fovea_detr.stop import StopFlag
-from fovea_detr.train import train_step
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.stop import StopFlag
+from fovea_detr.training.loop import train_step
+from fovea_detr.training.optim import build_optimizer
+from fovea_detr.training.state import Parts, Run
 from fovea_detr.types import Batch
 
 Wrap = Callable[[torch.nn.Module], torch.nn.Module]

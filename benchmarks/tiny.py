@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.measure import ROOT, fresh
 from benchmarks.step import TINY
-from fovea_detr.data.shapes import generate
+from fovea_detr.data.shapes.generate import generate
 
 TRAIN_IMAGES, VAL_IMAGES = 1024, 200
 PARTS = {"training": "training", "all": "the whole run", "processor": "processor time"}

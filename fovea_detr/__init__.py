@@ -1,6 +1,6 @@
 """DETR whose decoder looks through a Gaussian fovea. The names below are the API for notebooks; see the README.
 
-They are imported when first used, so that reading run folders (`fovea_detr.record`) never imports torch.
+They are imported when first used, so that reading run folders (`fovea_detr.runs.folder`) never imports torch.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fovea_detr.build import build_criterion, build_model
-    from fovea_detr.checkpoint import load_weights
-    from fovea_detr.config import load_config
+    from fovea_detr.compose import load_config
     from fovea_detr.data.loader import collate_images as collate
-    from fovea_detr.evaluate import postprocess
+    from fovea_detr.evaluation.detections import postprocess
+    from fovea_detr.training.checkpoint import load_weights
 
 _HOMES = {
     "build_criterion": ("fovea_detr.build", "build_criterion"),
     "build_model": ("fovea_detr.build", "build_model"),
     "collate": ("fovea_detr.data.loader", "collate_images"),
-    "load_config": ("fovea_detr.config", "load_config"),
-    "load_weights": ("fovea_detr.checkpoint", "load_weights"),
-    "postprocess": ("fovea_detr.evaluate", "postprocess"),
+    "load_config": ("fovea_detr.compose", "load_config"),
+    "load_weights": ("fovea_detr.training.checkpoint", "load_weights"),
+    "postprocess": ("fovea_detr.evaluation.detections", "postprocess"),
 }
 
 __all__ = ["build_criterion", "build_model", "collate", "load_config", "load_weights", "postprocess"]

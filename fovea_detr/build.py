@@ -10,14 +10,14 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fovea_detr.config import Config
-from fovea_detr.criterion import Criterion
 from fovea_detr.data.annotations import check_layout
 from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.loader import Loader
-from fovea_detr.data.shapes import generate
+from fovea_detr.data.shapes.generate import generate
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.fovea.prior import FoveaPrior
-from fovea_detr.matcher import Matcher
+from fovea_detr.loss.criterion import Criterion
+from fovea_detr.loss.matcher import Matcher
 from fovea_detr.model.backbone import build_backbone
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.position import LearnedPosition, SinePosition

@@ -5,10 +5,7 @@ Every leaf here is a key of the command line (`schedule.epochs=12`). Values and 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -186,25 +183,6 @@ def parse(composed: DictConfig) -> Config:
     return config
 
 
-def load_config(overrides: list[str] | None = None) -> Config:
-    """Compose `conf/` with overrides as on the command line: `load_config(["model=fovea_r50", "fovea.smooth=4"])`.
-
-    Raises ConfigError for an unknown key or group value, a wrong type or a value out of range.
-    """
-    from hydra import compose, initialize_config_dir
-
-    from fovea_detr.cli import is_users, one_line, rewrite
-
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        try:
-            composed = compose("config", rewrite(overrides or []))
-        except Exception as error:
-            if not is_users(error):
-                raise
-            raise ConfigError(one_line(error)) from None
-    return parse(composed)
-
-
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of a (nested) config by its dotted key, the key of the command line."""
     if is_dataclass(node):
@@ -222,23 +200,6 @@ def is_infrastructure(key: str) -> bool:
     """Whether a dotted key, or any of its parents, says only where and how the run is carried out."""
     parts = key.split(".")
     return any(".".join(parts[: i + 1]) in INFRASTRUCTURE for i in range(len(parts)))
-
-
-def point_name(overrides: Sequence[str]) -> str:
-    """The run folder's name: the sorted overrides that make the run what it is, `dynamic_scale=type3,seed=1`.
-
-    Study, sweep and infrastructure keys are left out; no override at all is `base`. A name that a file system would
-    refuse (over 180 characters) is cut and closed with a hash of the whole.
-    """
-    kept = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key != "sweeps" and not is_infrastructure(key):
-            kept.append(f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(chr(39) + chr(34)))}")
-    name = ",".join(sorted(kept)) or "base"
-    if len(name) > 180:
-        name = f"{name[:165]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return name
 
 
 def check(config: Config) -> None:

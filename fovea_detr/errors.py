@@ -1,5 +1,9 @@
 """What a user can put right. Everything else that goes wrong is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+import sys
+
 
 class UserError(ValueError):
     """One clear line: what is wrong, where, and what to do. `run.py` prints it without a traceback and exits with 2."""
@@ -27,3 +31,9 @@ class OutOfMemoryError(UserError):
 
 class RunFolderError(UserError):
     """The run folder belongs to another configuration, or to a process that is still running."""
+
+
+def tell(line: str) -> None:
+    """One line on stderr, in one write: `print` under `python -u` makes two, between which another rank may write."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

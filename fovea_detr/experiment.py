@@ -12,20 +12,22 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
-from fovea_detr import build, checkpoint, compiled, distributed, evaluate, provenance, train, trial
-from fovea_detr.coco_metrics import METRICS
+from fovea_detr import build
 from fovea_detr.config import Config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
-from fovea_detr.device import denormals_flushed
 from fovea_detr.errors import ConfigError, RunFolderError
-from fovea_detr.host import Host, failures_told
-from fovea_detr.lifecycle import Parts, Run
-from fovea_detr.model.backbone import pretrained_state
-from fovea_detr.optim import build_optimizer
-from fovea_detr.points import refuse_other_config
-from fovea_detr.progress import Progress
-from fovea_detr.record import RunFolder
+from fovea_detr.evaluation import detections
+from fovea_detr.machine import distributed
+from fovea_detr.machine.device import denormals_flushed
+from fovea_detr.runs import provenance
+from fovea_detr.runs.folder import METRICS, RunFolder
+from fovea_detr.runs.host import Host, failures_told
+from fovea_detr.runs.identity import refuse_other_config
+from fovea_detr.training import checkpoint, compiled, loop, preflight
+from fovea_detr.training.console import Progress
+from fovea_detr.training.optim import build_optimizer
+from fovea_detr.training.state import Parts, Run
 
 
 def run(config: Config, point: str, host: Host | None = None) -> None:
@@ -56,14 +58,14 @@ def carry_out(config: Config, run: Run, point: str, host: Host) -> None:
     train_loader = build.build_loader(config, train_set, run.device) if train_set is not None else None
     val_loader = build.build_loader(config, val_set, run.device)
     backend = config.evaluation.backend
-    with closing(train.Work(train_set, val_set, criterion, progress, backend, train_loader, val_loader)) as work:
+    with closing(loop.Work(train_set, val_set, criterion, progress, backend, train_loader, val_loader)) as work:
         if config.mode == "train":
             announce(run, parts, work)
-            trial.before_first_step(run, parts, work)
-            train.fit(run, parts, work)
+            preflight.before_first_step(run, parts, work)
+            loop.fit(run, parts, work)
             metrics = {}
         else:
-            metrics, _ = train.evaluate(run, parts, work)
+            metrics, _ = loop.evaluate(run, parts, work)
         finish(run, parts, work, metrics)
 
 
@@ -164,13 +166,13 @@ def load_start(run: Run, model: torch.nn.Module, progress: Progress) -> None:
         progress.say(distributed.first_on_node(load).describe())
     elif config.model.backbone_weights != "none":
         state = distributed.first_on_node(
-            lambda: pretrained_state(config.model.backbone, config.model.backbone_weights)
+            lambda: checkpoint.pretrained_state(config.model.backbone, config.model.backbone_weights)
         )
         loaded = checkpoint.load_weights(model, state)
         progress.say(f"backbone: {loaded.loaded} tensors from {config.model.backbone_weights}")
 
 
-def announce(run: Run, parts: Parts, work: train.Work) -> None:
+def announce(run: Run, parts: Parts, work: loop.Work) -> None:
     """Where the run stands and its total batch size, with a warning if that is not the recipe's."""
     schedule, world = run.config.schedule, distributed.world_size()
     trainable = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
@@ -188,14 +190,14 @@ def announce(run: Run, parts: Parts, work: train.Work) -> None:
         work.progress.say(f"resumed after {done} (start {run.position.starts})")
 
 
-def finish(run: Run, parts: Parts, work: train.Work, metrics: dict[str, Any]) -> None:
+def finish(run: Run, parts: Parts, work: loop.Work, metrics: dict[str, Any]) -> None:
     """result.json, whose presence means done; then the state, and the result on the screen."""
     if not run.is_writer:
         return
     count = min(run.config.evaluation.timed_images, len(work.val))
     single = Loader(work.val, seed=0, workers=0).read([[i] for i in range(count)])
     with compiled.plain():
-        seconds = evaluate.inference_seconds(parts.model, single, run.device, run.config.precision)
+        seconds = detections.inference_seconds(parts.model, single, run.device, run.config.precision)
     result = {
         "mode": run.config.mode,
         **(run.outcome() if run.config.mode == "train" else {"last": metrics}),

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}

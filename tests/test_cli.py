@@ -13,10 +13,11 @@ from typing import BinaryIO, cast
 import pytest
 from omegaconf import OmegaConf
 
-from fovea_detr import cli
-from fovea_detr.config import CONF_DIR, leaves, load_config
+from fovea_detr import cli, compose
+from fovea_detr.compose import load_config
+from fovea_detr.config import CONF_DIR, leaves
 from fovea_detr.errors import DataError
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
 
 GROUPS = ["dynamic_scale", "mixture", "smooth", "model", "schedule", "data", "cluster"]
 
@@ -120,20 +121,20 @@ def test_a_sweep_by_name_launches_its_points_and_one_that_is_done_is_shown(tmp_p
     ],
 )
 def test_quote_numeric_choices(argument, rewritten):
-    assert cli.quote_numeric_choices([argument]) == [rewritten]
+    assert compose.quote_numeric_choices([argument]) == [rewritten]
 
 
 def test_every_group_with_numeric_values_is_quoted():
     folders = [path for path in CONF_DIR.iterdir() if path.is_dir()]
     numeric = {folder.name for folder in folders if any(path.stem.isdigit() for path in folder.glob("*.yaml"))}
-    assert numeric == set(cli.NUMERIC_GROUPS)
+    assert numeric == set(compose.NUMERIC_GROUPS)
 
 
 def test_a_path_in_a_run_folder_is_quoted_where_it_exists(tmp_path: Path):
     path = tmp_path / "dynamic_scale=type3,seed=1.pt"
-    assert cli.rewrite([f"weights={path}"]) == [f"weights={path}"]
+    assert compose.rewrite([f"weights={path}"]) == [f"weights={path}"]
     path.touch()
-    assert cli.rewrite([f"weights={path}", "seed=1,2"]) == [f"weights='{path}'", "seed=1,2"]
+    assert compose.rewrite([f"weights={path}", "seed=1,2"]) == [f"weights='{path}'", "seed=1,2"]
     assert load_config([f"weights={path}"]).weights == str(path)
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fovea_detr.config import CONF_DIR, Config, is_infrastructure, leaves, load_config, point_name
+from fovea_detr.compose import load_config
+from fovea_detr.config import CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
+from fovea_detr.runs.identity import point_name
 
 SWEEPS_DIR = CONF_DIR.parent / "sweeps"
 YAMLS = sorted([*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
 from tests.data.builders import box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
 

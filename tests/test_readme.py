@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench import arguments
-from fovea_detr.config import CONF_DIR, load_config
+from fovea_detr.compose import load_config
+from fovea_detr.config import CONF_DIR
 from tests.launch import ROOT, run_well
 
 README = (ROOT / "README.md").read_text()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.fovea.separable import LogPrior
 from fovea_detr.model.attention import Attention
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.transformer import DecoderLayer

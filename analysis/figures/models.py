@@ -13,15 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from fovea_detr.build import build_data, build_model
-from fovea_detr.checkpoint import load_weights
-from fovea_detr.config import Config, is_infrastructure, load_config, parse
+from fovea_detr.compose import load_config
+from fovea_detr.config import Config, is_infrastructure, parse
 from fovea_detr.data.coco import decode
 from fovea_detr.data.loader import collate_images
 from fovea_detr.data.samples import Sample
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError, UserError
 from fovea_detr.model.detr import DETR
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.training.checkpoint import load_weights
 from fovea_detr.types import Batch
 
 

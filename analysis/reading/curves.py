@@ -18,7 +18,7 @@ import yaml
 from analysis.reading.settings import SEED, Settings, settings_of
 from analysis.reading.variants import name_variants, varying_keys
 from fovea_detr.errors import UserError
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
 
 UNREADABLE = (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError, KeyError)
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # else provenance names the GPU

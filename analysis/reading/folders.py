@@ -11,9 +11,9 @@ import yaml
 
 from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides, settings_of
-from analysis.reading.states import FOREIGN, MISSING, Standing, one_line
 from fovea_detr.errors import UserError
-from fovea_detr.slurm.manifest import Manifest
+from fovea_detr.runs.state import FOREIGN, MISSING, Standing, one_line
+from fovea_detr.study.manifest import Manifest
 
 __all__ = ["Run", "find_runs", "read_run"]
 

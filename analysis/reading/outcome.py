@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from analysis.reading.states import number
-from analysis.tables.cells import METRICS
+from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.state import number
 
 
 def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenance: dict[str, Any]) -> dict[str, float]:

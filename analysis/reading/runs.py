@@ -12,8 +12,8 @@ from typing import Any
 
 from analysis.reading.outcome import node_of, read_facts, read_numbers
 from analysis.reading.settings import leaf, overrides, settings_of
-from analysis.reading.states import BROKEN, FOREIGN, STARTING, Progress, Standing, describe, number, one_line
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Progress, Standing, describe, number, one_line
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 NOTHING = "-"
 
 # COCOeval's twelve by the names that a run writes; the same as in coco_metrics.py, which cannot be read without torch.
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 
 
 @dataclass(frozen=True)

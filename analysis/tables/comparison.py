@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analysis.reading.published import published_for
 from analysis.tables.cells import Cell, Column, Value, rounded
 from analysis.tables.filters import conditions, lookup
+from analysis.tables.published import published_for
 from analysis.tables.rows import Row
 from fovea_detr.errors import UserError
 

@@ -10,7 +10,9 @@ from functools import cached_property
 from analysis.reading.folders import without_seed
 from analysis.reading.runs import Run
 from analysis.reading.settings import SEED, leaf
-from analysis.tables.cells import Cell, Value, mean_of
+from analysis.reading.variants import natural
+from analysis.tables.cells import Cell, Column, Value, mean_of
+from analysis.tables.filters import full_key
 
 WORDS = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
 
@@ -103,3 +105,20 @@ def twins(runs: Iterable[Run]) -> list[str]:
         for found in places.values()
         if len(found) > 1
     ]
+
+
+def sorted_rows(rows: list[Row], columns: Sequence[Column], names: str, reverse: bool) -> list[Row]:
+    """By the columns named, scores from the best down, everything else upwards; what has no value comes last."""
+    known = {column.title: column for column in columns} | {column.name: column for column in columns}
+    for name in reversed(names.split(",")):
+        column = known[full_key(name, known)]
+        falling = (column.spread or column.signed) != reverse
+        with_value = [row for row in rows if row.cells.get(column.name) is not None]
+        without = [row for row in rows if row.cells.get(column.name) is None]
+        rows = sorted(with_value, key=lambda row, column=column: _order(row, column), reverse=falling) + without
+    return rows
+
+
+def _order(row: Row, column: Column) -> list[tuple[float, str]]:
+    cell = row.cells[column.name]
+    return [(cell.mean, "")] if isinstance(cell, Value) else natural(cell or "")

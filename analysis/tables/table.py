@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from analysis.reading.runs import Run
 from analysis.reading.settings import overrides, short_name, varying_keys
-from analysis.tables.cells import METRICS, Column, Value, data_names, data_values, show
+from analysis.reading.variants import natural
+from analysis.tables.cells import Column, Value, data_names, data_values, show
 from analysis.tables.comparison import find_baseline, mark_best, with_differences, with_published
 from analysis.tables.filters import Condition, conditions, lookup
-from analysis.tables.order import natural, sorted_rows
-from analysis.tables.rows import Row, make_rows, note_differences, note_unfinished, twins
+from analysis.tables.rows import Row, make_rows, note_differences, note_unfinished, sorted_rows, twins
 from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fovea_detr import distributed
 from fovea_detr.config import Config
+from fovea_detr.machine import distributed
 
 Match = tuple[Tensor, Tensor]
 Objects = list[dict[str, Tensor]]  # an image each: `labels` [T], `boxes` [T, 4] as (cx, cy, w, h) fractions

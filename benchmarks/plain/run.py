@@ -28,7 +28,7 @@ from benchmarks.plain.step import new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_model, class_outputs
 from fovea_detr.config import Config
 from fovea_detr.data.transforms import mixed_seed
-from fovea_detr.optim import learning_rate_factor, set_learning_rate
+from fovea_detr.training.optim import learning_rate_factor, set_learning_rate
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
 Key = tuple[int, int, int]  # index, epoch, seed
@@ -169,7 +169,7 @@ def main() -> None:
     import sys
     from dataclasses import replace
 
-    from fovea_detr.config import load_config
+    from fovea_detr.compose import load_config
 
     config = load_config(["experiment=tiny", f"seed={sys.argv[2]}", *sys.argv[3:]])
     config = replace(config, data=replace(config.data, num_classes=7))

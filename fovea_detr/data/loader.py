@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fovea_detr.data.coco import Draw, Example
 from fovea_detr.errors import DataError
+from fovea_detr.runs.stop import IGNORED_BY_WORKERS, signals_held_back
 from fovea_detr.types import Batch, Target
-
-# A cluster signals every process of a job; only the main one decides when to stop, and its workers go when it does.
-IGNORED_BY_WORKERS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 def collate_images(
@@ -166,12 +163,3 @@ def _ignore_signals(_worker: int) -> None:
     for number in IGNORED_BY_WORKERS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED_BY_WORKERS)
-
-
-@contextmanager
-def signals_held_back() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fovea_detr import device
-from fovea_detr.fovea.log_prior import LogPrior
+from fovea_detr.fovea.separable import LogPrior
 from fovea_detr.fovea.tiled import TILE_ENTRIES, tiled_attention
+from fovea_detr.machine import device
 
 Path = Callable[[Tensor, Tensor, Tensor, LogPrior, float], Tensor]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
-from fovea_detr.fovea.log_prior import LogPrior
+from fovea_detr.fovea.separable import LogPrior
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from fovea_detr.fovea.log_prior import LogPrior
+from fovea_detr.fovea.separable import LogPrior
 
 # Entries of a tile: on a CPU what its second-level cache holds; on a GPU few large kernels are better than many.
 TILE_ENTRIES = {"cpu": 2**19, "cuda": 2**26}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fovea_detr.fovea.attend import attend
-from fovea_detr.fovea.log_prior import LogPrior
+from fovea_detr.fovea.separable import LogPrior
 
 
 class Attention(nn.Module):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from fovea_detr.errors import WeightsError
 from fovea_detr.model.frozen_norm import BasicBlock, Bottleneck, ConvNorm
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"frozen": FrozenBatchNorm2d, "trainable": nn.BatchNorm2d}
@@ -127,26 +124,6 @@ def build_backbone(name: str, *, dc5: bool, batch_norm: str, train: bool = True)
         for part in ("conv1", "bn1", "layer1"):
             getattr(backbone.body, part).requires_grad_(False)
     return backbone if train else backbone.requires_grad_(False)
-
-
-def pretrained_state(name: str, source: str) -> dict[str, Tensor]:
-    """A torchvision ResNet's state dict: source is "imagenet" (torchvision's download, cached by torch.hub) or a path.
-
-    Raises WeightsError in one line when there is no network or the file is no ResNet of that kind.
-    """
-    if source != "imagenet":
-        from fovea_detr.checkpoint import read_state_dict
-
-        return read_state_dict(Path(source).expanduser())
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise WeightsError(
-            f"the ImageNet weights of {name} could not be downloaded ({str(error) or type(error).__name__}): put "
-            f"{weights.url.rsplit('/', 1)[-1]} into {folder}, or set model.backbone_weights=PATH (or none)"
-        ) from None
 
 
 def _basic_block(before: int, width: int, stride: int, norm: Callable[..., nn.Module]) -> BasicBlock:

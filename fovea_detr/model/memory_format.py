@@ -9,8 +9,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from fovea_detr import distributed
-from fovea_detr.device import autocast, seconds
+from fovea_detr.machine import distributed
+from fovea_detr.machine.device import autocast, seconds
 from fovea_detr.model.backbone import Backbone
 
 WORTH_IT = 0.97  # of the time, at most: less than this is noise

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.separable import LogPrior
 from fovea_detr.model.attention import Attention
 
 

@@ -14,12 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fovea_detr.cli import one_line
-from fovea_detr.config import parse, point_name
+from fovea_detr.compose import one_line
+from fovea_detr.config import parse
 from fovea_detr.errors import ConfigError
-from fovea_detr.points import with_absolute_paths
-from fovea_detr.slurm.submit import resources
-from fovea_detr.slurm.sweep import Point
+from fovea_detr.runs.identity import point_name, with_absolute_paths
+from fovea_detr.study.launch import Point
+from fovea_detr.study.sbatch import resources
 
 WORTH_A_FORK = 16  # points per process: Hydra composes ten a second
 _shared: tuple[ConfigLoader, DictConfig]

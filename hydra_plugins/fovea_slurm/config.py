@@ -23,7 +23,7 @@ class FoveaSlurmConf(SlurmQueueConf):
     nodes: int = "${cluster.nodes}"  # type: ignore[assignment]
     tasks_per_node: int = "${cluster.gpus}"  # type: ignore[assignment]
     mem_gb: Optional[float] = "${cluster.mem_gb}"  # type: ignore[assignment]
-    # None: from the cluster as well (hours, cpus / gpus, signal_minutes, gpus), see fovea_detr/slurm/submit.py
+    # None: from the cluster as well (hours, cpus / gpus, signal_minutes, gpus), see fovea_detr/study/sbatch.py
     timeout_min: Optional[int] = None  # type: ignore[assignment]
     signal_delay_s: Optional[int] = None  # type: ignore[assignment]
     stderr_to_stdout: bool = True

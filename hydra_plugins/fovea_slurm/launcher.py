@@ -1,4 +1,4 @@
-"""The launchers: compose and check every point, hand them to fovea_detr.slurm, return at once."""
+"""The launchers: compose and check every point, hand them to fovea_detr.study, return at once."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class _Launch:
                 config.hydra.sweep.dir = self.scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
-        from fovea_detr.slurm import sweep, watch
-        from fovea_detr.slurm.manifest import Manifest
+        from fovea_detr.study import launch, watch
+        from fovea_detr.study.manifest import Manifest
         from hydra_plugins.fovea_slurm._compose import compose_all
 
         assert self.config is not None
         if self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
         points = compose_all(self.loader, self.config, job_overrides)
-        stand = sweep.launch(points, self.kind, dry_run=self.params["dry_run"])
+        stand = launch.launch(points, self.kind, dry_run=self.params["dry_run"])
         if self.params["wait"] and not self.params["dry_run"]:
             studies: dict[Manifest, list[str]] = {}
             for point in points:

@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fovea_detr.config import load_config, point_name
+from fovea_detr.compose import load_config
+from fovea_detr.runs.identity import point_name
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")

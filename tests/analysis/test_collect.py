@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis import collect
-from analysis.tables.cells import METRICS
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import METRICS, RunFolder
 from tests.analysis.conftest import RESULT
 
 pytestmark = pytest.mark.usefixtures("nothing_published")

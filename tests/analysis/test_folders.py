@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from analysis import collect
 from analysis.reading.folders import read_run
-from fovea_detr.config import load_config
-from fovea_detr.record import RunFolder
-from fovea_detr.slurm.manifest import Manifest, Submission
+from fovea_detr.compose import load_config
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.study.manifest import Manifest, Submission
 from tests.analysis.conftest import RESULT
 
 pytestmark = pytest.mark.usefixtures("nothing_published")

@@ -15,8 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import collect
-from analysis.tables.cells import METRICS
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import METRICS, RunFolder
 from tests.analysis.made_up import write_every_kind
 from tests.launch import run_well
 

@@ -18,13 +18,13 @@ from analysis import fovea_maps
 from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
 from analysis.figures.looking import Look, attention_weights, look
 from analysis.figures.pixels import attention_at_pixels, prior_at_pixels
-from fovea_detr import checkpoint
 from fovea_detr.build import build_model
-from fovea_detr.config import load_config
+from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
 from fovea_detr.fovea.prior import FoveaPrior
 from fovea_detr.model.attention import Attention
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.training import checkpoint
 from tests.model.builders import random_batch, random_image, small_config, small_model
 
 DC5 = ["model=fovea_r50_dc5", "model.backbone_weights=none", "model.encoder_layers=1", "model.decoder_layers=2"]

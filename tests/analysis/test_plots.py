@@ -24,8 +24,10 @@ from analysis import plots
 from analysis.figures.drawing import over_seeds, variants_of
 from analysis.figures.style import COLUMN_INCHES, looks, spread
 from analysis.reading import curves
-from fovea_detr.config import Config, load_config, point_name
-from fovea_detr.record import RunFolder
+from fovea_detr.compose import load_config
+from fovea_detr.config import Config
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import point_name
 
 SCRIPT = Path(plots.__file__)
 Write = Callable[..., RunFolder]

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from analysis import collect
-from analysis.page import report
-from analysis.reading import commands
+from analysis.output import commands, report
 from analysis.reading.runs import read_run
-from fovea_detr.record import RunFolder
+from fovea_detr.runs.folder import RunFolder
 from tests.analysis.browser import CHROMIUM, Page, browser
 from tests.analysis.made_up import write_every_kind
 

@@ -9,15 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.reading import published
 from analysis.reading.folders import find_runs
 from analysis.reading.settings import settings_of
-from analysis.tables.cells import METRICS, Value
+from analysis.tables import published
+from analysis.tables.cells import Value
 from analysis.tables.rows import Row
 from analysis.tables.table import Options, Table, make_table
-from fovea_detr import coco_metrics
 from fovea_detr.errors import UserError
-from fovea_detr.record import RunFolder
+from fovea_detr.evaluation import coco
+from fovea_detr.runs.folder import METRICS, RunFolder
 from tests.analysis.made_up import provenance, write_every_kind
 
 
@@ -145,7 +145,7 @@ def test_every_published_key_is_a_leaf_of_the_configuration(write):
 
 
 def test_the_metrics_are_those_of_the_evaluation():
-    assert METRICS == coco_metrics.METRICS
+    assert METRICS == coco.METRICS
 
 
 @pytest.mark.parametrize(

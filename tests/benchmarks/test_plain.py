@@ -14,7 +14,7 @@ from benchmarks.plain.step import in_float32, new_log, plain_optimizer, plain_st
 from fovea_detr.build import build_criterion, build_model
 from fovea_detr.data.loader import collate_images
 from fovea_detr.model.detr import DETR
-from fovea_detr.optim import build_optimizer, set_learning_rate
+from fovea_detr.training.optim import build_optimizer, set_learning_rate
 from fovea_detr.types import Target
 from tests.fovea.priors import randomise
 from tests.model.builders import random_image, small_config

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks.plain.run import PlainRun, ordered
-from fovea_detr.config import Config, load_config
+from fovea_detr.compose import load_config
+from fovea_detr.config import Config
 from fovea_detr.data.batches import epoch_batches
 from fovea_detr.data.coco import CocoDataset, Draw
-from fovea_detr.data.shapes import generate
+from fovea_detr.data.shapes.generate import generate
 from fovea_detr.data.transforms import train_transform
 
 

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from fovea_detr.data import drawing, shapes
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.shapes import drawing, generate
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes.generate(tmp_path_factory.mktemp("cache"), train_images=40, val_images=20, seed=3)
+    return generate.generate(tmp_path_factory.mktemp("cache"), train_images=40, val_images=20, seed=3)
 
 
 def content_of(folder: Path, split: str) -> dict:
@@ -78,7 +78,7 @@ def test_a_mask_that_touches_its_corners() -> None:
 
 
 def test_an_image_is_a_function_of_seed_split_and_index(folder: Path, tmp_path: Path) -> None:
-    fewer = shapes.generate(tmp_path, train_images=3, val_images=1, seed=3)
+    fewer = generate.generate(tmp_path, train_images=3, val_images=1, seed=3)
     name = "000000000003.jpg"
     assert (fewer / "train2017" / name).read_bytes() == (folder / "train2017" / name).read_bytes()
     image, objects = drawing.draw_image(3, "train", 2)
@@ -90,7 +90,7 @@ def test_an_image_is_a_function_of_seed_split_and_index(folder: Path, tmp_path: 
 
 def test_two_processes_at_once_write_it_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=shapes.generate, args=(tmp_path, 30, 5)) for _ in range(2)]
+    processes = [context.Process(target=generate.generate, args=(tmp_path, 30, 5)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -98,7 +98,7 @@ def test_two_processes_at_once_write_it_once(tmp_path: Path, capfd: pytest.Captu
     assert [process.exitcode for process in processes] == [0, 0]
     assert capfd.readouterr().out.count("generating") == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["shapes-v1-train30-val5-seed0"]
-    assert len(CocoDataset(shapes.generate(tmp_path, 30, 5), "train", eval_transform("tiny"))) == 30
+    assert len(CocoDataset(generate.generate(tmp_path, 30, 5), "train", eval_transform("tiny"))) == 30
 
 
 def test_who_loses_a_race_without_locks_uses_the_winners_folder(
@@ -110,9 +110,9 @@ def test_who_loses_a_race_without_locks_uses_the_winners_folder(
             (winner / "marker").touch()
         write_split(root, split, count, seed)
 
-    winner, write_split = tmp_path / "shapes-v1-train2-val1-seed0", shapes._write_split
-    monkeypatch.setattr(shapes, "_write_split", slow_split)
-    assert shapes.generate(tmp_path, 2, 1) == winner
+    winner, write_split = tmp_path / "shapes-v1-train2-val1-seed0", generate._write_split
+    monkeypatch.setattr(generate, "_write_split", slow_split)
+    assert generate.generate(tmp_path, 2, 1) == winner
     assert [path.name for path in winner.iterdir()] == ["marker"]
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [winner]
 
@@ -121,12 +121,12 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: p
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "draw_image", interrupted)
+    monkeypatch.setattr(generate, "draw_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shapes.generate(tmp_path, 2, 1)
+        generate.generate(tmp_path, 2, 1)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     monkeypatch.undo()
-    assert shapes.generate(tmp_path, 2, 1).is_dir()
+    assert generate.generate(tmp_path, 2, 1).is_dir()
 
 
 def test_the_data_set_reads_it_without_its_crowds(folder: Path) -> None:
@@ -137,7 +137,7 @@ def test_the_data_set_reads_it_without_its_crowds(folder: Path) -> None:
 
 
 def test_a_lost_image_is_a_data_error(tmp_path: Path) -> None:
-    root = shapes.generate(tmp_path, 2, 1, seed=3)
+    root = generate.generate(tmp_path, 2, 1, seed=3)
     (root / "train2017" / "000000000002.jpg").unlink()
     with pytest.raises(DataError, match=r"000000000002\.jpg"):
         CocoDataset(root, "train", eval_transform("tiny"))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fovea_detr.config import CONF_DIR
 from fovea_detr.fovea import mixture as mixtures
 from fovea_detr.fovea.dynamic_scale import DynamicScale, Type1, Type2, Type3, Type4
-from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.separable import LogPrior
 from fovea_detr.model.transformer import FeedForward
 from tests import reference
 

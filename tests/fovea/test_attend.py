@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fovea_detr.fovea import attend, tiled
-from fovea_detr.fovea.log_prior import LogPrior
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.separable import LogPrior
 from tests.fovea.priors import (
     MIXTURES,
     PRECISIONS,

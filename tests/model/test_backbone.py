@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from fovea_detr.errors import WeightsError
-from fovea_detr.model.backbone import Backbone, build_backbone, pretrained_state
+from fovea_detr.model.backbone import Backbone, build_backbone
+from fovea_detr.training.checkpoint import pretrained_state
 from tests.model.builders import random_image, small_model
 
 

@@ -1,0 +1,116 @@
+"""The table as csv, json, parquet, Markdown and LaTeX. The digits are those of cells.py, the same in all. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.tables.cells import data_names, data_texts
+from analysis.tables.table import NOTES, STATE, Table
+from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import write_atomic
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$"}
+
+
+def to_csv(table: Table) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(name for column in table.columns for name in data_names(column))
+    for row in table.rows:
+        cells = ["; ".join(row.notes) if column is NOTES else row.cells.get(column.name) for column in table.columns]
+        pairs = zip(table.columns, cells, strict=True)
+        writer.writerow("" if text is None else text for column, cell in pairs for text in data_texts(column, cell))
+    return text.getvalue().encode()
+
+
+def to_json(table: Table) -> bytes:
+    content = {"rows": list(table.records()), "notes": table.lines}
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def to_parquet(table: Table) -> bytes:
+    try:
+        import pyarrow  # noqa: F401 - pandas' own message is three lines long
+    except ImportError:
+        raise UserError("parquet needs the package pyarrow: pip install 'fovea-detr[parquet]'") from None
+    content = io.BytesIO()
+    table.frame().to_parquet(content, index=False)
+    return content.getvalue()
+
+
+def to_markdown(table: Table) -> bytes:
+    lines = [_pipes([column.title for column in table.columns])]
+    lines.append("|" + "|".join("---:" if column.is_number else "---" for column in table.columns) + "|")
+    for row in table.rows:
+        texts = {column: re.sub(r"([\\|*_`<\[])", r"\\\1", table.text(row, column)) for column in table.columns}
+        lines.append(_pipes([f"**{text}**" if column.name in row.best else text for column, text in texts.items()]))
+    below = [f"{number}. {note}" for number, note in enumerate(table.notes, 1)] + [f"- {line}" for line in table.lines]
+    return ("\n".join([*lines, "", *below]).rstrip() + "\n").encode()
+
+
+def _pipes(texts: list[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def to_latex(table: Table) -> bytes:
+    """A tabular for a paper, with booktabs. The state of runs that are all done says nothing there."""
+    all_done = all(run.is_done for run in table.runs)
+    columns = [column for column in table.columns if not (all_done and column is STATE)]
+    places = "".join("r" if column.is_number else "l" for column in columns)
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{places}}}", r"\toprule"]
+    lines += [_ampersands([latex(column.title) for column in columns]), r"\midrule"]
+    for row in table.rows:
+        lines.append(_ampersands([_latex_cell(latex(table.text(row, c)), c.name in row.best) for c in columns]))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\footnotesize {number}: {latex(note)}" for number, note in enumerate(table.notes, 1)]
+    lines += [f"% {line}" for line in table.lines]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def latex(text: str) -> str:
+    escaped = "--" if text == "-" else "".join(LATEX.get(letter, letter) for letter in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+
+
+def _latex_cell(text: str, is_best: bool) -> str:
+    return rf"\textbf{{{text}}}" if is_best else text
+
+
+def _ampersands(texts: list[str]) -> str:
+    return f"{' & '.join(texts)} \\\\"
+
+
+def to_html(table: Table) -> bytes:
+    from analysis.output.report import page  # reads every history, which the others do not need
+
+    return page(table).encode()
+
+
+FORMATS: dict[str, Callable[[Table], bytes]] = {
+    ".csv": to_csv,
+    ".md": to_markdown,
+    ".tex": to_latex,
+    ".html": to_html,
+    ".json": to_json,
+    ".parquet": to_parquet,
+}
+
+
+def check_format(path: Path) -> None:
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--to {path}: the ending says the format: {', '.join(FORMATS)}")
+    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+        raise UserError(f"--to {path}: this is no place for a file")
+
+
+def write(table: Table, path: Path) -> None:
+    """In the format that the ending of the name says. A reader never sees half of the file."""
+    content = FORMATS[path.suffix.lower()](table)
+    write_atomic(path, lambda file: file.write(content))

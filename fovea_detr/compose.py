@@ -1,0 +1,106 @@
+"""From the command line, or a list of overrides, to the Config: rewriting before Hydra reads it, and its errors."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf.errors import OmegaConfBaseException
+
+from fovea_detr.config import CONF_DIR, Config, parse
+from fovea_detr.errors import ConfigError, UserError
+
+NUMERIC_GROUPS = ("smooth",)
+PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
+HINT = "see `python run.py --help`"
+
+
+def load_config(overrides: list[str] | None = None) -> Config:
+    """Compose `conf/` with overrides as on the command line: `load_config(["model=fovea_r50", "fovea.smooth=4"])`.
+
+    Raises ConfigError for an unknown key or group value, a wrong type or a value out of range.
+    """
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        try:
+            composed = compose("config", rewrite(overrides or []))
+        except Exception as error:
+            if not is_users(error):
+                raise
+            raise ConfigError(one_line(error)) from None
+    return parse(composed)
+
+
+def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
+    """`smooth=4,8` -> `smooth='4','8'`: Hydra takes a bare number for a value, and refuses it as a group's choice."""
+    pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=(-?[0-9.,]+)")
+    quoted = []
+    for argument in arguments:
+        match = pattern.fullmatch(argument)
+        if match:
+            choices = ",".join(f"'{choice}'" for choice in match[2].split(","))
+            argument = f"{match[1]}={choices}"
+        quoted.append(argument)
+    return quoted
+
+
+def quote_existing_paths(arguments: Sequence[str]) -> list[str]:
+    """`weights=runs/x/a=1,b=2/checkpoint.pt` -> the value quoted: `=` and `,` are Hydra's grammar and our names.
+
+    Only a value that exists on disk just as it stands is quoted, so that a list of paths is still a sweep.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in PATH_KEYS and re.search(r"[=,(){}\[\]:]", value) and _exists(value):
+            argument = f"{key}='{value}'"
+        quoted.append(argument)
+    return quoted
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:  # longer than a file system allows: a list of paths
+        return False
+
+
+def rewrite(arguments: Sequence[str]) -> list[str]:
+    """What a user types -> what Hydra's grammar takes for the same thing."""
+    return quote_existing_paths(quote_numeric_choices(arguments))
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's many-lined messages as one line that says what to do."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return f"unknown key '{match[1]}' on the command line; {HINT}"
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, value = match[1].rpartition("/")
+        return f"{group}={value}: there is no such value; {_values_of(group)}{HINT}"
+    return re.sub(r";? *(Config search path|Set the environment variable).*", "", text)
+
+
+def _values_of(group: str) -> str:
+    names = sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=_by_number)
+    by_leaf = " (any other number: fovea.smooth=...)" if group == "smooth" else ""
+    return f"choose {', '.join(names)}{by_leaf}; " if names else ""
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A sorting key that puts 4 before 16."""
+    return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def is_users(error: Exception) -> bool:
+    """Ours, Hydra's and OmegaConf's errors about what was typed; Hydra raises some of them as bare ValueErrors."""
+    from hydra.errors import HydraException
+
+    frames = traceback.extract_tb(error.__traceback__)
+    inside_hydra = bool(frames) and "hydra" in Path(frames[-1].filename).parts
+    known = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    return known or (isinstance(error, ValueError) and inside_hydra)

@@ -1,0 +1,80 @@
+"""A generated data set in COCO's layout: coloured shapes on dull backgrounds, for a real ablation in minutes on a CPU.
+
+Six categories differ in outline and hue. An image holds 2 to 6 objects with boxes that overlap by at most a quarter of
+the smaller one; polygons are amodal (they go on behind what covers them). Every twentieth image also holds a crowd of
+tiny shapes under one run-length mask. An image is a function of (seed, split, index) and of nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fovea_detr.data.shapes.drawing import CATEGORIES, SPLITS, draw_image
+
+VERSION = 1  # of the generator: a change to any pixel or annotation takes the next number, hence another folder
+
+
+def generate(cache: Path, train_images: int = 1024, val_images: int = 200, seed: int = 0) -> Path:
+    """The folder of the data set below `cache`, written by whoever comes first; the others wait for it and share it."""
+    folder = Path(cache) / f"shapes-v{VERSION}-train{train_images}-val{val_images}-seed{seed}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            _write_atomically(folder, dict(zip(SPLITS, (train_images, val_images), strict=True)), seed)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        with suppress(OSError):  # a file system without locks: the rename still lets only one folder win
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
+    print(f"generating {sum(counts.values())} images of shapes, once, in {folder}", flush=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        for split, count in counts.items():
+            _write_split(temporary, split, count, seed)
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process won the race: use what it wrote
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_split(root: Path, split: str, count: int, seed: int) -> None:
+    images, annotations = [], []
+    (root / f"{split}2017").mkdir(parents=True)
+    for index in range(count):
+        image, objects = draw_image(seed, split, index)
+        name = f"{index + 1:012d}.jpg"
+        with (root / f"{split}2017" / name).open("wb") as file:
+            image.save(file, "JPEG", quality=90)
+            _to_disk(file)
+        images.append({"id": index + 1, "file_name": name, "width": image.width, "height": image.height})
+        annotations += [{"id": len(annotations) + i, "image_id": index + 1, **o} for i, o in enumerate(objects, 1)]
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(CATEGORIES, 1)]
+    content = {"info": {"description": f"shapes, version {VERSION}, seed {seed}"}, "licenses": [], "images": images}
+    (root / "annotations").mkdir(exist_ok=True)
+    with (root / "annotations" / f"instances_{split}2017.json").open("w") as file:
+        json.dump(content | {"annotations": annotations, "categories": categories}, file)
+        _to_disk(file)
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,132 @@
+"""Processes: who am I, and the few collectives a run needs. Without a process group there is one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from fovea_detr.errors import UserError
+from fovea_detr.machine.rendezvous import meet
+
+T = TypeVar("T")
+_is_alone = False
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the process group (RANK, WORLD_SIZE, ... in the environment) for the duration of the block, if any.
+
+    torchrun's address comes first, then the file of a SLURM job (FOVEA_RENDEZVOUS), see rendezvous.py.
+    nccl on GPUs, gloo on CPU. Leaving the block on an error does not wait for the other ranks.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    file = os.environ.get("FOVEA_RENDEZVOUS")
+    if file is None or "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    else:
+        me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = meet(Path(file), me, world, os.environ["MASTER_ADDR"])
+        dist.init_process_group(backend, store=store, rank=me, world_size=world, timeout=timedelta(minutes=30))
+    yield
+    dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_active() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _is_alone
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For what a rank does by itself, and may fail at while the others do not: nothing in the block waits for them."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
+
+
+def rank() -> int:
+    return dist.get_rank() if is_active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_active() else 1
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over ranks, on every rank."""
+    if not is_active():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's object, in the order of the ranks, on every rank."""
+    if not is_active():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows [N of the rank, ...] one after another, in the order of the ranks, on every rank.
+
+    N differs between ranks, and may be 0; the rest of the shape and the dtype do not.
+    """
+    if not is_active():
+        return rows
+    # A backend moves tensors of its own kind of device only.
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=device))
+    lengths = torch.cat(counts).tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:], device=device)
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def first_on_node(function: Callable[[], T]) -> T:
+    """Call a function on every rank, on each node's first one before the others, so that a cache is filled once.
+
+    A UserError of a first rank is raised there; the other ranks leave quietly with exit code 2.
+    """
+    value, error = None, None
+    if local_rank() == 0:
+        try:
+            value = function()
+        except UserError as caught:
+            error = caught
+    anywhere = any(gather(error is not None))
+    if error is not None:
+        raise error
+    if anywhere:
+        raise SystemExit(2)
+    return function() if value is None else value
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Every rank evaluates with rank 0's buffers (running statistics of batch norm), those that are saved."""
+    if is_active():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

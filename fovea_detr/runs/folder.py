@@ -1,0 +1,177 @@
+"""The run folder, the only contract between a run and its analysis: every file in it is written and read here.
+
+    runs/<study>/<point>/
+        config.yaml       the resolved configuration
+        provenance.json   code, packages, device, job, command, data: what the numbers came from
+        state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
+        history.jsonl     a line an epoch: losses and metrics by name; seconds and rates under "timing"
+        checkpoint.pt     everything a resume needs; checkpoint_before.pt is the one before it
+        result.json       last and best metrics, cost, inference time: its presence means done
+
+Standard library only. Files are replaced whole: written to a temporary name, synced, renamed; a reader never sees half.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from fovea_detr.errors import RunFolderError
+
+STATES = ("queued", "running", "preempted", "failed", "done")
+HEARTBEAT_SECONDS = 30.0
+# COCOeval.stats by name, in its order.
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Replace `path` by what `write` puts into the open file; after a crash there is the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def this_start() -> dict[str, Any]:
+    """Which job runs this process, and how often SLURM has restarted it; nothing outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return {}
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return {"job": f"{array}_{task}" if array else job, "restarts": restarts}
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+class RunFolder:
+    """One run folder. Reading never writes; a missing file reads as None or as an empty list.
+
+    Reading a file that is not what it should be raises json.JSONDecodeError, for the caller to name the folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._last_beat = 0.0
+        self._lock: IO[bytes] | None = None
+
+    # ---- what a run writes -------------------------------------------------------------------------------------------
+
+    def lock(self, seconds: float = 0) -> None:
+        """Hold the folder until this process ends, however it ends. RunFolderError if another process holds it.
+
+        `seconds`: how long to wait for that. A requeued job starts while the killed one is still dying, and a shared
+        file system may need a while to forget a dead machine's lock.
+        """
+        end = time.monotonic() + seconds
+        while not self.try_lock():
+            if time.monotonic() >= end:
+                raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it")
+            time.sleep(0.2)
+        for left_behind in self.path.glob(".*.tmp"):  # by a process that was killed while writing
+            left_behind.unlink(missing_ok=True)
+
+    def try_lock(self) -> bool:
+        """Hold the folder if nobody else does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
+        except OSError:
+            file.close()
+            return False
+        self._lock = file
+        return True
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_config(self, yaml_text: str) -> None:
+        write_text(self.path / "config.yaml", yaml_text)
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        write_text(self.path / "provenance.json", _to_json(provenance, indent=2) + "\n")
+
+    def write_state(self, state: str, **details: Any) -> None:
+        assert state in STATES, state
+        self._last_beat = time.time()
+        start = this_start()
+        record = {"state": state, "time": self._last_beat, "pid": os.getpid(), **({"start": start} if start else {})}
+        record |= details
+        write_text(self.path / "state.json", _to_json(record) + "\n")
+
+    def beat(self, **progress: Any) -> None:
+        """Say that the run is alive and where it stands; at most one write every HEARTBEAT_SECONDS."""
+        if time.time() - self._last_beat >= HEARTBEAT_SECONDS:
+            self.write_state("running", **progress)
+
+    def write_history(self, lines: list[dict[str, Any]]) -> None:
+        write_text(self.path / "history.jsonl", "".join(_to_json(line) + "\n" for line in lines))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_text(self.path / "result.json", _to_json(result, indent=2) + "\n")
+
+    def write_predictions(self, coco_results: list[dict[str, Any]]) -> None:
+        write_text(self.path / "predictions.json", _to_json(coco_results))
+
+    def log(self, line: str) -> None:
+        """Append a plain line to train.log."""
+        with (self.path / "train.log").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    # ---- what a resume, a sweep or an analysis reads -----------------------------------------------------------------
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def checkpoint_before_path(self) -> Path:
+        return self.path / "checkpoint_before.pt"
+
+    def config_text(self) -> str | None:
+        path = self.path / "config.yaml"
+        return path.read_text() if path.exists() else None
+
+    def provenance(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "provenance.json")
+
+    def state(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "state.json")
+
+    def has_result(self) -> bool:
+        """Whether the run is done, without reading how it went."""
+        return (self.path / "result.json").exists()
+
+    def result(self) -> dict[str, Any] | None:
+        return _read_json(self.path / "result.json")
+
+    def history(self) -> list[dict[str, Any]]:
+        path = self.path / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []

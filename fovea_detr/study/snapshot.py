@@ -1,0 +1,117 @@
+"""The code of the moment of submission: a content-addressed copy of the checkout in the study's folder.
+
+What git tracks, with its uncommitted changes, and new files that git does not ignore; data, runs and caches not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fovea_detr.errors import UserError
+from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, code_version
+
+LEFT_OUT = {".git", ".venv", ".cache", "__pycache__"}  # anywhere; and `runs/` at the top
+WITHOUT_GIT = ("run.py", "conf", "sweeps", "fovea_detr", "hydra_plugins", "analysis", "pyproject.toml")
+MOST_BYTES = 200 * 2**20
+
+
+def take(study_folder: Path, code: Path = CODE_DIR, leave_out: Sequence[Path] = ()) -> Path:
+    """The folder that holds the code as it is now, made if it is not there. leave_out: folders of data and results."""
+    files = listed(code, leave_out)
+    refuse_large(code, files)
+    version = code_version(code)
+    digest = hashlib.sha256(json.dumps(version, sort_keys=True).encode())
+    for name in files:
+        digest.update(_identity(code / name, name))
+    target = study_folder / ".snapshots" / digest.hexdigest()[:16]
+    if not target.is_dir():
+        _build(target, code, files, {**version, "files": len(files), "hash": digest.hexdigest()})
+    return target
+
+
+def listed(code: Path, leave_out: Sequence[Path] = ()) -> list[str]:
+    """Names of the files to copy, relative to the checkout, sorted."""
+    names = _git_files(code)
+    if f"{Path(__file__).parent.parent.name}/__init__.py" not in names:  # no checkout, or one that ignores the package
+        names = [str(path.relative_to(code)) for top in WITHOUT_GIT for path in _files_of(code / top)]
+    away = [os.path.realpath(folder) + os.sep for folder in leave_out]
+    return sorted(
+        name
+        for name in names
+        if not LEFT_OUT & set(Path(name).parts)
+        and Path(name).parts[0] != "runs"
+        and os.path.lexists(code / name)
+        and not any((os.path.realpath((code / name).parent) + os.sep).startswith(folder) for folder in away)
+    )
+
+
+def refuse_large(code: Path, files: Iterable[str]) -> None:
+    sizes = {name: (code / name).lstat().st_size for name in files}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise UserError(
+            f"the code to be frozen is {sum(sizes.values()) / 2**20:.0f} MB, most of it {code / largest} "
+            f"({sizes[largest] / 2**20:.0f} MB): name it in .gitignore or move it out of the checkout"
+        )
+
+
+def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, object]) -> None:
+    """Copy into a folder of another name, then rename: a snapshot is there whole, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        for name in files:
+            (building / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(code / name, building / name, follow_symlinks=_leads_out(code, code / name))
+        (building / "uncommitted.diff").write_bytes(_git(code, "diff", "HEAD", "--binary") or b"")
+        (building / SNAPSHOT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
+        building.chmod(0o755)
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.is_dir():  # else somebody else has made the same one meanwhile
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _leads_out(code: Path, path: Path) -> bool:
+    """A link to a file outside the checkout is copied as that file: what it leads to may change."""
+    return path.is_symlink() and path.is_file() and not path.resolve().is_relative_to(code.resolve())
+
+
+def _identity(path: Path, name: str) -> bytes:
+    """A file's name, kind and content, unambiguously one after the other with the next one's."""
+    if path.is_symlink() and not path.is_file():
+        kind, content = b"link", os.readlink(path).encode()
+    else:
+        kind = b"program" if os.access(path, os.X_OK) else b"file"
+        content = path.read_bytes() if path.is_file() else b""
+    return b"\0".join((name.encode(), kind, str(len(content)).encode(), content))
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path] if path.exists() else []
+
+
+def _git_files(code: Path) -> list[str]:
+    return [
+        os.fsdecode(name)
+        for name in (_git(code, "ls-files", "-z", "-co", "--exclude-standard") or b"").split(b"\0")
+        if name
+    ]
+
+
+def _git(code: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(code), *arguments], capture_output=True)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None

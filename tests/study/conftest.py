@@ -1,0 +1,143 @@
+"""A real SLURM for the tests marked `slurm`, up once a session and taken down at its end; and studies on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from fovea_detr.config import CONF_DIR
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.study import queue
+from fovea_detr.study.manifest import Manifest
+from fovea_detr.study.status import Standing, adopt, standings
+
+ROOT = CONF_DIR.parent
+CLUSTER = Path(__file__).parent / "cluster.sh"
+TINY = ["experiment=tiny", "data.train_images=64", "data.val_images=16", "schedule.batch_size=2"]
+SMALL_JOB = ["device=cpu", "threads=1", "cluster.mem_gb=4"]
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[dict[str, str]]:
+    """A cluster of two nodes in a folder of its own -> the environment in which commands see it."""
+    if not shutil.which("sbatch") and (not shutil.which("apt-get") or os.geteuid() != 0):
+        pytest.skip("SLURM is not installed, and can only be installed by root with apt-get")
+    folder = tempfile.mkdtemp(prefix="fs", dir="/tmp")  # a short name: sockets in it must be openable
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    settings = {"FOVEA_SLURM_DIR": folder, "FOVEA_SLURM_NODES": "2", "FOVEA_SLURM_PORT": str(free_ports())}
+    environment |= settings | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    try:
+        subprocess.run(["bash", str(CLUSTER), "up"], env=environment, check=True, timeout=600)
+        yield environment
+    finally:
+        subprocess.run(["bash", str(CLUSTER), "down"], env=environment, timeout=120)
+
+
+def free_ports() -> int:
+    """The first of the ports of a cluster; another one may be up on this machine."""
+    return 37000 + os.getpid() % 200 * 20
+
+
+class Study:
+    """A study on the test cluster: its commands as a user types them, and what became of its points."""
+
+    def __init__(self, folder: Path, name: str, environment: dict[str, str], code: Path = ROOT) -> None:
+        self.name = name
+        self.runs = folder / "runs"
+        self.cache = folder / "cache"
+        self.environment = environment
+        self.code = code
+        self.manifest = Manifest(self.runs / name)
+
+    def sweep(self, *overrides: str, gpus: int = 2) -> subprocess.CompletedProcess[str]:
+        """`python run.py -m ... hydra/launcher=submitit_slurm` to its end."""
+        return self._run(self.sweep_command(*overrides, gpus=gpus), self.code)
+
+    def start_sweep(self, *overrides: str) -> subprocess.Popen[str]:
+        """The same in a session of its own, not waited for."""
+        pipe = subprocess.DEVNULL
+        command, environment = self.sweep_command(*overrides), self.environment
+        return subprocess.Popen(
+            command, cwd=self.code, env=environment, text=True, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+
+    def sweep_command(self, *overrides: str, gpus: int = 2) -> list[str]:
+        where = [f"study={self.name}", f"runs={self.runs}", f"data.cache={self.cache}"]
+        size = [f"cluster.gpus={gpus}", f"cluster.cpus={gpus}"]
+        command = [sys.executable, str(self.code / "run.py"), "-m", *TINY, *SMALL_JOB, *where, *size]
+        return [*command, "hydra/launcher=submitit_slurm", *overrides]
+
+    def verb(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`python -m fovea_detr.study VERB STUDY ...`."""
+        command = [sys.executable, "-m", "fovea_detr.study", verb, self.name, *arguments, "--runs", str(self.runs)]
+        return self._run(command, self.code)
+
+    def slurm(self, *command: str) -> str:
+        done = self._run(command, self.code)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _run(self, command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=cwd, env=self.environment, text=True, capture_output=True, timeout=300)
+
+    def points(self) -> list[str]:
+        return [point for submission in self.manifest.read() for point in submission.points]
+
+    def folder(self, point: str | None = None) -> RunFolder:
+        """The run folder of a point, or of the only one."""
+        return RunFolder(self.manifest.folder / (point or self.points()[0]))
+
+    def stand(self, monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
+        monkeypatch.setenv("SLURM_CONF", self.environment["SLURM_CONF"])
+        submissions = self.manifest.read()
+        adopt(self.manifest, submissions, write=False)
+        return standings(self.manifest, sorted(set(self.points())), submissions)
+
+    def wait(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 300) -> dict[str, Standing]:
+        """Until no point is queued or running, and no job is left."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            stand = self.stand(monkeypatch)
+            ended = all(standing.state not in ("queued", "running") for standing in stand)
+            names = ",".join(submission.name for submission in self.manifest.read())
+            gone = ended and not self.slurm("squeue", "-h", "--name", names)
+            if gone and not any(job.is_live for job in self.accounts().values()):  # the accounts come a little later
+                return {standing.point: standing for standing in stand}
+            time.sleep(0.5)
+        raise AssertionError(f"still at work after {seconds} s: {[(s.point, s.state, s.slurm) for s in stand]}")
+
+    def wait_for_epochs(self, count: int, seconds: float = 180) -> None:
+        """Until the only point has this many epochs behind it."""
+        end = time.monotonic() + seconds
+        while len(self.folder().history()) < count:
+            assert time.monotonic() < end, f"no {count} epochs in {seconds} s: {self.log()}"
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        files = sorted(self.manifest.folder.glob(".submissions/*/*_log.out"))
+        return "\n".join(f"==> {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
+
+    def accounts(self) -> dict[str, queue.Job]:
+        """sacct's last word on every job of the study."""
+        ids = ",".join(s.job for s in self.manifest.read() if s.job)
+        said = self.slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,JobName,State,ExitCode")
+        return {job.id: job for job in queue.parse_sacct(said)}
+
+
+@pytest.fixture
+def study(cluster: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Study]:
+    """A new study; its jobs are cancelled at the end."""
+    new = Study(tmp_path, request.node.originalname.removeprefix("test_")[:30], cluster)
+    yield new
+    names = ",".join(submission.name for submission in new.manifest.read())
+    if names:
+        new.slurm("scancel", "--name", names)

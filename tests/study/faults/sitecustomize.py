@@ -1,0 +1,42 @@
+"""On a job's PYTHONPATH, Python imports this first: it makes one rank of a run fail in the way that FAULT names.
+
+FAULT=raise|memory, FAULT_RANK, FAULT_STEP (training steps of this process before it happens).
+FAULT=count: no fault; a byte is added to FAULT_FILE for every step that is taken.
+"""
+
+import os
+import sys
+import threading
+import time
+
+
+def _break(train) -> None:
+    step_of_a_run, count = train.train_step, 0
+
+    def train_step(*arguments):
+        nonlocal count
+        count += 1
+        if os.environ["FAULT"] == "count":
+            with open(os.environ["FAULT_FILE"], "a") as file:
+                file.write(".")
+        elif count > int(os.environ["FAULT_STEP"]):
+            if os.environ["FAULT"] == "raise":
+                raise RuntimeError("this rank was told to fail")
+            hoard = bytearray(os.urandom(1 << 20)) * 6000  # 6 GB
+            time.sleep(60)
+            del hoard
+        return step_of_a_run(*arguments)
+
+    train.train_step = train_step
+
+
+def _when_imported() -> None:
+    for _ in range(6000):
+        module = sys.modules.get("fovea_detr.training.loop")
+        if module is not None and hasattr(module, "fit") and hasattr(module, "_where"):
+            return _break(module)
+        time.sleep(0.01)
+
+
+if os.environ.get("FAULT") and os.environ.get("SLURM_PROCID") == os.environ.get("FAULT_RANK"):
+    threading.Thread(target=_when_imported, daemon=True).start()

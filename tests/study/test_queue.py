@@ -1,0 +1,70 @@
+"""What squeue and sacct print, recorded on SLURM 22.05, and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fovea_detr.study import queue
+from fovea_detr.study.queue import Job, expanded, parse_sacct, parse_squeue
+
+SQUEUE = """\
+18_0|shell2-1123-063832-6bd047|PENDING|None
+16_0|down-1123-063746-6b1c2d|PENDING|BeginTime
+15_0|nodes-1123-063744-a3ee10|COMPLETING|None
+9_0|kill-1123-063427-1b170c|FAILED|NonZeroExitCode
+"""
+SACCT = """\
+1_0|tiny-1123-062815-6f001a|COMPLETED|0:0
+9_0|kill-1123-063427-1b170c|FAILED|15:0
+13_0|scancel-1123-063551-0a1|CANCELLED by 0|0:15
+20_[2-3,5%2]|wide-1123-064000-0a1|PENDING|0:0
+21_0|memory|OUT_OF_ME+|0:125
+22_0|cancelled-as-it-was-requeued|REQUEUED|0:0
+"""
+
+
+def test_squeue() -> None:
+    jobs = list(parse_squeue(SQUEUE))
+    assert [job.is_live for job in jobs] == [True, True, True, False]
+    assert [job.is_waiting for job in jobs] == [True, True, False, False]
+    assert jobs[1] == Job("16_0", "down-1123-063746-6b1c2d", "PENDING", "BeginTime")
+
+
+def test_sacct() -> None:
+    jobs = {job.id: job for job in parse_sacct(SACCT)}
+    assert [jobs[id_].state for id_ in ("1_0", "9_0", "13_0")] == ["COMPLETED", "FAILED", "CANCELLED"]
+    assert jobs["22_0"].state == "CANCELLED", "squeue, which is asked first, does not know it"
+    assert jobs.keys() >= {"20_2", "20_3", "20_5"}
+    assert jobs["9_0"].reason == "exit code 15:0"
+
+
+def test_ranges_of_an_array() -> None:
+    assert expanded("7_[0-2,9]") == ["7_0", "7_1", "7_2", "7_9"]
+    assert expanded("7_[4%2]") == ["7_4"]
+    assert expanded("7_3") == ["7_3"]
+
+
+def test_accounting_is_asked_only_for_what_squeue_has_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def command(arguments: list[str], **_: object) -> str:
+        asked.append(arguments)
+        return SQUEUE if arguments[0] == "squeue" else SACCT
+
+    monkeypatch.setattr(queue, "command", command)
+    assert queue.jobs([]) == {}
+    assert queue.jobs(["9_0", "16_0"])["9_0"].state == "FAILED"
+    assert [arguments[0] for arguments in asked] == ["squeue"]
+    found = queue.jobs(["9_0", "1_0", "99_0"])
+    assert (found["1_0"].state, found.keys()) == ("COMPLETED", {"9_0", "1_0"})
+    assert "1,99" in asked[-1]
+    assert queue.jobs([], ["tiny-1123-062815-6f001a"], since=0)["1_0"].state == "COMPLETED"
+
+
+def test_slurm_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(queue.SlurmError, match="not a machine of a SLURM cluster"):
+        queue.command(["no-such-program"])
+    with pytest.raises(queue.SlurmError, match="has not answered"):
+        queue.command(["sleep", "5"], seconds=0.1)
+    with pytest.raises(queue.SlurmError, match="No such file"):
+        queue.command(["ls", "/nowhere"])

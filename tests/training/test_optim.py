@@ -1,0 +1,105 @@
+"""The learning rate as a function of the step, by hand, and the two groups it is applied to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fovea_detr.compose import load_config
+from fovea_detr.config import Schedule
+from fovea_detr.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
+from tests.model.builders import small_config, small_model
+
+STEP = Schedule(kind="step", epochs=5, lr_drop=3)
+COSINE = Schedule(kind="cosine", epochs=5, lr_drop=None)
+STEPS_PER_EPOCH = 10
+
+
+def factors(schedule: Schedule) -> list[float]:
+    return [learning_rate_factor(schedule, step, STEPS_PER_EPOCH) for step in range(5 * STEPS_PER_EPOCH)]
+
+
+def test_step_drops_once_to_a_tenth() -> None:
+    assert factors(STEP) == [1.0] * 30 + [0.1] * 20
+
+
+def test_cosine_goes_from_one_to_a_hundredth() -> None:
+    expected = [0.01 + 0.99 * (1 + math.cos(math.pi * step / 49)) / 2 for step in range(50)]
+    assert factors(COSINE) == pytest.approx(expected)
+    assert factors(COSINE)[0] == 1.0
+    assert factors(COSINE)[-1] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine"])
+def test_warmup_climbs_linearly_and_the_rest_follows(kind: str) -> None:
+    schedule = Schedule(kind=kind, epochs=5, lr_drop=3, warmup=0.1)  # the first 5 of 50 steps
+    found = factors(schedule)
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    if kind == "step":
+        assert found[5:] == [1.0] * 25 + [0.1] * 20
+    else:
+        assert found[5:] == pytest.approx([0.01 + 0.99 * (1 + math.cos(math.pi * i / 44)) / 2 for i in range(45)])
+
+
+def test_a_warmup_longer_than_the_drop_goes_first() -> None:
+    found = factors(Schedule(kind="step", epochs=5, lr_drop=1, warmup=0.5))
+    assert found[:25] == pytest.approx([(step + 1) / 25 for step in range(25)])
+    assert found[25:] == [0.1] * 25
+
+
+def test_one_step_in_all() -> None:
+    assert learning_rate_factor(Schedule(kind="cosine", epochs=1, lr_drop=None), 0, 1) == 1.0
+
+
+@pytest.mark.parametrize(("schedule", "drop"), [("50ep", 40), ("150ep", 100), ("500ep", 400), ("300ep", 200)])
+def test_published_schedules_at_the_ends_of_epochs(schedule: str, drop: int) -> None:
+    """1e-4 and 1e-5 for the backbone, a tenth of both from the first step of epoch `drop` on, until the last."""
+    config = load_config([f"schedule={schedule}"]).schedule
+    steps = 7393  # COCO in batches of 16
+    assert (config.lr, config.lr_backbone, config.weight_decay, config.clip) == (1e-4, 1e-5, 1e-4, 0.1)
+    assert config.epochs == int(schedule.removesuffix("ep"))
+    at = [0, drop * steps - 1, drop * steps, config.epochs * steps - 1]
+    assert [learning_rate_factor(config, step, steps) for step in at] == [1.0, 1.0, 0.1, 0.1]
+
+
+def test_two_groups_hold_every_trainable_parameter_once() -> None:
+    model = small_model("model.backbone=resnet18")
+    schedule = small_config("schedule=50ep").schedule
+    optimizer = build_optimizer(model, schedule)
+    rest, backbone = optimizer.param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert all(names[parameter].startswith("backbone.") for parameter in backbone["params"])
+    assert not any(names[parameter].startswith("backbone.") for parameter in rest["params"])
+    both = rest["params"] + backbone["params"]
+    assert len(both) == len(set(both))
+    assert set(both) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert (rest["base_lr"], backbone["base_lr"]) == (1e-4, 1e-5)
+    assert rest["weight_decay"] == backbone["weight_decay"] == 1e-4
+
+
+def test_the_factor_scales_both_groups_and_does_not_accumulate() -> None:
+    optimizer = build_optimizer(small_model(), small_config("schedule=50ep").schedule)
+    for factor in (0.5, 0.1, 0.1):
+        set_learning_rate(optimizer, factor)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-5, 1e-6])
+
+
+def test_a_frozen_backbone_has_no_group() -> None:
+    optimizer = build_optimizer(small_model("schedule.lr_backbone=0"), small_config("schedule=50ep").schedule)
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]["base_lr"] == 1e-4
+
+
+def test_one_step_is_adamw() -> None:
+    """The first step of AdamW: decay, then the learning rate against the gradient's sign."""
+    model = small_model()
+    optimizer = build_optimizer(model, small_config("schedule=50ep").schedule)
+    set_learning_rate(optimizer, 1.0)
+    weight = model.class_head.weight
+    before = weight.detach().clone()
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    expected = before * (1 - 1e-4 * 1e-4) - 1e-4 * weight.grad.sign()
+    assert torch.allclose(weight, expected, rtol=0, atol=1e-8)

@@ -1,0 +1,230 @@
+"""One training step: how often the host waits for the device, what happens to what is not finite, when a run stops."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fovea_detr.build import build_criterion, build_model
+from fovea_detr.errors import NonFiniteError
+from fovea_detr.loss import matcher
+from fovea_detr.loss.criterion import Criterion
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.stop import StopFlag, Stopped
+from fovea_detr.training import reports
+from fovea_detr.training.loop import train_step
+from fovea_detr.training.optim import build_optimizer
+from fovea_detr.training.state import Parts, Run
+from tests.model.builders import random_batch, small_config
+from tests.predictions import random_targets
+
+# What makes the host wait for a GPU: reading a value, and results whose shape depends on values.
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "unique")
+READS += ("masked_select", "argwhere", "equal")
+READING_OPERATIONS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal")
+
+
+class Trainer:
+    """A small model, and what a step of it needs."""
+
+    def __init__(self, folder: Path, *overrides: str, device: str = "cpu") -> None:
+        config = small_config("model.dropout=0.1", *overrides)
+        torch.manual_seed(0)
+        model = build_model(config).to(device).train()
+        self.parts = Parts(model, model, build_optimizer(model, config.schedule))
+        self.run = Run(config, RunFolder(folder), StopFlag(), torch.device(device))
+        self.criterion: Criterion = build_criterion(config).to(device)
+        self.batch, self.targets = random_batch((64, 96), (48, 64)), random_targets(3, 0)
+        self.steps = 0
+
+    def step(self) -> None:
+        train_step(self.run, self.parts, self.criterion, self.batch, self.targets, self.steps)
+        self.run.step_done(self.steps, self.parts)
+        self.steps += 1
+
+    def spoil_gradient(self) -> None:
+        next(self.parts.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+
+    def weights(self) -> dict[str, Tensor]:
+        return copy.deepcopy(self.parts.model.state_dict())
+
+
+class Watch(TorchFunctionMode):
+    """Names every Python call that reads a tensor's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in READS:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Names every operation, under Python and autograd alike, that reads a tensor's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation._schema.name.removeprefix("aten::")
+        is_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in READING_OPERATIONS or is_mask:
+            self.seen.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counted_fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The sizes of what comes to the host the one way that is allowed; its own calls count as one."""
+    sizes: list[int] = []
+
+    def to_host(values: Tensor) -> np.ndarray:
+        sizes.append(values.numel())
+        with torch._C.DisableTorchFunction():
+            return values.detach().cpu().numpy()
+
+    monkeypatch.setattr(matcher, "to_host", to_host)
+    monkeypatch.setattr(reports, "to_host", to_host)
+    yield sizes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("dynamic_scale=type3", "mixture=head_query"),
+        ("dynamic_scale=type4",),
+        ("model.loss=softmax", "model.fovea=false"),
+        ("precision=bf16",),
+        ("schedule.clip=0",),
+    ],
+    ids=str,
+)
+def test_a_step_reads_from_the_device_once(
+    tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(tmp_path, *overrides)
+    trainer.step()
+    with counted_fetches(monkeypatch) as fetched, Watch() as calls, Operations() as operations:
+        trainer.step()
+        trainer.step()
+    assert len(fetched) == 2
+    assert calls.seen == []
+    assert operations.seen == []
+
+
+@pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.tolist(), bool, float, lambda x: x[x > 0]])
+def test_the_watch_sees_what_reads(read: Any) -> None:
+    with Watch() as calls, Operations() as operations:
+        read(torch.ones(()) if read in (bool, float) else torch.ones(1))
+    assert calls.seen + operations.seen
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing to wait for")
+def test_a_step_waits_for_the_gpu_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trainer = Trainer(tmp_path, device="cuda")
+    for _ in range(3):
+        trainer.step()
+    recwarn.clear()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in recwarn if "synchroniz" in str(w.message)]) == 1
+
+
+def test_losses_come_one_step_late_and_none_is_lost(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    seen = []
+    for _ in range(4):
+        trainer.step()
+        seen.append(dict(trainer.run.ledger.latest))
+    assert seen[0] == {}
+    trainer.run.ledger.settle()
+    seen = [*seen[1:], trainer.run.ledger.latest]
+    assert all(set(one) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"} for one in seen)
+    assert trainer.run.epoch_means() == {name: sum(one[name] for one in seen) / 4 for name in seen[0]}
+
+
+@pytest.mark.parametrize("next_thing", ["step", "settle"])
+def test_what_is_not_finite_changes_no_weight_and_is_named(tmp_path: Path, next_thing: str) -> None:
+    trainer = Trainer(tmp_path)
+    trainer.step()
+    before, optimizer = trainer.weights(), copy.deepcopy(trainer.parts.optimizer.state_dict())
+    trainer.spoil_gradient()
+    trainer.step()
+    with pytest.raises(NonFiniteError, match=r"step 1, rank 0, images .*: the gradient is not finite"):
+        trainer.step() if next_thing == "step" else trainer.run.ledger.settle()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.weights().items())
+    after = trainer.parts.optimizer.state_dict()["state"]
+    assert all(torch.equal(value, optimizer["state"][i][key]) for i in after for key, value in after[i].items())
+    assert trainer.run.epoch_means()["loss"] > 0
+
+
+def test_infinite_losses_are_named_with_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tmp_path)
+    monkeypatch.setitem(trainer.criterion.weights, "l1", float("inf"))
+    trainer.step()
+    with pytest.raises(
+        NonFiniteError, match=r"step 0, .*: the losses are not finite \(loss inf, loss_class.* 0\."
+    ) as told:
+        trainer.step()
+    assert "\n" not in str(told.value)
+
+
+def test_nothing_is_saved_of_an_epoch_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, "checkpoint.minutes=1e-9")
+    trainer.step()
+    saved = trainer.run.folder.checkpoint_path.read_bytes()
+    trainer.spoil_gradient()
+    trainer.step()
+    assert trainer.run.folder.checkpoint_path.read_bytes() == saved
+
+
+def test_a_saved_position_has_the_losses_of_all_its_steps(tmp_path: Path) -> None:
+    kept, often = Trainer(tmp_path / "kept"), Trainer(tmp_path / "often", "checkpoint.minutes=1e-9")
+    for _ in range(3):
+        kept.step()
+        often.step()
+    position = torch.load(often.run.folder.checkpoint_path)["position"]
+    kept.run.ledger.settle()
+    assert position["batches_done"] == 3
+    assert position["sums"] == kept.run.position.sums
+
+
+def test_all_ranks_stop_after_the_step_in_which_they_learned_of_it(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path)
+    trainer.step()
+    trainer.run.stop.number = signal.SIGTERM
+    trainer.step()  # tells the others
+    with pytest.raises(Stopped):
+        trainer.step()
+    position = torch.load(trainer.run.folder.checkpoint_path)["position"]
+    assert position["batches_done"] == 3
+    assert set(position["sums"]) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"}
+
+
+def test_a_checkpoint_on_one_rank_does_not_change_when_it_stops(tmp_path: Path) -> None:
+    """Rank 0 reads early where its clock says that a checkpoint is due; it still stops with the others."""
+    trainer = Trainer(tmp_path, "checkpoint.minutes=1e-9")
+    trainer.run.stop.number = signal.SIGTERM
+    trainer.step()
+    with pytest.raises(Stopped):
+        trainer.step()
+    assert trainer.run.position.batches_done == 2
