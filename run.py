@@ -6,7 +6,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fovea_detr import cli
-from fovea_detr.config import parse
+from fovea_detr.compose import parse
 from fovea_detr.runs.identity import point_name, with_absolute_weights
 from hydra_plugins.fovea_slurm.config import register
 

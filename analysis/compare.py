@@ -22,7 +22,7 @@ from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import as_typed
 from analysis.tables.cells import NOTHING, Column, rounded
 from analysis.tables.table import NUMBERS
-from fovea_detr.config import leaves
+from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.state import FOREIGN, number

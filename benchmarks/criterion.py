@@ -15,7 +15,7 @@ from benchmarks.measure import host_reads, in_turn, operations, random_targets
 from benchmarks.plain.criterion import focal_loss, plain_criterion
 from fovea_detr.build import build_criterion
 from fovea_detr.compose import load_config
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.machine.device import seconds
 from fovea_detr.types import Predictions, Target
 

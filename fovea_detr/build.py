@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.data.annotations import check_layout
 from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.loader import Loader

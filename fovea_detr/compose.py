@@ -7,14 +7,29 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fovea_detr.config import CONF_DIR, Config, parse
+from fovea_detr.config.checks import check
+from fovea_detr.config.schema import CONF_DIR, Config
 from fovea_detr.errors import ConfigError, UserError
 
 NUMERIC_GROUPS = ("smooth",)
 PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
 HINT = "see `python run.py --help`"
+
+
+def parse(composed: DictConfig) -> Config:
+    """Hydra's composition -> the typed, range-checked Config. Raises ConfigError, one line, at the first mistake."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        where = error.full_key or "the configuration"
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}; see `python run.py --help`") from None
+    assert isinstance(config, Config)
+    check(config)
+    return config
 
 
 def load_config(overrides: list[str] | None = None) -> Config:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
 from fovea_detr.errors import ConfigError, RunFolderError

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fovea_detr import cli, compose
 from fovea_detr.compose import load_config
-from fovea_detr.config import CONF_DIR, leaves
+from fovea_detr.config.schema import CONF_DIR, leaves
 from fovea_detr.errors import DataError
 from fovea_detr.runs.folder import RunFolder
 

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.bench import arguments
 from fovea_detr.compose import load_config
-from fovea_detr.config import CONF_DIR
+from fovea_detr.config.schema import CONF_DIR
 from tests.launch import ROOT, run_well
 
 README = (ROOT / "README.md").read_text()

@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from fovea_detr.build import build_data, build_model
-from fovea_detr.compose import load_config
-from fovea_detr.config import Config, is_infrastructure, parse
+from fovea_detr.compose import load_config, parse
+from fovea_detr.config.schema import Config, is_infrastructure
 from fovea_detr.data.coco import decode
 from fovea_detr.data.loader import collate_images
 from fovea_detr.data.samples import Sample

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fovea_detr.config import is_infrastructure, leaves
+from fovea_detr.config.schema import is_infrastructure, leaves
 
 SEED = "seed"  # the one leaf that repeats a configuration instead of making another one
 Settings = Mapping[str, str]

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.machine import distributed
 
 Match = tuple[Tensor, Tensor]

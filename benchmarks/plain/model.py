@@ -16,7 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from benchmarks.plain.attention import PlainCrossAttention, PlainPrior, cells_xy
 from benchmarks.plain.layers import MLP, sine_position
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 
 Outputs = dict[str, "Tensor | list[dict[str, Tensor]]"]
 

@@ -26,7 +26,7 @@ from benchmarks.plain.layers import pad
 from benchmarks.plain.model import plain_twin
 from benchmarks.plain.step import new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_model, class_outputs
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.data.transforms import mixed_seed
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain.criterion import Objects, PlainCriterion
-from fovea_detr.config import Schedule
+from fovea_detr.config.schema import Schedule
 
 Log = dict[str, "deque[float]"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fovea_detr.config import Config, is_infrastructure, leaves
+from fovea_detr.config.schema import Config, is_infrastructure, leaves
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 

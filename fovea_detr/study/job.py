@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fovea_detr.cli import one_line_errors
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import tell
 from fovea_detr.runs.folder import RunFolder, this_start
 from fovea_detr.runs.host import Host, failures_told, rank, tell_stopped

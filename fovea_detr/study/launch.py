@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.runs.folder import RunFolder, write_text
 from fovea_detr.runs.identity import refuse_other_config

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fovea_detr.config import Config, parse
+from fovea_detr.compose import parse
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import UserError
 
 LOCK_SECONDS = 120.0

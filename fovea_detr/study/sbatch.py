@@ -14,7 +14,7 @@ from typing import Any
 
 import submitit
 
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.study.manifest import Manifest, Submission
 from fovea_detr.study.queue import SlurmError, command
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.config import Schedule
+from fovea_detr.config.schema import Schedule
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.runs.folder import RunFolder

@@ -14,8 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fovea_detr.compose import one_line
-from fovea_detr.config import parse
+from fovea_detr.compose import one_line, parse
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name, with_absolute_paths
 from fovea_detr.study.launch import Point

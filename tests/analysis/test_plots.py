@@ -25,7 +25,7 @@ from analysis.figures.drawing import over_seeds, variants_of
 from analysis.figures.style import COLUMN_INCHES, looks, spread
 from analysis.reading import curves
 from fovea_detr.compose import load_config
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import point_name
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from analysis.reading.settings import as_typed, overrides, settings_of
-from fovea_detr.config import leaves
+from fovea_detr.config.schema import leaves
 
 RESOLVED = "seed: 0\nmodel:\n  name: fovea\n  heads: 8\n  loss:\n    l1: 5.0\nlr: 1.0e-05\nweights: null\n"
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.plain.run import PlainRun, ordered
 from fovea_detr.compose import load_config
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.data.batches import epoch_batches
 from fovea_detr.data.coco import CocoDataset, Draw
 from fovea_detr.data.shapes.generate import generate

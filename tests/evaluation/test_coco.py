@@ -14,7 +14,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fovea_detr.config import CHOICES, Config
+from fovea_detr.config.checks import CHOICES
+from fovea_detr.config.schema import Config
 from fovea_detr.evaluation.coco import BACKENDS, Found, GroundTruth, coco_metrics
 from fovea_detr.runs.folder import METRICS
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from fovea_detr.config import CONF_DIR
+from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.fovea import mixture as mixtures
 from fovea_detr.fovea.dynamic_scale import DynamicScale, Type1, Type2, Type3, Type4
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
-from fovea_detr.config import Config
+from fovea_detr.config.schema import Config
 from fovea_detr.data.loader import collate_images
 from fovea_detr.model.detr import DETR
 from fovea_detr.types import Batch

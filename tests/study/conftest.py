@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fovea_detr.config import CONF_DIR
+from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study import queue
 from fovea_detr.study.manifest import Manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.compose import load_config
-from fovea_detr.config import CONF_DIR, Config
+from fovea_detr.config.schema import CONF_DIR, Config
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = CONF_DIR.parent

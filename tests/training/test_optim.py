@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fovea_detr.compose import load_config
-from fovea_detr.config import Schedule
+from fovea_detr.config.schema import Schedule
 from fovea_detr.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 from tests.model.builders import small_config, small_model
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
-from fovea_detr.config import CONF_DIR, Config, is_infrastructure, leaves
+from fovea_detr.config.schema import CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name
 

@@ -1,0 +1,110 @@
+"""The checks of a configuration: choices, ranges, and rules between keys. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fovea_detr.config.schema import Config, Model, Schedule, leaves
+from fovea_detr.errors import ConfigError
+
+CHOICES = {
+    "mode": ("train", "eval"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32", "bf16"),
+    "tracker": ("none", "tensorboard"),
+    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "tiny"),
+    "model.batch_norm": ("frozen", "trainable"),
+    "model.position": ("sine", "learned"),
+    "model.loss": ("focal", "softmax"),
+    "schedule.kind": ("step", "cosine"),
+    "data.name": ("coco", "shapes"),
+    "data.recipe": ("coco", "tiny"),
+    "data.check": ("quick", "full"),
+    "evaluation.backend": ("faster_coco_eval", "pycocotools"),
+}
+PARTS = ("classification", "l1", "giou")
+AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
+AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
+AT_LEAST_ONE += ("cluster.nodes", "cluster.gpus", "cluster.cpus")
+ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
+ABOVE_ZERO += ("cluster.signal_minutes",)
+AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
+AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
+AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError at the first value that cannot be meant."""
+    values = leaves(config)
+    for key, choices in CHOICES.items():
+        _refuse(values[key] not in choices, f"{key}={values[key]} is not one of {', '.join(choices)}")
+    for keys, low, words in (
+        (AT_LEAST_ONE, lambda v: v < 1, "must be at least 1"),
+        (ABOVE_ZERO, lambda v: not 0 < v < math.inf, "must be above 0 and finite"),
+        (AT_LEAST_ZERO, lambda v: not 0 <= v < math.inf, "must not be negative, and finite"),
+    ):
+        for key in keys:
+            _refuse(low(values[key]), f"{key}={values[key]} {words}")
+    _check_model(config.model)
+    _check_schedule(config.schedule)
+    for axis in ("dynamic_scale", "mixture"):
+        _refuse("_target_" not in getattr(config, axis), f"{axis} has no _target_: choose {axis}=..., see conf/{axis}/")
+    _refuse(config.data.num_classes is not None and config.data.num_classes < 1, "data.num_classes must be at least 1")
+    _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
+    _refuse(
+        config.mode == "eval" and config.weights is None,
+        "mode=eval has nothing to evaluate: add weights=PATH (a checkpoint of ours, of DETR's or of SMCA's)",
+    )
+    _refuse(
+        config.compile and config.mode == "eval",
+        "compile=true compiles training, and mode=eval trains nothing: leave compile out",
+    )
+    missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
+    _refuse(missing, f"weights={config.weights}: there is no such file")
+
+
+def _check_model(model: Model) -> None:
+    _refuse(
+        model.hidden % model.heads != 0,
+        f"model.heads={model.heads} does not divide model.hidden={model.hidden}; choose a divisor",
+    )
+    halves = 4 if model.position == "sine" else 2
+    _refuse(
+        model.hidden % halves != 0, f"model.hidden={model.hidden} must be a multiple of {halves} ({model.position})"
+    )
+    _refuse(not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in 0..1 (1 excluded)")
+    shallow = model.dc5 and model.backbone not in ("resnet50", "resnet101")
+    _refuse(
+        shallow, f"model.dc5=true needs dilated bottlenecks: model.backbone=resnet50 or resnet101, not {model.backbone}"
+    )
+    named = model.backbone_weights not in ("imagenet", "none")
+    lost = named and not Path(model.backbone_weights).expanduser().is_file()
+    _refuse(lost, f"model.backbone_weights={model.backbone_weights}: no such file (or write imagenet, or none)")
+    _refuse(
+        model.backbone == "tiny" and model.backbone_weights == "imagenet",
+        "model.backbone=tiny has no ImageNet weights: set model.backbone_weights=none",
+    )
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    slip = schedule.lr >= 10 * schedule.usual_lr * (1 - 1e-9)
+    _refuse(
+        slip,
+        f"schedule.lr={schedule.lr:g} is {schedule.lr / schedule.usual_lr:.0f} times the usual one: did you mean "
+        f"schedule.lr={schedule.usual_lr:g}? If you do mean it, set schedule.usual_lr={schedule.lr:g} as well",
+    )
+    _refuse(not 0 <= schedule.warmup < 1, f"schedule.warmup={schedule.warmup} is a fraction of all steps, 0..1")
+    if schedule.kind == "step":
+        _refuse(schedule.lr_drop is None, "schedule.lr_drop is not set: kind=step drops the learning rate once")
+        assert schedule.lr_drop is not None
+        _refuse(
+            not 0 < schedule.lr_drop < schedule.epochs,
+            f"schedule.lr_drop={schedule.lr_drop} is not inside the run (schedule.epochs={schedule.epochs}): "
+            "set a drop before the end",
+        )
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise ConfigError(message)

@@ -1,0 +1,157 @@
+"""The typed schema of a run. Imports no torch.
+
+Every leaf here is a key of the command line (`schedule.epochs=12`). Values and their meaning: `conf/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
+
+# Leaves that say where and how a run is carried out, not what it computes: changing them never makes another run.
+INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
+INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
+INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
+
+
+@dataclass
+class LossWeights:
+    classification: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass
+class Model:
+    name: str = "fovea_r50"
+    fovea: bool = True  # False: plain DETR
+    backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | tiny
+    backbone_weights: str = "imagenet"  # imagenet | none | PATH of a torchvision ResNet
+    batch_norm: str = "frozen"  # frozen | trainable
+    dc5: bool = False
+    hidden: int = 256
+    heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    feedforward: int = 2048
+    dropout: float = 0.1
+    num_queries: int = 300
+    position: str = "sine"  # sine | learned
+    pre_norm: bool = False
+    loss: str = "focal"  # focal | softmax
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    match_costs: LossWeights = field(default_factory=LossWeights)
+
+
+@dataclass
+class Fovea:
+    smooth: float = 8.0
+
+
+@dataclass
+class Schedule:
+    name: str = "50ep"
+    kind: str = "step"  # step | cosine
+    epochs: int = 50
+    lr_drop: Optional[int] = 40  # noqa: UP045 - OmegaConf 2.3 reads annotations at run time on Python 3.10
+    lr: float = 1e-4
+    lr_backbone: float = 1e-5
+    usual_lr: float = 1e-4  # ten times this is taken for a slip of the keyboard
+    warmup: float = 0.0  # fraction of all steps
+    weight_decay: float = 1e-4
+    clip: float = 0.1  # largest norm of the gradient; 0 switches clipping off
+    batch_size: int = 4  # images per process (per GPU)
+    usual_total_batch: int = 16
+
+
+@dataclass
+class Data:
+    name: str = "coco"
+    root: Optional[str] = None  # noqa: UP045
+    cache: str = ".cache"
+    recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
+    num_classes: Optional[int] = None  # noqa: UP045 - None: highest category id + 1, read from the annotations
+    train_images: int = 0  # of the generated data set
+    val_images: int = 0
+    in_memory: bool = False
+    bucketing: bool = False
+    workers: int = 4
+    check: str = "quick"  # quick | full
+
+
+@dataclass
+class Evaluation:
+    every: int = 1  # epochs
+    batch_size: int = 4
+    backend: str = "faster_coco_eval"  # faster_coco_eval | pycocotools
+    save_predictions: bool = False
+    timed_images: int = 100
+
+
+@dataclass
+class Checkpoint:
+    minutes: float = 10.0
+
+
+@dataclass
+class Cluster:
+    name: str = "vc_research"
+    partition: Optional[str] = "vc_research"  # noqa: UP045
+    nodes: int = 1
+    gpus: int = 4  # per node; one process per GPU
+    cpus: int = 32  # per node, in all
+    hours: float = 48.0
+    mem_gb: Optional[float] = None  # noqa: UP045 - per node
+    account: Optional[str] = None  # noqa: UP045
+    qos: Optional[str] = None  # noqa: UP045
+    constraint: Optional[str] = None  # noqa: UP045
+    mail: Optional[str] = None  # noqa: UP045
+    signal_minutes: float = 5.0
+    setup: list[str] = field(default_factory=list)
+    python: Optional[str] = None  # noqa: UP045
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    study: str = "default"
+    runs: str = "runs"
+    mode: str = "train"  # train | eval
+    weights: Optional[str] = None  # noqa: UP045
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "fp32"  # fp32 | bf16
+    compile: bool = False
+    threads: Optional[int] = None  # noqa: UP045
+    tracker: str = "none"  # none | tensorboard
+    model: Model = field(default_factory=Model)
+    fovea: Fovea = field(default_factory=Fovea)
+    dynamic_scale: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, Any] = field(default_factory=dict)
+    schedule: Schedule = field(default_factory=Schedule)
+    data: Data = field(default_factory=Data)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a (nested) config by its dotted key, the key of the command line."""
+    if is_dataclass(node):
+        node = {f.name: getattr(node, f.name) for f in fields(node)}
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {
+        key: value
+        for name, child in node.items()
+        for key, value in leaves(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def is_infrastructure(key: str) -> bool:
+    """Whether a dotted key, or any of its parents, says only where and how the run is carried out."""
+    parts = key.split(".")
+    return any(".".join(parts[: i + 1]) in INFRASTRUCTURE for i in range(len(parts)))
