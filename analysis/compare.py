@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script has 
 
 from analysis.reading.outcome import score
 from analysis.reading.runs import Run, read_run
-from analysis.reading.settings import as_typed
 from analysis.tables.cells import NOTHING, Column, rounded
 from analysis.tables.table import NUMBERS
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.identity import as_typed
 from fovea_detr.runs.state import FOREIGN, number
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # of provenance; the batch is a number

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fovea_detr.compose import is_users, one_line, rewrite
+from fovea_detr.compose import is_users, one_line, refuse_repeated_sweeps, rewrite
 from fovea_detr.errors import ConfigError, UserError, tell
 
 
@@ -33,10 +33,12 @@ def one_line_errors(leave: bool = True) -> Iterator[None]:
 
 def run_cleanly(main: Callable[[], object]) -> None:
     """Run Hydra's main with the command line rewritten, and with one-line errors unless HYDRA_FULL_ERROR=1 is set."""
-    sys.argv[1:] = rewrite(sys.argv[1:])
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        sys.argv[1:] = rewrite(sys.argv[1:])
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through instead of printing its own summary
     with one_line_errors():
+        refuse_repeated_sweeps(sys.argv[1:])
+        sys.argv[1:] = rewrite(sys.argv[1:])
         main()

@@ -49,6 +49,25 @@ def load_config(overrides: list[str] | None = None) -> Config:
     return parse(composed)
 
 
+def refuse_repeated_sweeps(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for `seed=0,1 seed=2,3` in a sweep: Hydra keeps the last one, and runs two points of four."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return
+    seen: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        before = seen.get(key)
+        if equals and before is not None and (is_several(before) or is_several(value)):
+            raise ConfigError(f"{key}={before} and {key}={value}: name a key once, {key}={before},{value}")
+        if equals:
+            seen[key] = value
+
+
+def is_several(value: str) -> bool:
+    """Whether Hydra makes several runs of `key=VALUE`: a list or a quoted text is one value."""
+    return "," in re.sub(r"\[.*\]|\{.*\}|'.*'|\".*\"", "", value)
+
+
 def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
     """`smooth=4,8` -> `smooth='4','8'`: Hydra takes a bare number for a value, and refuses it as a group's choice."""
     pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=(-?[0-9.,]+)")

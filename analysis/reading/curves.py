@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from analysis.reading.settings import SEED, Settings, settings_of
+from analysis.reading.settings import SEED
 from analysis.reading.variants import name_variants, varying_keys
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import Settings, settings_of
 
 UNREADABLE = (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError, KeyError)
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # else provenance names the GPU

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from analysis.reading.runs import Run, read_run
-from analysis.reading.settings import SEED, overrides, settings_of
+from analysis.reading.settings import SEED, overrides
 from fovea_detr.errors import UserError
+from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import FOREIGN, MISSING, Standing, one_line
 from fovea_detr.study.manifest import Manifest
 

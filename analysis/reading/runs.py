@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reading.outcome import node_of, read_facts, read_numbers
-from analysis.reading.settings import leaf, overrides, settings_of
+from analysis.reading.settings import leaf, overrides
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Progress, Standing, describe, number, one_line
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl

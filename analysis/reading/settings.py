@@ -1,69 +1,17 @@
 """What was run, as a table sees it: the leaves of config.yaml as text, and which of them need a column. No torch.
 
-It knows no axis by name: a setting is any leaf, and a node with a `name` is one setting, its name.
+It knows no axis by name: a setting is any leaf, and a node with a `name` is one setting, its name. How a stored
+configuration becomes settings: fovea_detr/runs/identity.py.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import yaml
-
-from fovea_detr.config.schema import is_infrastructure, leaves
+from fovea_detr.config.schema import AXES
+from fovea_detr.runs.identity import Settings
 
 SEED = "seed"  # the one leaf that repeats a configuration instead of making another one
-Settings = Mapping[str, str]
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster, where libyaml is there
-
-
-def settings_of(text: str) -> dict[str, str]:
-    """config.yaml -> its settings by key. ValueError or yaml.YAMLError if it is not a configuration.
-
-    Thousands of these files say nearly the same, so each top-level entry is parsed once however often it comes.
-    """
-    chunks = re.split(r"^(?=[^\s#])", text, flags=re.MULTILINE)
-    try:
-        parts = [_entry(chunk) for chunk in chunks if chunk.strip()]
-    except (ValueError, yaml.YAMLError):  # not one `key: value` per chunk: a style that no run writes
-        parts = [_settings(_mapping(text))]
-    found = {key: value for part in parts for key, value in part.items()}
-    if not found:
-        raise ValueError("holds no setting")
-    return found
-
-
-@lru_cache(maxsize=10_000)
-def _entry(chunk: str) -> dict[str, str]:
-    entry = _mapping(chunk)
-    if len(entry) != 1:
-        raise ValueError("more than one entry")
-    return _settings(entry)
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    value = yaml.load(text, Loader)
-    if not isinstance(value, dict):
-        raise ValueError("not what a run writes")
-    return value
-
-
-def _settings(config: dict[str, Any]) -> dict[str, str]:
-    settings = {}
-    for key, value in leaves(config).items():
-        node, _, last = key.rpartition(".")
-        if not is_infrastructure(key):
-            settings[node if node and last == "name" else key] = as_typed(value)
-    return settings
-
-
-def as_typed(value: Any) -> str:
-    """As it would be typed on the command line."""
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def overrides(point: str) -> dict[str, str]:
@@ -97,7 +45,7 @@ def varying_keys(rows: Sequence[Settings], by_hand: set[str]) -> list[str]:
         return any(twin in by_hand or by_group(twin) for twin in twins if varying[twin] == varying[key])
 
     shown = [key for key in varying if key in by_hand or not (by_group(key) or follows_another(key))]
-    groups = {key.partition(".")[0] for key in keys if "." in key}
+    groups = {key.partition(".")[0] for key in keys if "." in key} | set(AXES)
     return sorted(shown, key=lambda key: (key == SEED, key.partition(".")[0] not in groups))
 
 

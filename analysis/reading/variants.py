@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from analysis.reading import settings as table
-from analysis.reading.settings import SEED, Settings, overrides
+from analysis.reading.settings import SEED, overrides
+from fovea_detr.runs.identity import Settings
 
 
 def varying_keys(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from analysis.reading.settings import Settings, as_typed
+from fovea_detr.runs.identity import Settings, as_typed
 
 FILE = Path(__file__).parent / "published.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from fovea_detr.config.schema import Config, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, Config, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -48,7 +48,7 @@ def check(config: Config) -> None:
             _refuse(low(values[key]), f"{key}={values[key]} {words}")
     _check_model(config.model)
     _check_schedule(config.schedule)
-    for axis in ("dynamic_scale", "mixture"):
+    for axis in AXES:
         _refuse("_target_" not in getattr(config, axis), f"{axis} has no _target_: choose {axis}=..., see conf/{axis}/")
     _refuse(config.data.num_classes is not None and config.data.num_classes < 1, "data.num_classes must be at least 1")
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")

@@ -138,6 +138,10 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster)
 
 
+# The nodes whose classes conf/<axis>/ names by `_target_`: a run is compared by their `name`.
+AXES = tuple(f.name for f in fields(Config) if f.default_factory is dict)
+
+
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of a (nested) config by its dotted key, the key of the command line."""
     if is_dataclass(node):

@@ -1,44 +1,256 @@
-"""What makes two runs the same point of a study. Imports no torch: a sweep asks it for hundreds of points."""
+"""What a run is: the settings of its configuration, by which its folder is named, found again and compared.
+
+Two configurations are one run if their settings are equal. A setting is a leaf of the configuration, as it would be
+typed on the command line; a node with a `name` (a group, an axis) counts by that name. Not compared: infrastructure
+(paths, cluster, device), `_target_` (a renamed class is the same run), and `data.num_classes` before the data is read.
+A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A key that it has
+and this version does not know is left out if it was at its default, which the first line of the stored file tells.
+
+Imports no torch: a sweep and a table compare hundreds of runs.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
-from fovea_detr.config.schema import Config, is_infrastructure, leaves
+from fovea_detr.compose import parse
+from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 
 PATHS = ("weights", "model.backbone_weights")  # part of what a run is; the other paths only say where things lie
-NAMES = ("imagenet", "none")
+WEIGHTS_NAMES = ("imagenet", "none")
+NUM_CLASSES = "data.num_classes"
+CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
+LONGEST_NAME = 180  # characters of a folder's name
+QUOTES = "'" + '"'
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times faster, where libyaml is there
+Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+Settings = Mapping[str, str]
 
 
-def point_name(overrides: Sequence[str]) -> str:
-    """The run folder's name: the sorted overrides that make the run what it is, `dynamic_scale=type3,seed=1`.
+# ---- settings --------------------------------------------------------------------------------------------------------
 
-    Study, sweep and infrastructure keys are left out; no override at all is `base`. A name that a file system would
-    refuse (over 180 characters) is cut and closed with a hash of the whole.
-    """
-    kept = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key != "sweeps" and not is_infrastructure(key):
-            kept.append(f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(chr(39) + chr(34)))}")
-    name = ",".join(sorted(kept)) or "base"
-    if len(name) > 180:
-        name = f"{name[:165]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return name
+
+def settings(config: Config) -> dict[str, str]:
+    """A configuration's settings by key: `{"dynamic_scale": "type2", "fovea.smooth": "8", ...}`."""
+    return _complete(_settings(asdict(config)))
+
+
+def settings_of(text: str) -> dict[str, str]:
+    """The settings of a stored configuration, completed with today's defaults. ValueError, YAMLError if it is none."""
+    return Stored(text).settings
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A configuration as a run folder or a submission stores it. ValueError, YAMLError where the text holds none."""
+
+    text: str
+
+    @cached_property
+    def found(self) -> dict[str, str]:
+        """Its settings as they were written, those of other versions of the schema included.
+
+        Thousands of files say nearly the same: each top-level entry is parsed once however often it comes.
+        """
+        body = re.sub(r"\A(#.*\n)+", "", self.text)
+        chunks = re.split(r"^(?=[^\s#])", body, flags=re.MULTILINE)
+        try:
+            parts = [_entry(chunk) for chunk in chunks if chunk.strip()]
+        except (ValueError, yaml.YAMLError):  # not one `key: value` per chunk: a style that no run writes
+            parts = [_settings(_mapping(self.text))]
+        found = {key: value for part in parts for key, value in part.items()}
+        if not found:
+            raise ValueError("holds no setting")
+        return found
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The keys that were not at their default when it was written: of its first line, or all if it has none."""
+        first = self.text.partition("\n")[0]
+        return frozenset(first.removeprefix(CHANGED).split(", ") if first.startswith(CHANGED) else self.found)
+
+    @cached_property
+    def unknown(self) -> dict[str, str]:
+        """Settings whose key today's schema does not have: it was dropped, or is of a newer version."""
+        left = {key: value for key, value in self.found.items() if key not in defaults()}
+        if not left:
+            return left
+        names = {axis: self.found.get(axis, "") for axis in AXES}
+        own = {key for axis, name in names.items() for key in axis_arguments(axis, name)}
+        private = tuple(f"{axis}." for axis, name in names.items() if not axis_node(axis, name))  # its yaml has gone
+        return {key: value for key, value in left.items() if key not in own and not key.startswith(private)}
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Unknown settings that were not at their default, which a reader has to know of: `key=value`."""
+        return [f"{key}={value}" for key, value in self.unknown.items() if key in self.changed]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        found = _complete(self.found)
+        for key in self.unknown.keys() - self.changed:
+            del found[key]
+        return found
+
+    def config(self) -> Config:
+        """As today's schema has it, checked again. Raises ConfigError.
+
+        Axes are taken by their name: the class is the one that conf/ names today. Unknown keys are left out.
+        """
+        content = _pruned(_mapping(self.text), asdict(Config()))
+        for axis in AXES:
+            stored = content.get(axis) or {}
+            today = axis_node(axis, str(stored.get("name", default_axes()[axis])))
+            content[axis] = {**today, **_pruned(stored, today), "_target_": today["_target_"]} if today else stored
+        return parse(OmegaConf.create(content))
+
+
+def _pruned(content: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that the schema does not have. An empty node of the schema takes any key."""
+    if not schema:
+        return content
+    return {
+        key: _pruned(value, schema[key]) if isinstance(value, dict) and isinstance(schema[key], dict) else value
+        for key, value in content.items()
+        if key in schema
+    }
+
+
+@lru_cache(maxsize=10_000)
+def _entry(chunk: str) -> dict[str, str]:
+    entry = _mapping(chunk)
+    if len(entry) != 1:
+        raise ValueError("more than one entry")
+    return _settings(entry)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    value = yaml.load(text, Loader)
+    if not isinstance(value, dict):
+        raise ValueError("not a configuration")
+    return value
+
+
+def _settings(config: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for key, value in leaves(config).items():
+        node, _, last = key.rpartition(".")
+        if not is_infrastructure(key) and last != "_target_":
+            found[node if node and last == "name" else key] = as_typed(value)
+    return found
+
+
+def _complete(found: dict[str, str]) -> dict[str, str]:
+    """With today's default for every key that is not there, in the schema's order."""
+    arguments = (axis_arguments(axis, found.get(axis, default)) for axis, default in default_axes().items())
+    return defaults() | {key: value for one in arguments for key, value in one.items()} | found
+
+
+def as_typed(value: Any) -> str:
+    """As it would be typed on the command line."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+# ---- today's defaults ------------------------------------------------------------------------------------------------
+
+
+@cache
+def defaults() -> dict[str, str]:
+    """Of every key of the schema, axes by name."""
+    values = asdict(Config())
+    nodes = ({axis: {"name": default_axes()[axis]}} if axis in AXES else {axis: values[axis]} for axis in values)
+    return {key: value for node in nodes for key, value in _settings(node).items()}
+
+
+@cache
+def default_axes() -> dict[str, str]:
+    """The value of each axis in the defaults list of conf/config.yaml."""
+    root = yaml.load((CONF_DIR / "config.yaml").read_text(), Loader)
+    chosen = {key: str(value) for entry in root["defaults"] if isinstance(entry, dict) for key, value in entry.items()}
+    return {axis: chosen[axis] for axis in AXES}
+
+
+@cache
+def axis_node(axis: str, name: str) -> dict[str, Any]:
+    """What conf/<axis>/<name>.yaml holds; empty if there is no such file any more."""
+    path = CONF_DIR / axis / f"{name}.yaml"
+    return yaml.load(path.read_text(), Loader) if path.is_file() else {}
+
+
+@cache
+def axis_arguments(axis: str, name: str) -> dict[str, str]:
+    return {key: value for key, value in _settings({axis: axis_node(axis, name)}).items() if key != axis}
+
+
+def config_text(config: Config) -> str:
+    """A configuration as a run folder and a submission store it: YAML, after a line with the keys that were set."""
+    values = asdict(config)
+    changed = [key for key, value in _settings(values).items() if defaults().get(key) != value]
+    return f"{CHANGED}{', '.join(changed)}\n" + yaml.dump(values, Dumper=Dumper, sort_keys=False)
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def differences(text: str, config: Config) -> list[str]:
+    """`key: stored -> now` for every setting that a stored configuration has otherwise than this one."""
+    stored = Stored(text)
+    before, now = comparable(stored.settings), comparable(settings(config))
+    if now[NUM_CLASSES] == "null":  # not read from the annotations yet
+        now[NUM_CLASSES] = before[NUM_CLASSES]
+    return [
+        f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in stored.unknown
+    ]
+
+
+def comparable(found: Settings) -> dict[str, str]:
+    return {**found, **{key: absolute(found[key]) or "" for key in PATHS if found.get(key, "null") != "null"}}
+
+
+def refuse_other_config(config: Config, folder: RunFolder) -> None:
+    """Raise RunFolderError, with the difference, if the folder holds a run with another configuration."""
+    text = folder.config_text()
+    changed = [] if text is None else differences(text, config)
+    if changed:
+        raise RunFolderError(
+            f"{folder.path} holds a run with another configuration ({'; '.join(changed)}): "
+            "go back to it, choose another study=NAME, or remove the folder"
+        )
+
+
+def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: object) -> None:
+    """Raise RunFolderError if the folder's run had other annotations. fingerprints: of today's, by split."""
+    before = (folder.provenance() or {}).get("data") or {}
+    for split, now in fingerprints.items():
+        if before.get(split, now) != now:
+            raise RunFolderError(
+                f"{folder.path} holds a run on other data: the {split} annotations had the fingerprint {before[split]},"
+                f" those of {root} have {now}; go back to that data, choose another study=NAME, or remove the folder"
+            )
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
 
 
 def absolute(path: str | None) -> str | None:
     """The path whatever the working directory will be; None and the names of weights stay."""
-    return path if path is None or path in NAMES else os.path.abspath(os.path.expanduser(path))
+    return path if path is None or path in WEIGHTS_NAMES else os.path.abspath(os.path.expanduser(path))
 
 
 def with_absolute_weights(config: Config) -> Config:
@@ -53,27 +265,40 @@ def with_absolute_paths(config: Config) -> Config:
     return replace(with_absolute_weights(config), data=data, runs=absolute(config.runs))
 
 
-def differences(text: str, config: Config) -> list[str]:
-    """What the folder's config.yaml says otherwise than this configuration, less what is only infrastructure."""
-    before, now = leaves(OmegaConf.to_container(OmegaConf.create(text))), leaves(config)
-    if now["data.num_classes"] is None:  # not read from the annotations yet
-        now["data.num_classes"] = before.get("data.num_classes")
-    return [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if not is_infrastructure(key) and _comparable(key, before) != _comparable(key, now)
-    ]
+# ---- the folder of a run ---------------------------------------------------------------------------------------------
 
 
-def _comparable(key: str, values: dict[str, Any]) -> Any:
-    return absolute(values.get(key)) if key in PATHS else values.get(key)
+def point_name(overrides: Sequence[str]) -> str:
+    """The name of a new run folder: the sorted overrides that make the run what it is, `dynamic_scale=type3,seed=1`.
+
+    Study, sweep and infrastructure keys are left out; no override at all is `base`; of a key that comes twice the last
+    one counts. A name above LONGEST_NAME characters is cut and closed with a hash of the whole.
+    """
+    typed = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in overrides)}
+    kept = {key: value for key, value in typed.items() if key != "sweeps" and not is_infrastructure(key)}
+    words = (f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(QUOTES))}" for key, value in kept.items())
+    name = ",".join(sorted(words)) or "base"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 15]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
 
 
-def refuse_other_config(config: Config, folder: RunFolder) -> None:
-    text = folder.config_text()
-    changed = [] if text is None else differences(text, config)
-    if changed:
-        raise RunFolderError(
-            f"{folder.path} holds a run with another configuration ({'; '.join(changed)}): "
-            "go back to it, choose another study=NAME, or remove the folder"
-        )
+def folder_name(study_folder: Path, name: str, config: Config, frozen: Iterable[tuple[str, str]] = ()) -> str:
+    """The folder of this configuration in a study: the one that holds it, whatever it is called, else `name`.
+
+    frozen: (name, stored configuration) of points that are submitted and may have no folder yet.
+    """
+    stored = [(name, text)] if (text := RunFolder(study_folder / name).config_text()) is not None else []
+    for other, text in [*stored, *_others(study_folder, name), *frozen]:
+        try:
+            if not differences(text, config):
+                return other
+        except (ValueError, yaml.YAMLError):  # a damaged file of another run
+            continue
+    return name
+
+
+def _others(study_folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    for path in sorted(study_folder.glob("*/config.yaml")):
+        if path.parent.name != name:
+            yield path.parent.name, path.read_text(errors="replace")

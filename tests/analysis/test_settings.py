@@ -3,21 +3,28 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from analysis.reading.settings import as_typed, overrides, settings_of
+from analysis.reading.settings import overrides
 from fovea_detr.config.schema import leaves
+from fovea_detr.runs.identity import Stored, as_typed
+
+
+def stored(text: str) -> dict[str, str]:
+    """As written, without the defaults of keys that are not there."""
+    return Stored(text).found
+
 
 RESOLVED = "seed: 0\nmodel:\n  name: fovea\n  heads: 8\n  loss:\n    l1: 5.0\nlr: 1.0e-05\nweights: null\n"
 
 
 def test_settings_are_the_leaves_as_they_would_be_typed():
     wanted = {"seed": "0", "model": "fovea", "model.heads": "8", "model.loss.l1": "5", "lr": "1e-05", "weights": "null"}
-    assert settings_of(RESOLVED) == wanted
+    assert stored(RESOLVED) == wanted
 
 
 def test_entries_that_are_read_apart_are_those_of_the_whole_file(write):
     text = write("model=detr_r50", "schedule=500ep").config_text()
-    assert settings_of(text).items() <= {key: as_typed(value) for key, value in _by_name(text).items()}.items()
-    assert settings_of(text) == settings_of("# a comment\n" + text.replace("\nseed", "\n# another\n\nseed"))
+    assert stored(text).items() <= {key: as_typed(value) for key, value in _by_name(text).items()}.items()
+    assert stored(text) == stored("# a comment\n" + text.replace("\nseed", "\n# another\n\nseed"))
 
 
 def _by_name(text: str) -> dict[str, object]:
@@ -38,13 +45,13 @@ def _by_name(text: str) -> dict[str, object]:
     ],
 )
 def test_other_styles_of_yaml_are_read_too(text, wanted):
-    assert settings_of(text) == wanted
+    assert stored(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "7", "- a", "null", "[", "a: [", "\0", "study: s\n"])
 def test_what_is_no_configuration_is_an_error_that_can_be_named(text):
     with pytest.raises((ValueError, yaml.YAMLError)):
-        settings_of(text)
+        stored(text)
 
 
 def test_overrides_are_read_off_the_folders_name():

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from analysis.reading.folders import find_runs
-from analysis.reading.settings import settings_of
 from analysis.tables import published
 from analysis.tables.cells import Value
 from analysis.tables.rows import Row
@@ -18,6 +17,7 @@ from analysis.tables.table import Options, Table, make_table
 from fovea_detr.errors import UserError
 from fovea_detr.evaluation import coco
 from fovea_detr.runs.folder import METRICS, RunFolder
+from fovea_detr.runs.identity import settings_of
 from tests.analysis.made_up import provenance, write_every_kind
 
 
