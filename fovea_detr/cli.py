@@ -13,10 +13,10 @@ from fovea_detr.errors import ConfigError, UserError, tell
 
 @contextmanager
 def one_line_errors(leave: bool = True) -> Iterator[None]:
-    """What a user can put right ends in one line on stderr and exit code 2; anything else keeps its traceback.
+    """A UserError ends in one line on stderr and exit code 2; any other exception keeps its traceback.
 
-    leave=False: say it, and let the error go on up: the other points of a sweep are still to be run. A mistake in the
-    configuration ends the sweep all the same.
+    leave=False: print the line and raise the error again, for the other points of a sweep are still to be run. An
+    error in the configuration ends the sweep in either case.
     """
     try:
         yield

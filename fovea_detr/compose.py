@@ -1,4 +1,4 @@
-"""From the command line, or a list of overrides, to the Config: rewriting before Hydra reads it, and its errors."""
+"""From the command line, or a list of overrides, to the Config: rewriting for Hydra, and errors in one line."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def is_several(value: str) -> bool:
 
 
 def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
-    """`smooth=4,8` -> `smooth='4','8'`: Hydra takes a bare number for a value, and refuses it as a group's choice."""
+    """`smooth=4,8` -> `smooth='4','8'`: Hydra reads a bare number as a value and rejects it as a group's choice."""
     pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=(-?[0-9.,]+)")
     quoted = []
     for argument in arguments:
@@ -103,12 +103,12 @@ def _exists(path: str) -> bool:
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
-    """What a user types -> what Hydra's grammar takes for the same thing."""
+    """The command line as typed -> the same in Hydra's grammar."""
     return quote_existing_paths(quote_numeric_choices(arguments))
 
 
 def one_line(error: BaseException) -> str:
-    """Hydra's and OmegaConf's many-lined messages as one line that says what to do."""
+    """A message of Hydra or OmegaConf, which has many lines, as one line that says what to do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "; ".join(lines)
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -131,7 +131,7 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 
 
 def is_users(error: Exception) -> bool:
-    """Ours, Hydra's and OmegaConf's errors about what was typed; Hydra raises some of them as bare ValueErrors."""
+    """Whether an error is about what was typed: ours, Hydra's, OmegaConf's. Hydra raises some as bare ValueErrors."""
     from hydra.errors import HydraException
 
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What a user can put right. Everything else that goes wrong is a bug and keeps its traceback."""
+"""Errors that a user can correct. Every other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 
 
 class UserError(ValueError):
-    """One clear line: what is wrong, where, and what to do. `run.py` prints it without a traceback and exits with 2."""
+    """One line: what is wrong, where, and what to do. `run.py` prints it without a traceback and exits with 2."""
 
 
 class ConfigError(UserError):
-    """The composed configuration cannot be run."""
+    """The composed configuration is invalid."""
 
 
 class DataError(UserError):
-    """The data set on disk is missing something or holds something broken."""
+    """The data set on disk is incomplete or damaged."""
 
 
 class WeightsError(UserError):
@@ -22,11 +22,11 @@ class WeightsError(UserError):
 
 
 class NonFiniteError(UserError):
-    """Training met NaN or infinity: names the images, the rank, the step and the loss parts. Never worth a requeue."""
+    """Training produced NaN or infinity: names images, rank, step and loss parts. A requeue would not help."""
 
 
 class OutOfMemoryError(UserError):
-    """The device, or the machine, has too little memory: names what was tried, and what fits."""
+    """The device, or the machine, has too little memory: names what was tried and, on a GPU, what fits."""
 
 
 class RunFolderError(UserError):
