@@ -1,4 +1,4 @@
-"""The program behind `python run.py`, `python -m fovea_detr`, `fovea-detr` and `torchrun ... run.py`: `[-m] key=value ...`."""
+"""The program: run.py, `python -m fovea_detr` and `fovea-detr` all start it; arguments: `[-m] key=value ...`."""
 
 from __future__ import annotations
 
