@@ -1,6 +1,6 @@
-"""DETR whose decoder looks through a Gaussian fovea. The names below are the API for notebooks; see the README.
+"""DETR with a Gaussian fovea prior on its cross-attention. The names in `__all__` are the Python API; see the README.
 
-They are imported when first used, so that reading run folders (`fovea_detr.runs.folder`) never imports torch.
+They are imported on first use, so that reading run folders (`fovea_detr.runs.folder`) never imports torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fovea_detr.data.loader import collate_images as collate
     from fovea_detr.evaluation.detections import postprocess
     from fovea_detr.training.checkpoint import load_weights
+
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "build_criterion": ("fovea_detr.build", "build_criterion"),

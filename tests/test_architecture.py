@@ -15,10 +15,11 @@ from tests.launch import ROOT
 
 # From the ground up: a room imports from rooms that stand before it in this list, and from itself.
 ROOMS = ("errors", "types", "boxes", "config", "compose", "cli", "runs", "machine", "fovea", "model", "loss", "data")
-ROOMS += ("evaluation", "training", "build", "experiment", "study", "__init__")
+ROOMS += ("evaluation", "training", "build", "experiment", "study", "__init__", "__main__")
 WITHOUT_TORCH = ("runs", "study")
 # What stands on the package, and may import all of it. Nothing in the package imports from here.
 ABOVE = ("analysis", "benchmarks", "hydra_plugins", "tests", "run")
+PROGRAM = "fovea_detr.__main__"  # run.py inside the package: registers the launchers; no module imports it
 ANALYSIS = ("reading", "tables", "output", "figures")
 
 
@@ -70,7 +71,7 @@ def test_imports_point_down() -> None:
         f"{module} imports {imported}"
         for module, found in arrows("fovea_detr").items()
         for imported in found
-        if imported.split(".")[0] in ABOVE
+        if imported.split(".")[0] in ABOVE and module != PROGRAM
     ]
     assert not wrong
 

@@ -175,7 +175,8 @@ def test_the_base_run_is_the_published_one():
 
 
 def test_there_is_an_experiment_for_each_published_command():
-    assert set(names(CONF_DIR / "experiment")) == {*PUBLISHED, *CONTROLS, "tiny"}
+    """Other recipes may stand beside them: conf/experiment is where users keep their own."""
+    assert {*PUBLISHED, *CONTROLS, "tiny"} <= set(names(CONF_DIR / "experiment"))
 
 
 def test_the_controls_differ_from_the_published_runs_in_one_thing():

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.bench import arguments
+from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR
 from tests.launch import ROOT, run_well
@@ -24,6 +26,34 @@ COMMANDS = [
 TRAINING = [words for words in COMMANDS if "run.py" in words]
 READING = [words for words in COMMANDS if words[1].startswith("analysis/") or "fovea_detr.study" in words]
 MEASURING = [words for words in COMMANDS if words[:2] == ["make", "bench"]]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"])
+def test_every_link_leads_to_a_file(document: str) -> None:
+    place = ROOT / document
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", place.read_text())
+    assert [link for link in links if not (place.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_file_named_exists(document: str) -> None:
+    """`runs/stop.py` in the architecture is a path inside the package; anywhere, names may be placeholders: mysite."""
+    names = set(re.findall(r"`([\w/]+/[\w.]*\.(?:py|yaml|sh|html))`", (ROOT / document).read_text()))
+    tops = (ROOT, ROOT / "fovea_detr")
+    assert [name for name in names if "mysite" not in name and not any((top / name).exists() for top in tops)] == []
+
+
+def test_the_python_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    config = load_config(["model=fovea_r50", "dynamic_scale=type3"])
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_model(config).state_dict(), "checkpoint.pth")
+    images = [torch.zeros(3, 64, 96, dtype=torch.uint8), torch.zeros(3, 96, 64, dtype=torch.uint8)]
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])} for _ in images]
+    names = {"images": images, "sizes_hw": torch.tensor([[64, 96], [96, 64]]), "targets": targets}
+    exec(code, names)  # type: ignore[arg-type]
+    assert names["losses"].total > 0  # type: ignore[attr-defined]
+    assert names["found"].boxes_xyxy.shape == (300, 4)  # type: ignore[attr-defined]
 
 
 def test_no_command_is_left_out() -> None:

@@ -17,9 +17,10 @@ from analysis.output.sections import commands, count_of, open_ends, provenance, 
 from analysis.output.svg import COLOURS, chart, chosen, curve
 from analysis.tables.rows import WORDS
 from analysis.tables.table import Table
+from fovea_detr.config.schema import CONF_DIR
 
 PARTS = Path(__file__).parent
-SWEEPS = Path(__file__).parent.parent.parent / "sweeps"
+SWEEPS = CONF_DIR / "sweeps"
 
 
 def page(table: Table) -> str:

@@ -1,0 +1,36 @@
+"""The program: run.py, `python -m fovea_detr` and `fovea-detr` all start it; arguments: `[-m] key=value ...`."""
+
+from __future__ import annotations
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fovea_detr import cli
+from fovea_detr.compose import parse
+from fovea_detr.config.schema import CONF_DIR
+from fovea_detr.runs.identity import point_name, with_absolute_weights
+from hydra_plugins.fovea_slurm.config import register
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+def run_point(composed: DictConfig) -> None:
+    """Train and evaluate one point of the grid; Hydra calls this once per point of a sweep."""
+    hydra_config = HydraConfig.get()
+    with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
+        config = with_absolute_weights(parse(composed))
+        point = point_name(hydra_config.overrides.task)
+
+        from fovea_detr import experiment  # imports torch: only after the configuration has passed its checks
+
+        experiment.run(config, point)
+
+
+def main() -> None:
+    register()
+    cli.run_cleanly(run_point)
+
+
+if __name__ == "__main__":
+    main()
