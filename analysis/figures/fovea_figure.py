@@ -76,8 +76,8 @@ def _panels(capture: Capture, *, apart: bool = False) -> list[Draw]:
 
 
 def _name(draw: Draw, capture: Capture) -> str:
-    alone = "attention" if capture.layers[0].log_prior is not None else "attention,\nno prior"
-    return alone if draw is attention else "prior"
+    title = "attention" if capture.layers[0].log_prior is not None else "attention,\nno prior"
+    return title if draw is attention else "prior"
 
 
 def outlines(axes: Axes, capture: Capture, maps: LayerMaps, one: Marked, image: np.ndarray) -> None:

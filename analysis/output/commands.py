@@ -32,7 +32,7 @@ def command(run: Run) -> str | None:
 def without_sweep(words: Sequence[str], point: dict[str, str]) -> list[str] | None:
     """The sweep's arguments for a single point: without launcher options, with the point's value for each axis.
 
-    None if the folder's name does not tell which of several values the point has.
+    None if the folder's name does not show which of several values the point has.
     """
     kept, left = [], dict(point)
     for word in words:

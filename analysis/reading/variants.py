@@ -32,7 +32,7 @@ def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> lis
     if set().union(*hands.values()) != set(keys):
         return full
     shown = [[key for key in keys if key in hands[label]] for label in full]
-    short = [_label(one, mine, keys, settings) or "base" for one, mine in zip(settings, shown, strict=True)]
+    short = [_label(one, own, keys, settings) or "base" for one, own in zip(settings, shown, strict=True)]
     return short if len(set(short)) == len(set(full)) else full
 
 
@@ -43,7 +43,7 @@ def natural(text: str) -> list[tuple[float, str]]:
 
 
 def _label(one: Settings, shown: Sequence[str], keys: Sequence[str], settings: Sequence[Settings]) -> str:
-    """`type3, smooth=8`: a value stands alone if it is a word and no other varying key has it."""
+    """`type3, smooth=8`: only the value if it is a word that no other varying key has."""
     words = Counter(word for key in keys for word in {str(other.get(key)) for other in settings})
     names = Counter(key.split(".")[-1] for key in keys)
     parts = []

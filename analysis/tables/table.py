@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.reading.runs import Run
@@ -29,13 +29,8 @@ NUMBERS = (
     Column("inference_ms", "ms/image", 1, drop_order=28),
     Column("parameters", "parameters", 0, drop_order=29),
 )
-STUDY, RUN, STATE, N, NOTES = (
-    Column("study", "study"),
-    Column("run", "run"),
-    Column("state", "state"),
-    Column("n", "n", 0),
-    Column("notes", "notes"),
-)
+STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
+N = Column("n", "n", 0)
 RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | set(METRICS)
 
 
@@ -68,8 +63,8 @@ class Table:
     columns: list[Column]
     rows: list[Row]
     runs: list[Run]
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    notes: list[str]
+    warnings: list[str]
 
     def text(self, row: Row, column: Column) -> str:
         """A cell as printed."""
@@ -113,12 +108,10 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     add_notes(rows, baseline)
     mark_best(rows, columns)
     rows = sorted_rows(rows, columns, options.sort, options.reverse) if options.sort else rows
-    table = Table(columns, rows, runs)
-    table.notes = list(dict.fromkeys(note for row in table.rows for note in row.notes))
-    if table.notes:
-        table.columns.insert(columns.index(STATE) + 1, NOTES)
-    table.warnings = duplicate_runs(runs)
-    return table
+    notes = list(dict.fromkeys(note for row in rows for note in row.notes))
+    if notes:
+        columns.insert(columns.index(STATE) + 1, NOTES)
+    return Table(columns, rows, runs, notes, duplicate_runs(runs))
 
 
 def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
