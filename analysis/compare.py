@@ -1,8 +1,8 @@
-"""Two runs side by side: what differs between them (configuration, code, packages, data), and their curves.
+"""Compare two runs: differences in configuration, code, packages, data and outcome, and metrics by epoch.
 
     python analysis/compare.py RUN RUN [--metrics AP,AP50] [--runs runs]
 
-RUN is a run folder, or STUDY/POINT of RUNS. Reads these two folders and nothing else, and never imports torch.
+RUN is a run folder, or STUDY/POINT in RUNS. Reads only these two folders and never imports torch.
 """
 
 from __future__ import annotations
@@ -15,29 +15,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script has its own folder there, not `analysis`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis.reading.outcome import score
 from analysis.reading.runs import Run, read_run
 from analysis.tables.cells import NOTHING, Column, rounded
-from analysis.tables.table import NUMBERS
+from analysis.tables.table import NUMBERS, Options, metric_names
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import as_typed
 from fovea_detr.runs.state import FOREIGN, number
 
-NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # of provenance; the batch is a number
+NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome
 Lines = list[list[str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
-        metrics = METRICS if given.metrics == "all" else tuple(dict.fromkeys(given.metrics.split(",")))
-        for name in metrics:
-            if name not in METRICS:
-                raise UserError(f"no metric {name}: there is {', '.join(METRICS)} (or all)")
+        metrics = Options(metric_names(given.metrics)).metrics
         both = [find(run, given.runs) for run in given.run]
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    whole.add_argument("run", nargs=2, metavar="RUN", help="a run folder, or STUDY/POINT of RUNS")
-    whole.add_argument("--metrics", default="AP", help=f"all, or some of {', '.join(METRICS)}")
-    whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of all studies (default: runs)")
+    whole.add_argument("run", nargs=2, metavar="RUN", help="a run folder, or STUDY/POINT in RUNS")
+    whole.add_argument("--metrics", default="AP", help=f"all, or a list of {', '.join(METRICS)} (default: AP)")
+    whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
     return whole
 
 
@@ -60,9 +57,9 @@ def find(name: str, runs: Path) -> Run:
         if path.is_dir():
             run = read_run(path.resolve())
             if run.standing.word == FOREIGN:
-                raise UserError(f"{path}: no file of a run in this folder; a run is RUNS/STUDY/POINT")
+                raise UserError(f"{path}: not a run folder; run folders are RUNS/STUDY/POINT")
             return run
-    raise UserError(f"{name}: no such run; name its folder, or STUDY/POINT of --runs {runs}")
+    raise UserError(f"{name}: no such run; give its folder, or STUDY/POINT in --runs {runs}")
 
 
 def text(both: Sequence[Run], metrics: Sequence[str], width: int) -> Iterator[str]:
@@ -73,11 +70,11 @@ def text(both: Sequence[Run], metrics: Sequence[str], width: int) -> Iterator[st
     for title, (first, second) in parts.items():
         lines = differences(first, second)
         yield ""
-        yield f"{title}: {'what differs' if lines else 'no difference'}"
+        yield f"{title}: {'differences' if lines else 'no difference'}"
         yield from columns([["", "A", "B"], *lines], width) if lines else ()
     epochs = curves(both, metrics)
     yield ""
-    yield "by epoch:" if epochs else "by epoch: neither has finished one"
+    yield "by epoch:" if epochs else "by epoch: no epoch has finished"
     heads = [f"{name} {letter}" for name in metrics for letter in ("A", "B", "B-A")] + ["loss A", "loss B", "loss B-A"]
     yield from columns([["epoch", *heads], *epochs], width, right=True) if epochs else ()
 
@@ -90,7 +87,7 @@ def differences(first: Mapping[str, str], second: Mapping[str, str]) -> Lines:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """Everything in provenance.json that says what the numbers came from: `code.sha`, `packages.torch`, `data.val`."""
+    """The leaves of provenance.json that can affect the numbers: `code.sha`, `packages.torch`, `data.val`."""
     kept = {key: value for key, value in run.provenance.items() if key not in NOT_COMPARED}
     return {key: as_typed(value) for key, value in leaves(kept).items()}
 
@@ -101,7 +98,7 @@ def outcome(run: Run, metrics: Sequence[str]) -> dict[str, str]:
 
 
 def curves(both: Sequence[Run], metrics: Sequence[str]) -> Lines:
-    """A line for every epoch that either run has."""
+    """One line per epoch of either run."""
     first, second = ({number(line.get("epoch")): line for line in run.history} for run in both)
     keys = [(name, Column(name, name, 3)) for name in metrics] + [("loss", Column("loss", "loss", 3))]
     return [
@@ -121,7 +118,7 @@ def _triple(column: Column, first: dict[str, Any] | None, second: dict[str, Any]
 
 
 def columns(lines: Lines, width: int, right: bool = False) -> Iterator[str]:
-    """Aligned; long values are cut to the width, the keys never."""
+    """Aligned lines. Long values are cut to the width; keys are not."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     if not right:
         room = max(10, (width - widths[0] - 4) // 2)

@@ -3,8 +3,7 @@
     python benchmarks/backbone.py [--runs 9]
 
 ResNet-50, 2 images of 480x640, float32: forward and backward in one thread on a CPU; on a GPU 4 of 800x1333, in bf16.
-The median of several runs, the two sides in turn, so that a busy machine slows both alike; on a CPU of the processor's
-time, which does not count others' turns.
+Reports the median of several runs with alternating sides; on a CPU, of processor time, which excludes other processes.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer
 
 
 class Plain(nn.Module):
-    """torchvision's own network up to stage 5, with the same weights, and as much of it trained."""
+    """torchvision's network up to stage 5, with the same weights and the same trainable parameters."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class Plain(nn.Module):
 
 
 def rows(runs: int) -> list[dict[str, Any]]:
-    """One row for each choice that ours has there: seconds of a pass, and how many times faster than the plain one."""
+    """One row per memory format of ours: seconds of a pass, and the speedup over the plain side."""
     on_gpu = torch.cuda.is_available()
     device, precision = torch.device("cuda" if on_gpu else "cpu"), "bf16" if on_gpu else "fp32"
     torch.manual_seed(0)
@@ -69,7 +68,7 @@ def rows(runs: int) -> list[dict[str, Any]]:
 def measured(
     plain: Plain, ours: Backbone, images: Tensor, precision: str, runs: int, formats: list[bool]
 ) -> dict[str, float]:
-    """Median seconds of a pass by name, all sides in turn; a first pass of each counts not. formats: channels_last."""
+    """Median seconds of a pass by name; the sides alternate, the first pass is discarded. formats: channels_last."""
     clock = time.perf_counter if images.is_cuda else time.process_time
     taken: dict[str, list[float]] = {}
     for _ in range(runs + 1):
@@ -83,7 +82,7 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=9, help="runs of each side; the median counts")
+    parser.add_argument("--runs", type=int, default=9, help="runs of each side; the median is reported")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for row in rows(arguments.runs):

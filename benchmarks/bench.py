@@ -1,11 +1,11 @@
-"""Everything that this project makes faster, against our own plain twin of the published formulation: `make bench`.
+"""Benchmark every optimised part against a plain implementation of the published formulation: `make bench`.
 
     python -m benchmarks.bench [--only PART ...] [--runs 5] [--full] [--name NAME] [--device cpu]
 
 Parts: core (prior + attention), criterion, optimizer, data, evaluation, backbone, step, tiny (the whole run of
 experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 to 19 with --full: 5000 images
-for the evaluation, three seeds for tiny. It prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
-Exits with 1 if a part failed or missed a target.
+for the evaluation, three seeds for tiny. Prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
+Exits with 1 if a part failed or missed its target.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
 
 
 def measured(name: str, part: Callable[[], Rows]) -> list[Row]:
-    """A part's rows; one that fails is a row that says so, and the others still run."""
+    """A part's rows. A failing part gives one row with its error; the other parts still run."""
     begin = time.monotonic()
     print(f"{name} ...", end=" ", flush=True)
     try:
@@ -62,7 +62,7 @@ def measured(name: str, part: Callable[[], Rows]) -> list[Row]:
 
 
 def grown(options: argparse.Namespace, path: Path) -> tuple[list[dict[str, Any]], list[Row]]:
-    """The curves, drawn beside the table; a failure is a row, and what was measured before it is drawn."""
+    """Measure and draw the growth curves. A failure gives a row; points measured before it are drawn."""
     growth = importlib.import_module("benchmarks.growth")
     points: list[dict[str, Any]] = []
 
@@ -79,15 +79,19 @@ def grown(options: argparse.Namespace, path: Path) -> tuple[list[dict[str, Any]]
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="these parts alone")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each side; the median counts")
-    parser.add_argument("--full", action="store_true", help="evaluation of 5000 images, experiment=tiny with 3 seeds")
-    parser.add_argument("--device", default="cpu", help="of core, criterion, optimizer, step and growth: cpu or cuda")
-    parser.add_argument("--name", default=None, help="of the stored files; without --only: cpu or gpu")
+    parser.add_argument("--only", nargs="+", metavar="PART", default=[], help="run only these parts")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each side; the median is reported")
+    parser.add_argument(
+        "--full", action="store_true", help="5000 images for the evaluation, 3 seeds for experiment=tiny"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for core, criterion, optimizer, step and growth")
+    parser.add_argument(
+        "--name", default=None, help="name of the stored files (default: cpu or gpu; partial with --only)"
+    )
     options = parser.parse_args(words)
     known = [*parts(options), "growth"]
     if unknown := set(options.only) - set(known):
-        parser.error(f"no part is called {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     return options
 
 

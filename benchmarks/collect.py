@@ -1,11 +1,11 @@
-"""How long the table of a study takes, and how much memory, as the study grows: target 10,000 folders in 20 s and 1 GB.
+"""Time and memory of the table for studies of several sizes; the target is 10,000 folders in 20 s and 1 GB.
 
     python benchmarks/collect.py [--sizes 100 1000 10000]
 
-Made-up run folders (3 seeds, 5 axes, a fiftieth of them broken) in a temporary folder; the command itself in a fresh
-process, so that its start is counted: "seconds" is all of it, and the last column is what a folder adds.
-The folders were just written, so they come from the page cache: a cold network file system adds its own latency, for
-five small files a folder. Memory is the kernel's high-water mark of that process. Linux only.
+Generates run folders (3 seeds, 5 axes, 2 % of them broken) in a temporary folder and runs the command in a new process.
+"seconds" includes the start of Python; the last column is the time per additional folder. The folders were just written
+and come from the page cache: a cold network file system adds its latency, for five small files per folder. Memory is
+the kernel's high-water mark of the process. Linux only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ finally:
 def measure(runs: Path) -> tuple[float, float, str]:
     """-> seconds, peak MiB and output of `analysis/collect.py --runs RUNS`.
 
-    The process reads its own high-water mark: ru_maxrss would count what its parent was before the program began.
+    The process reads its own high-water mark, because ru_maxrss includes the parent's memory before exec.
     """
     command = [sys.executable, "-c", CHILD, str(ROOT / "analysis" / "collect.py"), "--runs", str(runs)]
     begin = time.perf_counter()
@@ -46,7 +46,7 @@ def measure(runs: Path) -> tuple[float, float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
-    print(f"{'folders':>8} {'seconds':>8} {'MiB':>6} {'ms a folder beyond the first study':>35}")
+    print(f"{'folders':>8} {'seconds':>8} {'MiB':>6} {'ms per folder beyond the first size':>35}")
     first: tuple[int, float] | None = None
     for size in parser.parse_args().sizes:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""The decoder's prior and cross-attention: ours against the plain twin, time and memory, on one device.
+"""Time and memory of the decoder's prior and cross-attention: ours against the plain implementation.
 
-`core`: from projected queries, keys and values and from the centres to the attended values, which is where the two
-differ. `layer`: the whole cross-attention with its prior's norm and MLP and with all projections, which both do alike.
-Batch 2, 300 queries, width 256, 8 heads, float32, one image padded; gradients go to every input and weight.
+`core`: from projected queries, keys, values and the centres to the attended values; only here the two sides differ.
+`layer`: the whole cross-attention, with the prior's norm and MLP and all projections, which both compute equally.
+Batch 2, 300 queries, width 256, 8 heads, float32, one image padded; gradients for every input and weight.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import AS_IT_COMES, GIVEN_BACK, KEPT, MIB, Side, fresh, in_turn, peak_bytes
+from benchmarks.measure import DEFAULT_MALLOC, GIVEN_BACK, KEPT, MIB, Side, fresh, in_turn, peak_bytes
 from benchmarks.plain.attention import PlainCrossAttention, PlainPrior, cells_xy, log_prior
 from benchmarks.plain.attention import attend as plainly_attend
 from fovea_detr.fovea.attend import attend
@@ -33,7 +33,7 @@ LAYER = {"type3": (2.0, 0.5), "type4": (5.0, 0.33)}
 
 @dataclass
 class Case:
-    """Modules of both sides with the same weights, and inputs; every tensor of `leaves` gets a gradient."""
+    """Modules of both sides with equal weights, and inputs; every floating-point input gets a gradient."""
 
     kind: str
     grid: CellGrid
@@ -152,7 +152,7 @@ def times(
 
 
 def peak(kind: str, what: str, side: str, **sizes: Any) -> int:
-    """Bytes of one forward and backward pass; a pass on a 2 x 2 map warms everything up."""
+    """Bytes of one forward and backward pass, after a warm-up pass on a 2 x 2 map."""
     forward_backward(getattr(build(kind, **{**sizes, "rows": 2, "columns": 2}), f"{what}_{side}"))
     case = build(kind, **sizes)
     return peak_bytes(lambda: forward_backward(getattr(case, f"{what}_{side}")), case.content.device)
@@ -187,12 +187,12 @@ def _training_row(
 
 
 def _measured(**arguments: Any) -> tuple[float, float, str]:
-    """What `times` returns, and the note."""
-    plain, ours = fresh("benchmarks.core:times", AS_IT_COMES, **arguments)
+    """The result of `times`, and the note."""
+    plain, ours = fresh("benchmarks.core:times", DEFAULT_MALLOC, **arguments)
     if arguments["device"] != "cpu":
         return plain, ours, ""
     alone = fresh("benchmarks.core:times", KEPT, equal_arithmetic=True, **arguments)
-    return plain, ours, f"{alone[0] / alone[1]:.1f} with neither denormals nor an allocator that gives memory back"
+    return plain, ours, f"{alone[0] / alone[1]:.1f} without denormals and with an allocator that keeps memory"
 
 
 def _row(part: str, plain: float, ours: float, note: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Criterion and matcher over all six decoder layers: ours, all at once, against the plain twin, layer after layer.
+"""Criterion and matcher of six decoder layers: ours, batched, against the plain one, layer by layer.
 
-Batch 2, 300 queries, 92 outputs, 7 objects an image as in COCO; times, dispatched operations, reads by the host.
+Batch 2, 300 queries, 92 outputs, 7 objects per image as in COCO. Time, dispatched operations, host reads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fovea_detr.machine.device import seconds
 from fovea_detr.types import Predictions, Target
 
 LAYERS, QUERIES, CLASSES = 6, 300, 92
-OBJECTS = 7  # of an image
+OBJECTS = 7  # per image
 
 
 class Losses:
-    """Criterion and matcher over six layers, forward and backward, on made-up predictions; images of 7 objects."""
+    """Criterion and matcher of both sides on random predictions for six layers and 7 objects per image."""
 
     def __init__(self, loss: str, batch: int, device: str = "cpu") -> None:
         config: Config = load_config([f"model.loss={loss}"])
@@ -48,7 +48,7 @@ class Losses:
         return sum((losses[name] * weight for name, weight in self.plain_criterion.weights.items()), zero)
 
     def arithmetic(self, runs: int, device: str) -> str:
-        """What of the time is arithmetic that both sides do alike: the class loss of all values, both directions."""
+        """The time of the class loss of all values, forward and backward, which both sides compute equally."""
         with torch.no_grad():
             is_class = (torch.rand_like(self.logits) < 0.01).float()
 
@@ -59,7 +59,7 @@ class Losses:
                 (self.logits.log_softmax(-1) * is_class).sum().backward()
 
         taken = median(seconds(work, torch.device(device)) for _ in range(3 * runs))
-        return f"{1e3 * taken:.1f} ms are the class loss of {self.logits.numel()} values, which both sides compute"
+        return f"{1e3 * taken:.1f} ms is the class loss of {self.logits.numel()} values, equal on both sides"
 
 
 def rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
 
 def counted(plain: int, ours: int) -> str:
-    return f"{ours} against the 356 of the prototype; the twin dispatches {plain} where the published code had 2489"
+    return f"{ours} (prototype: 356); the plain side dispatches {plain} (published code: 2489)"
 
 
 def count_row(part: str, plain: int, ours: int, prototype: float | None = None, below: str = "") -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""How many images a second one core prepares, stage by stage, against the published pipeline in plain words.
+"""Images per second that one core prepares, by stage, against a plain implementation of the published pipeline.
 
     python benchmarks/data.py [--runs 7]
 
-JPEGs of COCO's sizes, made up, in a temporary folder (so they come from the page cache); the published augmentation;
-batches of four; one thread. Both sides do the same to the same images: every draw comes from our own plans. Times are
-medians over the runs, the two sides in turn, so that a busy machine slows both alike.
+Generated JPEGs of COCO's sizes in a temporary folder, read from the page cache; the published augmentation; batches of
+four; one thread. Both sides transform the same images with the same random draws. Times are medians with alternating
+sides, so that other load on the machine affects both equally.
 
-"In a worker" is what the cores do for a GPU. "Normalised, too" adds on our side what the model does on its own device,
-here on the same core: what it costs where there is no GPU. Copies to a GPU are not measured.
+"In a worker" is the work that cores do for a GPU. "Normalised, too" adds on our side the normalisation that the model
+does on its device, here on the same core: the cost without a GPU. Copies to a GPU are not measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fovea_detr.data.transforms import Plan, PublishedTraining, drawn_hw, draws
 from fovea_detr.model.pixels import normalised
 
 IMAGES, BATCH, PADDED_IMAGES = 24, 4, 8000
-RATES = (20, 50, 100, 200)  # images a second of a GPU
+RATES = (20, 50, 100, 200)  # images per second of a GPU
 Row = dict[str, Any]
 
 
@@ -54,7 +54,7 @@ def rows(runs: int) -> list[Row]:
 
 
 class Bench:
-    """The data set, and both pipelines over it."""
+    """The data set and both pipelines."""
 
     def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
@@ -67,8 +67,8 @@ class Bench:
 
     def plain_example(self, index: int, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         split = self.dataset.annotations
-        mine = slice(split.starts[index], split.starts[index + 1])
-        boxes, labels = torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine])
+        own = slice(split.starts[index], split.starts[index + 1])
+        boxes, labels = torch.from_numpy(split.boxes_xyxy[own]), torch.from_numpy(split.labels[own])
         image, target = plain.augment(plain.decode(self.paths[index]), boxes, labels, self.plan(index, epoch))
         return plain.to_normalised(image), target
 
@@ -96,22 +96,22 @@ def pipeline_rows(bench: Bench, runs: int) -> list[Row]:
     return [
         _row("data: one core in a worker", theirs, ours, "images/s", ours / theirs, note)
         | {"prototype": 180 / 42, "below": decoding(bench, runs, theirs, ours)},
-        _row("data: one core, normalised, too", theirs, whole, "images/s", whole / theirs, "as without a GPU"),
+        _row("data: one core, normalised, too", theirs, whole, "images/s", whole / theirs, "the case without a GPU"),
     ]
 
 
 def decoding(bench: Bench, runs: int, theirs: float, ours: float) -> str:
-    """What of an image's time is decoding, which both sides leave to PIL. theirs, ours: images/s of the pipelines."""
+    """The share of decoding, done by PIL on both sides. theirs, ours: images/s of the pipelines."""
     sides = (lambda: [plain.decode(path) for path in bench.paths]), (lambda: [decode(path) for path in bench.paths])
     parts = [1000 * seconds / IMAGES for seconds in medians(sides, runs)]
     whole = [1000 / theirs, 1000 / ours]
     rest = (whole[0] - parts[0]) / (whole[1] - parts[1])
     shares = " and ".join(f"{part:.2f} of {all_in:.2f} ms" for part, all_in in zip(parts, whole, strict=True))
-    return f"decoding, PIL's on both sides, takes {shares} an image; the rest is {rest:.1f} times faster"
+    return f"decoding, by PIL on both sides, takes {shares} per image; the rest is {rest:.1f} times faster"
 
 
 def stage_rows(bench: Bench, runs: int) -> list[Row]:
-    """Milliseconds of each stage for an image of 640 x 480."""
+    """Milliseconds per stage for an image of 640 x 480."""
     sizes = bench.dataset.annotations.sizes_hw.tolist()
     index = sizes.index([480, 640])
     path, sample, image = bench.paths[index], bench.dataset.sample(index), plain.decode(bench.paths[index])
@@ -132,7 +132,7 @@ def stage_rows(bench: Bench, runs: int) -> list[Row]:
 
 
 def batch_rows(bench: Bench, runs: int) -> list[Row]:
-    """Milliseconds of a batch of four: put together, made ready for the backbone, sent from a worker."""
+    """Milliseconds for a batch of four: assembly, preparation for the backbone, transfer from a worker."""
     indices = bench.batches[0]
     drawn = [bench.dataset[index].image for index in indices]
     images = [plain.Image.fromarray(image.permute(1, 2, 0).numpy()) for image in drawn]
@@ -162,25 +162,25 @@ def batch_rows(bench: Bench, runs: int) -> list[Row]:
 
 
 def sender(values: Any) -> Side:
-    """Puts tensors into a queue as a worker does, and takes them out again."""
+    """A function that puts tensors into a queue, as a worker does, and takes them out."""
     queue = multiprocessing.get_context("fork").SimpleQueue()
     many = values if isinstance(values, tuple) else (values,)
 
     def send() -> None:
-        queue.put([value.clone() for value in many])  # what was sent once lies in shared memory already
+        queue.put([value.clone() for value in many])  # a tensor sent before is already in shared memory
         queue.get()
 
     return send
 
 
 def padding_row() -> Row:
-    """The share of a training batch's pixels that is padding, in the plain order and in buckets of aspect ratios."""
+    """The share of padding in the pixels of training batches, in random order and bucketed by aspect ratio."""
     transform, total = PublishedTraining(), PADDED_IMAGES
     drawn = [drawn_hw(transform, (h, w), 0, 0, index) for index, (w, h) in enumerate(sizes_wh(total))]
     ratios = [width / height for height, width in drawn]
     before, after = (_padding_share(drawn, epoch_batches(total, BATCH, 1, 0, 0, 0, asked)) for asked in (None, ratios))
     pixels = (1 - after) / (1 - before)
-    note = f"{total} images of COCO's sizes; data.bucketing=true; ratio: padded pixels an image, before / after"
+    note = f"{total} images of COCO's sizes; data.bucketing=true; ratio: padded pixels per image, before / after"
     return _row("data: padding share, plain order against buckets", before, after, "of pixels", pixels, note)
 
 
@@ -194,7 +194,7 @@ def _padding_share(sizes_hw: list[tuple[int, int]], batches: list[list[int]]) ->
 
 
 def core_rows(rate: Row) -> list[Row]:
-    """The cores that keep a GPU busy, from the images a second of one."""
+    """The number of cores needed for a GPU, from the images per second of one core."""
     return [
         _row(
             f"data: cores for a GPU at {wanted} images/s",
@@ -202,7 +202,7 @@ def core_rows(rate: Row) -> list[Row]:
             wanted / rate["ours"],
             "cores",
             rate["ours"] / rate["plain"],
-            "of this machine; take data.workers at or above it",
+            "cores of this machine; set data.workers to at least this",
         )
         for wanted in RATES
     ]

@@ -2,11 +2,11 @@
 
     python -m benchmarks.evaluation [--runs 1] [--images 5000] [--growth]
 
-A made-up split of the size and the make of COCO's val2017: 7.3 boxes an image over 80 categories (the most frequent has
-a third of them), category ids with gaps, some crowds. 100 detections an image (DETR) or 300 (the fovea): every object
-is found with some noise, several times; the rest are low-scored boxes of the categories on the image and of others.
-From detections as float32 tensors to the twelve numbers, which are asserted to be equal; the ground truth is indexed
-beforehand on both sides, as both do it once a run. One thread.
+A generated split like COCO's val2017: 7.3 boxes per image over 80 categories (a third of the boxes are of the most
+frequent one), category ids with gaps, some crowds. 100 detections per image (DETR) or 300 (with the fovea): every
+object is detected several times with noise; the rest are low-scored boxes of categories on the image and of others.
+Measured from detections as float32 tensors to the metrics, which must be equal on both sides. The ground truth is
+indexed before, as both sides do it once per run. One thread.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ import numpy as np
 import torch
 
 from benchmarks.plain import evaluation as plain
-from fovea_detr.evaluation.coco import METRICS, Found, GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import Found, GroundTruth, coco_metrics
 from fovea_detr.types import Detections
 
 CATEGORY_IDS = np.array([i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)])
 WIDTH_HEIGHT = np.array([640.0, 480.0])
 BOXES_AN_IMAGE = 7.3
-PROTOTYPES = {100: 101 / 13, 300: 204 / 42}  # by detections an image: seconds of pycocotools, of the prototype
+PROTOTYPES = {100: 101 / 13, 300: 204 / 42}  # by detections per image: seconds of pycocotools / of the prototype
 GROWTH = (250, 500, 1000, 2000)
 
 
 @dataclass
 class Case:
-    """A split of N images, and `per_image` detections on each, as one tensor a column and as one record an image."""
+    """A split of N images with `per_image` detections each, as one table and as one record per image."""
 
     content: dict[str, Any]
     found: Found
     by_image: dict[int, Detections]
 
 
-def made_up(images: int, per_image: int, seed: int = 0) -> Case:
+def random_case(images: int, per_image: int, seed: int = 0) -> Case:
     rng = np.random.default_rng(seed)
     owners = np.repeat(np.arange(images), rng.poisson(BOXES_AN_IMAGE, images).clip(max=per_image))
     categories, boxes = random_categories(len(owners), rng), random_xywh(len(owners), rng)
@@ -73,14 +73,14 @@ def made_up(images: int, per_image: int, seed: int = 0) -> Case:
 
 
 def random_categories(count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count] places in CATEGORY_IDS; the first is a third of them, the others ever rarer."""
+    """[count] indices into CATEGORY_IDS; a third are the first, the others have decreasing frequency."""
     weights = 1 / np.arange(3, 83)
     weights[0] = weights[1:].sum() / 2
     return rng.choice(80, count, p=weights / weights.sum())
 
 
 def random_xywh(count: int, rng: np.random.Generator) -> np.ndarray:
-    """[count, 4] pixels: a third each, about, of small, medium and large ones, all inside the image."""
+    """[count, 4] pixels, inside the image; about a third each are small, medium and large."""
     size = np.exp(rng.normal(4.0, 1.0, (count, 2))).clip(4, WIDTH_HEIGHT)
     return np.concatenate([rng.random((count, 2)) * (WIDTH_HEIGHT - size), size], axis=1)
 
@@ -102,7 +102,7 @@ def detections(categories: np.ndarray, boxes: np.ndarray, count: int, rng: np.ra
 
 
 def in_rows(by_image: dict[int, Detections]) -> Found:
-    """As `fovea_detr.evaluation.detections.detect` leaves them."""
+    """In the format of `fovea_detr.evaluation.detections.detect`."""
     scores, labels, boxes = (
         torch.cat([getattr(one, name) for one in by_image.values()]) for name in ("scores", "labels", "boxes_xyxy")
     )
@@ -112,8 +112,8 @@ def in_rows(by_image: dict[int, Detections]) -> Found:
 
 
 def measured(images: int, per_image: int, runs: int) -> tuple[float, float, float]:
-    """-> the median seconds of the plain side and of ours, in turn, and the largest difference of a number."""
-    case = made_up(images, per_image)
+    """-> the median seconds of the plain side and of ours, and the largest difference of a metric."""
+    case = random_case(images, per_image)
     truth, index = plain.indexed(case.content), GroundTruth(case.content)
     times: list[tuple[float, float]] = []
     difference = 0.0
@@ -121,7 +121,7 @@ def measured(images: int, per_image: int, runs: int) -> tuple[float, float, floa
         slow, expected = timed(lambda: plain.coco_numbers(truth, case.by_image))
         fast, metrics = timed(lambda: coco_metrics(index, case.found))
         times.append((slow, fast))
-        difference = max(abs(metrics[name] - number) for name, number in zip(METRICS, expected, strict=True))
+        difference = max(abs(metrics[name] - number) for name, number in expected.items())
         assert difference <= 1e-12, f"{images} images: the numbers differ by {difference}"
         assert 0.1 < metrics["AP"] < 0.9, metrics
     slow, fast = zip(*times, strict=True)
@@ -135,7 +135,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def rows(runs: int, images: int = 5000) -> list[dict[str, Any]]:
-    """A row for each number of detections an image; `ratio` is plain / ours."""
+    """One row per number of detections per image; `ratio` is plain / ours."""
     return [
         row(f"COCO metrics, {images} images x {per_image}", images, per_image, runs) | {"prototype": prototype}
         for per_image, prototype in PROTOTYPES.items()
@@ -143,21 +143,21 @@ def rows(runs: int, images: int = 5000) -> list[dict[str, Any]]:
 
 
 def growth(runs: int = 3) -> list[dict[str, Any]]:
-    """A row for each number of images, 100 detections on each."""
+    """One row per number of images, with 100 detections each."""
     return [row("COCO metrics, 100 an image", images, 100, runs) | {"images": images} for images in GROWTH]
 
 
 def row(part: str, images: int, per_image: int, runs: int) -> dict[str, Any]:
     slow, fast, difference = measured(images, per_image, runs)
-    note = f"the twelve numbers equal to {difference:.0e}"
+    note = f"COCOeval's metrics equal to {difference:.0e}"
     return {"part": part, "plain": slow, "ours": fast, "unit": "s", "ratio": slow / fast, "note": note}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1, help="runs of each side; the median counts")
+    parser.add_argument("--runs", type=int, default=1, help="runs of each side; the median is reported")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--growth", action="store_true", help=f"{GROWTH} images instead")
+    parser.add_argument("--growth", action="store_true", help=f"measure {GROWTH} images instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     made = growth(arguments.runs) if arguments.growth else rows(arguments.runs, arguments.images)

@@ -1,8 +1,8 @@
-"""What only a GPU can show, added to `make bench` where there is one: the full R50 model, 800x1333, batch 4, bfloat16.
+"""Measurements that need a GPU, part of `make bench` if there is one: R50, 800x1333, batch 4, bfloat16.
 
-Images/s of a training step, kernels and syncs of a step, the share of it that the GPU works, the bandwidth that the
-attention reaches, recompiles after the warm-up of compile=true, inference time by DETR's protocol. The plain twin runs
-its model under the same autocast. Each function takes its device and its sizes, so that tests can call it on a CPU.
+Images/s of a training step, kernels and syncs per step, the share of a step in which the GPU is busy, the attention's
+memory bandwidth, recompiles after the warm-up of compile=true, and inference time by DETR's protocol. The plain model
+runs under the same autocast. Each function takes a device and sizes, so that tests can call it on a CPU.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def rows(runs: int, device: str = "cuda") -> Rows:
 
 
 def throughput_rows(sides: Sides, runs: int, steps: int = 5) -> Rows:
-    """In turn, `steps` at a time, so that the host runs ahead of the GPU as it does in training."""
+    """Alternate the sides every `steps` steps, so that the host runs ahead of the GPU as in training."""
 
     def several(step: Callable[[], object]) -> Callable[[], object]:
         return lambda: [step() for _ in range(steps)]
@@ -70,7 +70,7 @@ def throughput_rows(sides: Sides, runs: int, steps: int = 5) -> Rows:
 
 
 def profile_rows(sides: Sides) -> Rows:
-    """Kernels of one step, and the share of its time that at least one of them runs."""
+    """Kernels per step, and the share of its time in which at least one kernel runs."""
     (plain, plain_busy), (ours, busy) = profiled(sides.plain, sides.device), profiled(sides.ours, sides.device)
     kernels = {"part": KERNELS, "plain": plain, "ours": ours, "ratio": plain / ours if ours else None}
     share = {"part": BUSY, "plain": 100 * plain_busy, "ours": 100 * busy, "unit": "%"}
@@ -78,9 +78,9 @@ def profile_rows(sides: Sides) -> Rows:
 
 
 def profiled(step: Callable[[], object], device: torch.device) -> tuple[int, float]:
-    """-> kernels launched by one step (copies and fills included), and the busy share of its time without a profiler.
+    """-> kernels launched by one step, copies and fills included, and the busy share of the step's time.
 
-    The kernels' own times are the profiler's; the step is timed without it, because it slows the host down.
+    Kernel times come from the profiler. The step is timed without the profiler, which slows the host down.
     """
     taken = median(seconds(step, device) for _ in range(3))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -126,8 +126,10 @@ def syncs(step: Callable[[], object]) -> int:
 
 
 def attention_rows(runs: int, device: str, kind: str = "type3", **sizes: Any) -> Rows:
-    """Bytes that any exact core must move (queries, keys, values, output, x and y of the prior; with the backward pass
-    each again and its gradient), over the time it takes, as a share of what a plain copy reaches on this card."""
+    """The bytes per second that any exact core must move, as a share of the bandwidth of a copy on this GPU.
+
+    Queries, keys, values, output, x and y of the prior; in the backward pass each again, and its gradient.
+    """
     case = core.build(kind, device=device, **sizes)
     slow, fast = core.times(kind, "core", runs, device=device, **sizes)
     limit = copy_bytes_per_second(case.content.device)
@@ -148,7 +150,7 @@ def needed_bytes(case: core.Case) -> int:
 
 
 def compile_rows(overrides: list[str], batch: int, device: str, shapes: tuple[tuple[int, int], ...] = ()) -> Rows:
-    """Steps on several sizes after the warm-up of `compile=true`: no graph may be compiled any more."""
+    """Steps on several sizes after the warm-up of `compile=true`; no further graph may be compiled."""
     config = load_config([*overrides, "compile=true"])
     sides = Sides([*overrides, "compile=true"], SIZE_HW if not shapes else shapes[0], batch, device, side="ours")
     shapes = shapes or ((800, 1333), (640, 800), (1333, 800), (480, 1100), (736, 736))
@@ -174,7 +176,7 @@ def inference_rows(overrides: list[str], size_hw: tuple[int, int], count: int, d
     batches = [(collate_images([image], [size_hw], [i]), None) for i, image in enumerate(images)]
     fast = inference_seconds(model, batches, torch.device(device), "fp32")
     slow = plain_inference_seconds(plain, images, torch.device(device))
-    note = f"mean of {count} made-up images of {size_hw[0]}x{size_hw[1]}, one at a time"
+    note = f"mean of {count} random images of {size_hw[0]}x{size_hw[1]}, one at a time"
     row = {"part": INFERENCE, "plain": 1e3 * slow, "ours": 1e3 * fast, "unit": "ms", "ratio": slow / fast}
     return [{**row, "note": note}]
 

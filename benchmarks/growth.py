@@ -1,8 +1,8 @@
-"""How cost grows: cells, queries and images of a batch (prior + attention core), ranks (a training step), and images
-of an evaluation; ours and plain, as points and as one figure.
+"""Growth of cost, ours and plain, as points and as one figure: with cells, queries and images of a batch (prior +
+attention core), ranks (a training step), and images of an evaluation.
 
-Ranks are processes that talk through gloo on this machine, each with a batch of its own: with fewer cores than ranks
-the curve shows what waiting for a core costs, no more, and the title says so.
+Ranks are processes on this machine that communicate with gloo, each with its own batch. With fewer cores than ranks the
+curve shows only the cost of waiting for a core; the title gives the number of cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Point = dict[str, Any]  # over, x, plain, ours, unit
 
 
 def curves(runs: int, device: str = "cpu") -> Iterator[Point]:
-    """over: what grows; x: how much of it; plain and ours: the cost, in `unit`."""
+    """over: the quantity that grows; x: its value; plain and ours: the cost in `unit`."""
     for rows, columns in CELLS:
         yield _core("cells", rows * columns, runs, device, rows=rows, columns=columns)
     for n in (50, 100, QUERIES, 600):
@@ -58,7 +58,7 @@ def _ranks(world: int, runs: int) -> Point:
 
 
 def rank_times(runs: int) -> tuple[float, float]:
-    """One rank's median seconds of a step of the tiny model, a batch of 4 images each; RANK and so on are set."""
+    """One rank's median seconds per step of the tiny model, batch 4; needs RANK, WORLD_SIZE and so on."""
     dist.init_process_group("gloo")
     try:
         sides = Sides(TINY, (128, 128), 4, wrap=DistributedDataParallel)
@@ -75,16 +75,16 @@ def _evaluation() -> list[Point]:
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """One figure with an axis for everything that grows. Needs matplotlib."""
+    """One figure with one axis per growing quantity. Needs matplotlib."""
     from matplotlib import pyplot
 
     overs = list(dict.fromkeys(point["over"] for point in points))
     figure, axes = pyplot.subplots(1, len(overs), figsize=(3.4 * len(overs), 3.2), layout="constrained", squeeze=False)
     for axis, over in zip(axes[0], overs, strict=True):
-        mine = [point for point in points if point["over"] == over]
+        own = [point for point in points if point["over"] == over]
         for side, colour in (("plain", "tab:gray"), ("ours", "tab:blue")):
-            axis.plot([p["x"] for p in mine], [p[side] for p in mine], "o-", color=colour, label=side)
-        axis.set(xlabel=over, ylabel=mine[0]["unit"], title=TITLES.get(over, over), ylim=(0, None))
+            axis.plot([p["x"] for p in own], [p[side] for p in own], "o-", color=colour, label=side)
+        axis.set(xlabel=over, ylabel=own[0]["unit"], title=TITLES.get(over, over), ylim=(0, None))
         axis.grid(alpha=0.3)
     axes[0, 0].legend()
     figure.savefig(path, dpi=120)

@@ -1,17 +1,17 @@
-"""How things are measured here: sides in turn, medians, fresh processes, peaks, operations and reads by the host.
+"""Measurement tools: alternating sides, medians, new processes, peak memory, counts of operations and host reads.
 
-    python -m benchmarks.measure MODULE:FUNCTION '{"argument": 1}'      what `fresh` starts; prints the answer as JSON
+    python -m benchmarks.measure MODULE:FUNCTION '{"argument": 1}'      started by `fresh`; prints the result as JSON
 
-Time: both sides in turn in one process, so that a busy machine slows both alike; the median counts, a first pass does
-not. On a CPU it depends on whether large blocks go back to the kernel, whose zeroed pages cost as much as arithmetic:
-AS_IT_COMES is glibc's own choice, what a user gets, and what the table's ratios come from; KEPT has it keep all memory,
-like an allocator that caches, and leaves the arithmetic alone. On some CPUs it also depends on denormals, of which the
-weights behind a Gaussian are full: a run flushes them, the published code does not. Where a note gives a second ratio,
-neither of the two differs between the sides.
+Time: both sides alternate in one process, so that other load on the machine affects both equally; the first pass is
+discarded and the median reported. On a CPU, time depends on whether glibc returns large blocks to the kernel, because
+zeroing new pages costs as much as the arithmetic. DEFAULT_MALLOC is glibc's default, which users get and the table's
+ratios use; KEPT makes glibc keep all memory, like a caching allocator, which leaves only the arithmetic. On some CPUs
+time also depends on denormals, which a Gaussian prior produces: our runs flush them, the published code does not. A
+second ratio in a note has KEPT and flushed denormals on both sides.
 
 Memory: on a CPU the kernel's high-water mark of resident memory (VmHWM, which unlike ru_maxrss starts anew with the
-program) minus what was resident before, in a process of its own whose glibc gives every large block back at once, so
-that the mark counts what lived at the same time. On a GPU torch's own peak.
+program) minus the resident memory before, in a separate process whose glibc returns every large block immediately, so
+that the mark counts only what is allocated at the same time. On a GPU, torch's peak.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from fovea_detr.machine.device import denormals_flushed, seconds
 from fovea_detr.machine.memory import status_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
-AS_IT_COMES: dict[str, str] = {}
+DEFAULT_MALLOC: dict[str, str] = {}
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
 MIB = 2**20
@@ -45,7 +45,7 @@ Side = Callable[[], object]
 
 
 def medians(sides: Sequence[Side], runs: int, device: torch.device | str = "cpu") -> list[float]:
-    """The median seconds of each side, all of them in turn."""
+    """The median seconds of each side; the sides alternate."""
     rounds = [[seconds(side, torch.device(device)) for side in sides] for _ in range(runs + 1)]
     return [median(taken) for taken in zip(*rounds[1:], strict=True)]
 
@@ -53,8 +53,8 @@ def medians(sides: Sequence[Side], runs: int, device: torch.device | str = "cpu"
 def in_turn(
     plain: Side, ours: Side, runs: int, device: torch.device | str = "cpu", *, equal_arithmetic: bool = False
 ) -> tuple[float, float]:
-    """-> the median seconds of both sides. Ours is timed as in a run, which flushes denormals on a CPU, and the plain
-    side as published; with equal_arithmetic it has them flushed, too."""
+    """-> the median seconds of both sides. Ours flushes denormals on a CPU, as a run does; the plain side does not, as
+    published, unless equal_arithmetic is set."""
 
     def as_in_a_run(side: Side) -> Side:
         def work() -> None:
@@ -68,14 +68,14 @@ def in_turn(
 
 
 def resident_bytes(key: str) -> int:
-    """key: VmRSS (now) or VmHWM (the most so far) of this process."""
+    """key: VmRSS (now) or VmHWM (peak) of this process."""
     found = status_bytes(key)
     assert found is not None, "memory is measured on Linux only"
     return found
 
 
 def peak_bytes(work: Side, device: torch.device | str = "cpu") -> int:
-    """What `work` needs beyond what is there before it. On a CPU to be called once in a process."""
+    """Peak bytes of `work` above the memory in use before. On a CPU, call it only once per process."""
     device = torch.device(device)
     gc.collect()
     if device.type == "cuda":
@@ -88,13 +88,13 @@ def peak_bytes(work: Side, device: torch.device | str = "cpu") -> int:
     return resident_bytes("VmHWM") - before
 
 
-def fresh(function: str, malloc: dict[str, str] = AS_IT_COMES, **arguments: Any) -> Any:
-    """What `MODULE:FUNCTION` returns for these arguments in a process of its own, on one thread."""
+def fresh(function: str, malloc: dict[str, str] = DEFAULT_MALLOC, **arguments: Any) -> Any:
+    """The result of `MODULE:FUNCTION` with these arguments in a new process with one thread."""
     return fresh_together(function, [malloc], **arguments)[0]
 
 
 def fresh_together(function: str, environments: Sequence[dict[str, str]], **arguments: Any) -> list[Any]:
-    """The same in several processes at once, one an environment."""
+    """The same in several processes at once, one per environment."""
     command = [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)]
     base = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
@@ -103,12 +103,12 @@ def fresh_together(function: str, environments: Sequence[dict[str, str]], **argu
     ]
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        raise RuntimeError(f"{function} failed for {arguments}: its own message is above")
+        raise RuntimeError(f"{function} failed for {arguments}: see its message above")
     return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is dispatched while it is entered: `all`, and `kernels`, those that are no views of their input."""
+    """Context that counts dispatched operations: `all`, and `kernels`, those that are not views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +121,8 @@ class Operations(TorchDispatchMode):
 
 
 class HostReads(TorchFunctionMode):
-    """Counts where Python reads a tensor's values, which on an accelerator waits for it: `.item()`, `.tolist()`,
-    `.cpu()`, a truth value, `torch.equal`. What `.cpu()` returned is on the host and counts no more."""
+    """Context that counts reads of a tensor's values by Python, which wait for the device: `.item()`, `.tolist()`,
+    `.cpu()`, a truth value, `torch.equal`. Reads of a result of `.cpu()` are not counted."""
 
     READS = frozenset(("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "__index__", "equal", "nonzero"))
 
@@ -154,7 +154,7 @@ def host_reads(work: Side) -> int:
 
 
 def copy_bytes_per_second(device: torch.device, mib: int | None = None) -> float:
-    """Of a large block within the device's memory, read and written."""
+    """Bandwidth of copying a large block within the device's memory; bytes read and written count."""
     source = torch.empty((mib or (1024 if device.type == "cuda" else 64)) * MIB, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     taken = median(seconds(lambda: target.copy_(source), device) for _ in range(11))
@@ -162,7 +162,7 @@ def copy_bytes_per_second(device: torch.device, mib: int | None = None) -> float
 
 
 def random_targets(batch: int, objects: int, classes: int = 91) -> list[dict[str, Tensor]]:
-    """Made-up objects of every image: `labels` [T], `boxes` [T, 4] as (cx, cy, w, h) fractions."""
+    """Random objects for each image: `labels` [T], `boxes` [T, 4] as (cx, cy, w, h) fractions."""
     draw = torch.Generator().manual_seed(3)
     found = []
     for _ in range(batch):

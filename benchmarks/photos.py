@@ -1,4 +1,4 @@
-"""A made-up COCO data set for benchmarks: JPEGs of COCO's usual sizes with smooth light, hard edges and grain."""
+"""A generated COCO data set for benchmarks: JPEGs of COCO's usual sizes with gradients, edges and noise."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-# (width, height) and how many in a hundred have it, about as in COCO's training images.
+# (width, height) and its frequency in per cent, about as in COCO's training images.
 SIZES_WH = {(640, 480): 28, (640, 427): 20, (480, 640): 13, (500, 375): 10, (427, 640): 8, (640, 426): 6}
 SIZES_WH |= {(375, 500): 4, (640, 640): 3, (500, 333): 3, (612, 612): 2, (640, 360): 2, (333, 500): 1}
-OBJECTS = 7  # an image, COCO's mean
+OBJECTS = 7  # per image, COCO's mean
 
 
 def sizes_wh(count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Drawn with COCO's frequencies."""
+    """`count` sizes drawn with COCO's frequencies."""
     sizes, weights = list(SIZES_WH), np.array(list(SIZES_WH.values()))
     drawn = np.random.default_rng(seed).choice(len(sizes), count, p=weights / weights.sum())
     return [sizes[index] for index in drawn]
@@ -37,7 +37,7 @@ def photo(size_wh: tuple[int, int], rng: np.random.Generator) -> Image.Image:
 
 
 def write_photos(root: Path, count: int, quality: int = 90) -> Path:
-    """A training split in COCO's layout below `root`, and `root`."""
+    """Write a training split in COCO's layout below `root` -> `root`."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     (root / "train2017").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The table of `make bench`: a row a measurement, judged against the prototype before it, printed and stored."""
+"""The table of `make bench`: one row per measurement, compared with the earlier prototype, printed and stored."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "faster-coco-eval")
-NO_REASON = "below the prototype, and no reason is given"
+NO_REASON = "below the prototype, without a reason"
 
 
 @dataclass
 class Row:
-    """plain, ours: in `unit`; ratio: how many times better ours is; prototype: what the prototype reached, to be met or
-    explained in `below`. memory: peak MiB, plain and ours. target: the ratio that must be reached; limit: the most that
-    ours may be. skipped, failed: why it was not measured."""
+    """plain, ours: in `unit`; ratio: how many times better ours is; prototype: the prototype's ratio, to be reached or
+    explained in `below`. memory: peak MiB, plain and ours. target: the required ratio; limit: the maximum of ours.
+    skipped, failed: why it was not measured."""
 
     part: str
     plain: float | None = None
@@ -45,19 +45,19 @@ class Row:
         return self.memory[1] / self.memory[0] if self.memory else None
 
     def is_below(self) -> bool:
-        """Whether ratio or memory are behind the prototype's, as far as the table's digits show."""
+        """Whether ratio or memory is worse than the prototype's in the printed digits."""
         slower = self.ratio is not None and self.prototype is not None and round(self.ratio, 2) < self.prototype
         larger = self.memory_ratio is not None and self.memory_prototype is not None
         return slower or (larger and round(self.memory_ratio or 0.0, 2) > (self.memory_prototype or 0.0))
 
     def wrong(self) -> str:
-        """What failed, or must be reached and is not; else nothing."""
+        """The failure, or the target or limit that is missed; else an empty text."""
         if self.failed:
             return f"{self.part}: {self.failed}"
         if self.target is not None and self.ratio is not None and self.ratio < self.target:
-            return f"{self.part}: {self.ratio:.2f} times better, {self.target:g} is wanted"
+            return f"{self.part}: {self.ratio:.2f} times better, the target is {self.target:g}"
         if self.limit is not None and self.ours is not None and self.ours > self.limit:
-            return f"{self.part}: {self.ours:g}, at most {self.limit:g} is wanted"
+            return f"{self.part}: {self.ours:g}, the limit is {self.limit:g}"
         return ""
 
     def notes(self) -> str:
@@ -100,7 +100,7 @@ def cells(row: Row) -> list[str]:
 def markdown(rows: list[Row]) -> str:
     lines = [cells(row) for row in rows]
     widths = [max(len(line[i]) for line in [list(HEAD), *lines]) for i in range(len(HEAD))]
-    widths[-1] = 4  # notes are as long as they are
+    widths[-1] = 4  # do not pad notes
 
     def line(texts: list[str], fill: str = " ") -> str:
         return "| " + " | ".join(text.ljust(width, fill) for text, width in zip(texts, widths, strict=True)) + " |"
@@ -109,7 +109,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers came from, without the machine's name."""
+    """Hardware, versions, date and command, without the machine's name."""
     return {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -138,13 +138,13 @@ def installed(name: str) -> str | None:
 
 
 def store(path: Path, rows: list[Row], growth: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """path without a suffix: .md for people, .json for programs; the figure of `growth` lies beside them as .png."""
+    """Write path.md and path.json; path has no suffix. The figure of `growth` is path.png."""
     path.parent.mkdir(parents=True, exist_ok=True)
     where = f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} thread(s)"
     where += f", {facts['gpu']}" if facts["gpu"] else ", no GPU"
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items() if number)
     text = f"# {path.name}\n\n{where}; Python {facts['python']}, {versions}; {facts['date']}.\n\n"
-    text += f"`{facts['command']}`; plain is the published formulation, written out in benchmarks/plain/.\n\n"
+    text += f"`{facts['command']}`; plain is the published formulation, implemented in benchmarks/plain/.\n\n"
     text += markdown(rows) + "\n"
     if growth:
         text += f"\n![How cost grows with cells, queries, images and ranks]({path.name}.png)\n"

@@ -1,7 +1,7 @@
-"""One training step on both sides, the optimizer's part of it, and what the host reads of it.
+"""One training step on both sides, its optimizer step, and its host reads.
 
-`Sides` wires ours through `fovea_detr.training.loop.train_step` itself, and the plain twin with the same weights,
-images and objects through benchmarks/plain/step.py; batches are assembled beforehand (their cost: benchmarks/data.py).
+`Sides` runs ours with `fovea_detr.training.loop.train_step`, and the plain model with the same weights, images and
+objects with benchmarks/plain/step.py. Batches are assembled before; benchmarks/data.py measures their cost.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ TINY = ["experiment=tiny", "data.num_classes=7"]
 
 
 class Sides:
-    """overrides: of the configuration. size_hw: of every image but the last, which is a quarter narrower. side: which
-    model to build ("both", "ours" or "plain"), where memory is measured. wrap: DDP's, for several ranks."""
+    """overrides: of the configuration. size_hw: of every image except the last, which is a quarter narrower. side: the
+    model to build, "both", "ours" or "plain" (to measure memory). wrap: DDP's constructor, for several ranks."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Sides:
         train_step(self.run, self.parts, self.criterion, self.batch, self.targets, step=0)
 
     def loss_of_ours(self) -> float:
-        """The total loss of the last step, which a run reads in the next one."""
+        """The total loss of the last step; a run reads it during the next step."""
         self.run.ledger.settle()
         return self.run.ledger.latest["loss"]
 
@@ -107,7 +107,7 @@ class Sides:
 
 
 def pinned(batch: Batch, device: torch.device) -> Batch:
-    """As the loader hands it over to a GPU."""
+    """In pinned memory for a GPU, as from the loader."""
     if device.type == "cuda":
         batch.images = batch.images.pin_memory()
     return batch
@@ -117,7 +117,7 @@ def pinned(batch: Batch, device: torch.device) -> Batch:
 
 
 def optimizer_rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
-    """One AdamW step on the weights of the R50 model, gradients at hand, without clipping."""
+    """One AdamW step of the R50 model with given gradients, without clipping."""
     sides = Sides(R50, (64, 64), 1, device)
     for model in (sides.model, sides.plain_model):
         for parameter in model.parameters():
@@ -129,19 +129,19 @@ def optimizer_rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
 
 
 def kernel_share(sides: Sides) -> str:
-    """How much of our optimizer's step is torch's own fused kernel."""
+    """The share of torch's fused kernel in our optimizer step."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         sides.optimizer.step()
     took = {event.key: event.cpu_time_total for event in seen.key_averages()}
     kernel, whole = took["aten::_fused_adamw_"], took["Optimizer.step#AdamW.step"]
-    return f"{kernel / whole:.0%} of the step is torch's fused kernel, one for each of the two learning rates"
+    return f"{kernel / whole:.0%} of the step is torch's fused kernel, one call per learning rate"
 
 
 # ---- the whole step --------------------------------------------------------------------------------------------------
 
 
 def times(runs: int, overrides: list[str], size_hw: list[int], batch: int, device: str = "cpu") -> list[float]:
-    """-> median seconds of a step, plain and ours, and of the plain backbone alone, forward and backward."""
+    """-> median seconds of a step, plain and ours, and of the plain backbone's forward and backward pass."""
     sides = Sides(overrides, (size_hw[0], size_hw[1]), batch, device)
     images, body = sides.plain_batch[0].to(device), sides.plain_model.backbone["body"]
 
@@ -154,12 +154,12 @@ def times(runs: int, overrides: list[str], size_hw: list[int], batch: int, devic
 
 
 def peak(side: str, overrides: list[str], size_hw: list[int], batch: int, device: str = "cpu") -> int:
-    """Bytes of model, gradients, optimizer and one step; what every first step needs was warmed up on a tiny model."""
+    """Bytes of model, gradients, optimizer and one step, after a warm-up with a tiny model."""
     getattr(Sides(TINY, (64, 64), 1, device, side), side)()
 
     def work() -> None:
         sides = Sides(overrides, (size_hw[0], size_hw[1]), batch, device, side)
-        for _ in range(2):  # the first makes the optimizer's state
+        for _ in range(2):  # the first step creates the optimizer's state
             getattr(sides, side)()
 
     return peak_bytes(work, device)
@@ -171,16 +171,16 @@ def whole_rows(runs: int, device: str = "cpu") -> list[dict[str, Any]]:
     peaks = [fresh("benchmarks.step:peak", GIVEN_BACK, side=side, **common) / MIB for side in ("plain", "ours")]
     row = {"part": "whole training step, R50, 480x640, batch 2, float32", "plain": plain, "ours": ours, "unit": "s"}
     row |= {"ratio": plain / ours, "prototype": 1.15, "memory": peaks, "memory_prototype": 0.86}
-    row |= {"note": f"the plain backbone alone: {backbone:.2f} s", "below": "the backbone is most of either side"}
+    row |= {"note": f"the plain backbone takes {backbone:.2f} s", "below": "the backbone is most of either side"}
     return [row, *read_rows(device)]
 
 
 def read_rows(device: str = "cpu") -> list[dict[str, Any]]:
-    """How often the host reads the device in a whole step, logging included; the same whatever the model's size."""
+    """Host reads of the device in a whole step, logging included; independent of the model's size."""
     sides = Sides([*TINY, "model.encoder_layers=6", "model.decoder_layers=6"], (96, 128), 2, device)
     for side in (sides.plain, sides.ours):
         side()
-    # Without the optimizers: torch's loop reads its step counts, which lie on the host in any case.
+    # Without the optimizers: torch's loop reads step counts, which are on the host anyway.
     with patch.object(sides.plain_optimizer, "step"), patch.object(sides.optimizer, "step"):
         slow, fast = host_reads(sides.plain), host_reads(sides.ours)
     row = count_row("reads by the host in a whole step, 6 layers, without the optimizer", slow, fast)

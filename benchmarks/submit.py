@@ -1,8 +1,8 @@
 """Seconds from a sweep's command to sbatch, for grids of several sizes: `python benchmarks/submit.py`.
 
-sbatch, squeue and sacct are stand-ins on PATH that answer at once, so what is measured is ours and Hydra's: composing
-and checking every point, the snapshot, the frozen configurations, the states, the manifest. A real sbatch adds its own
-time once, however many points there are. The second figure is the same command again, with every point queued.
+sbatch, squeue and sacct are stubs on PATH that answer immediately. The measured time is that of our code and of Hydra:
+composing and checking every point, the snapshot, the frozen configurations, the states, the manifest. A real sbatch
+adds a constant time, for any number of points. The last column is the same command again, with every point queued.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SQUEUE = '#!/bin/sh\ni=0\nwhile [ $i -lt $POINTS ]; do echo "1_$i|name|PENDING|P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points", nargs="*", type=int, default=[4, 64, 512])
-    print("points  command to sbatch  a point  the same again")
+    print("points  command to sbatch  per point  run again")
     for points in parser.parse_args().points:
         first, again = measure(points)
-        print(f"{points:6}  {first:15.1f} s  {1000 * first / points:4.0f} ms  {again:12.1f} s", flush=True)
+        print(f"{points:6}  {first:15.1f} s  {1000 * first / points:6.0f} ms  {again:7.1f} s", flush=True)
 
 
 def measure(points: int) -> tuple[float, float]:
-    """-> seconds to sbatch, and seconds of the same command again, to its end."""
+    """-> seconds until sbatch is called, and total seconds of the same command run again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stand_in(folder / "bin/sbatch", SBATCH)
-        stand_in(folder / "bin/squeue", SQUEUE)
-        stand_in(folder / "bin/sacct", "#!/bin/sh\n")
+        write_script(folder / "bin/sbatch", SBATCH)
+        write_script(folder / "bin/squeue", SQUEUE)
+        write_script(folder / "bin/sacct", "#!/bin/sh\n")
         environment = {**os.environ, "STAMP": str(folder / "stamp"), "POINTS": str(points)}
         environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
         axes = ["dynamic_scale=type1,type2,type3,type4", f"seed=range({points // 4})"]
@@ -49,7 +49,7 @@ def measure(points: int) -> tuple[float, float]:
         return first, time.time() - begin
 
 
-def stand_in(path: Path, script: str) -> None:
+def write_script(path: Path, script: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(script)
     path.chmod(0o755)

@@ -1,9 +1,9 @@
-"""`experiment=tiny` from its first step to its last AP: ours as a user starts it, against the run on the plain twins.
+"""`experiment=tiny` from the first step to the last AP: our command against a run of the plain implementation.
 
-Each in a process of its own on one thread, one after the other, seed by seed. The data is generated beforehand, and the
-time is what the runs themselves count, less the start of Python. The published loader reads the images again in every
-epoch, ours keeps them in memory: the note has the ratio without that reading, too. The runs take minutes one after the
-other, so a machine that gets busier in between favours one side: the processor seconds of the whole processes tell.
+Each run is a separate process with one thread; the sides alternate by seed. The data is generated before, and the runs
+report their own time, without the start of Python. The published loader reads the images in every epoch, ours keeps
+them in memory; the note gives the ratio without reading, too. The runs follow each other for minutes, so changing load
+on the machine can favour one side; the processor seconds of the whole processes are not affected.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def ours(seed: int, cache: Path, overrides: list[str]) -> dict[str, float]:
 def plain(seed: int, root: Path, overrides: list[str]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.plain.run", str(root), str(seed), *overrides]
     begin = _processor_seconds()
-    printed = subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.PIPE, text=True)
-    said = json.loads(printed.stdout.splitlines()[-1])
-    seconds, reading = said["training_seconds"], said["reading_seconds"]
-    everything = seconds + said["evaluation_seconds"]
+    done = subprocess.run(command, cwd=ROOT, env=_environment(), check=True, stdout=subprocess.PIPE, text=True)
+    printed = json.loads(done.stdout.splitlines()[-1])
+    seconds, reading = printed["training_seconds"], printed["reading_seconds"]
+    everything = seconds + printed["evaluation_seconds"]
     processor = _processor_seconds() - begin
     measured = {"training": seconds, "all": everything, "step": seconds - reading, "processor": processor}
-    return {**measured, "AP": said["AP"][-1]}
+    return {**measured, "AP": printed["AP"][-1]}
 
 
 def rows(
@@ -68,12 +68,12 @@ def rows(
         " ".join(f"{ap:.3f}" for ap in scores[side]) for side in ("ours", "plain")
     )
     training = {**_row("training", sides, note), "prototype": 1.3, "target": 1.3, "below": shared_seconds()}
-    processor = _row("processor", sides, "start of Python and evaluation included")
-    return [training, _row("all", sides, "evaluation included"), processor]
+    processor = _row("processor", sides, "includes the start of Python and the evaluation")
+    return [training, _row("all", sides, "includes the evaluation"), processor]
 
 
 def shared_seconds() -> str:
-    """What of a step both sides compute alike, measured on the plain one: the backbone in either direction."""
+    """The share of a plain step that is the backbone, forward and backward, which both sides compute equally."""
     step, _, backbone = fresh("benchmarks.step:times", runs=20, overrides=TINY, size_hw=[128, 128], batch=8)
     return f"of a plain step's {1e3 * step:.0f} ms the backbone, the same on both sides, takes {1e3 * backbone:.0f}"
 
@@ -85,7 +85,7 @@ def _row(key: str, sides: dict[str, list[dict[str, float]]], note: str) -> dict[
 
 
 def _processor_seconds() -> float:
-    """Of all processes that this one has started and that have ended."""
+    """Of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

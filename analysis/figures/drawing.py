@@ -1,4 +1,4 @@
-"""What the figures share: lines and dots with their spread over seeds, their names, and what the marks mean."""
+"""Shared parts of the figures: lines and dots with their spread over seeds, labels and legends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import label_ends, looks
+from analysis.figures.style import COLOURS, label_ends, line_styles
 from analysis.reading.variants import natural
 
-EARLY = "before its learning-rate drop: not comparable"
+EARLY = "before the learning-rate drop: not comparable"
 SPREAD = "± 1 standard deviation over {} seeds"
 GREY = "#777777"
-MOST_LABELS, LONGEST_LABEL = 8, 24  # lines and letters that fit beside the lines' ends; else there is a legend
+MOST_LABELS, LONGEST_LABEL = 8, 24  # names beside the line ends, and characters in one; otherwise a legend
 LEGEND_ROW_INCHES = 0.15
 
 
@@ -27,17 +27,16 @@ def variants_of(table: pd.DataFrame) -> list[str]:
 
 
 def over_seeds(runs: Sequence[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
-    """Runs of one variant -> by epoch that all of them have reached: x (its mean), mean and std of y (NaN: one run)."""
-    everything = pd.concat(runs).groupby("epoch")
-    together = everything.agg(x=(x, "mean"), mean=(y, "mean"), std=(y, "std"), n=(y, "count"))
-    return together.loc[together["n"] == len(runs)]
+    """Runs of one variant -> per epoch that all have reached: mean of x, mean and std of y (NaN for one run)."""
+    by_epoch = pd.concat(runs).groupby("epoch").agg(x=(x, "mean"), mean=(y, "mean"), std=(y, "std"), n=(y, "count"))
+    return by_epoch.loc[by_epoch["n"] == len(runs)]
 
 
 def draw_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
-    """The mean over the seeds for as long as all of them go on; each seed by itself, faint, to its end."""
-    for variant, look in looks(variants_of(epochs)).items():
+    """The mean over seeds up to the last epoch that all have reached, and each seed as a faint line."""
+    for variant, own in line_styles(variants_of(epochs)).items():
         runs = runs_of(epochs, variant)
-        style: dict[str, Any] = {"color": look["color"], "linestyle": look["linestyle"]}
+        style: dict[str, Any] = {"color": own["color"], "linestyle": own["linestyle"]}
         for run in runs if len(runs) > 1 else ():
             axes.plot(run[x], run[y], linewidth=0.6, alpha=0.5, **style)
         line = over_seeds(runs, x, y)
@@ -52,55 +51,54 @@ def draw_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
 
 
 def draw_dots(axes: Axes, runs: pd.DataFrame, metric: str) -> None:
-    """A row a variant: the mean, its number, ± 1 standard deviation, and a tick for every seed."""
-    colour: Any = looks(["all"])["all"]["color"]
+    """Per variant: a dot at the mean with its number, ± 1 standard deviation, and a tick for each seed."""
     for row, variant in enumerate(variants_of(runs)):
-        mine = runs.loc[runs["variant"] == variant]
-        values, mean = mine[metric], mine[metric].mean()
+        own = runs.loc[runs["variant"] == variant]
+        values, mean = own[metric], own[metric].mean()
         if len(values) > 1:
             axes.plot(values, [row] * len(values), "|", color=GREY, markersize=8, markeredgewidth=0.8)
-            axes.errorbar(mean, row, xerr=values.std(), color=colour, elinewidth=1.4)
-        face = "white" if mine["is_early"].any() else colour
-        axes.plot(mean, row, "o", color=colour, markerfacecolor=face, markersize=5)
+            axes.errorbar(mean, row, xerr=values.std(), color=COLOURS[0], elinewidth=1.4)
+        face = "white" if own["is_early"].any() else COLOURS[0]
+        axes.plot(mean, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=5)
         spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
         where: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
         axes.annotate(f"{mean:.3f}{spread}", (mean, row), (0, 5), **where)
 
 
-def fits_beside(epochs: pd.DataFrame) -> bool:
-    """Whether the variants' names have room beside the ends of their lines."""
-    names = [named(variant, epochs) for variant in variants_of(epochs)]
+def names_fit_beside(epochs: pd.DataFrame) -> bool:
+    """Whether the names fit beside the line ends."""
+    names = [name_with_seeds(variant, epochs) for variant in variants_of(epochs)]
     return len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
 
 
 def name_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
-    """Each variant's name beside the end of its line."""
+    """Write each variant's name beside the end of its line."""
     ends = {}
-    for variant, look in looks(variants_of(epochs)).items():
+    for variant, own in line_styles(variants_of(epochs)).items():
         line = over_seeds(runs_of(epochs, variant), x, y)
         if len(line):
-            ends[named(variant, epochs)] = (line["mean"].iloc[-1], str(look["color"]))
+            ends[name_with_seeds(variant, epochs)] = (line["mean"].iloc[-1], str(own["color"]))
     label_ends(axes, ends)
 
 
-def of_variants(table: pd.DataFrame, order: Sequence[str] = (), marks: bool = False) -> list[Any]:
-    """Legend entries: the variants of the table, as lines or as marks, with the looks that they have among `order`."""
+def variant_handles(table: pd.DataFrame, order: Sequence[str] = (), marks: bool = False) -> list[Any]:
+    """Legend handles of the table's variants, as lines or marks, in the styles that they have among `order`."""
     variants, handles = variants_of(table), []
-    for variant, look in looks(order or variants).items():
+    for variant, own in line_styles(order or variants).items():
         if variant in variants:
-            style: Any = {**look, "linestyle": ""} if marks else {**look, "marker": ""}
-            handles.append(Line2D([], [], label=named(variant, table), markersize=4, **style))
+            style: Any = {**own, "linestyle": ""} if marks else {**own, "marker": ""}
+            handles.append(Line2D([], [], label=name_with_seeds(variant, table), markersize=4, **style))
     return handles
 
 
-def of_spread(table: pd.DataFrame, band: bool) -> list[Any]:
-    """Legend entries: what the band or the bar and the open marks are, if there are any."""
+def spread_handles(table: pd.DataFrame, band: bool) -> list[Any]:
+    """Legend handles of the band or bar and of the open marks, if there are any."""
     counts, handles = table.groupby("variant")["run"].nunique(), []
     label = SPREAD.format("the" if counts.nunique() > 1 else counts.max())
     if counts.max() > 1 and band:
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=label))
     elif counts.max() > 1:
-        handles.append(Line2D([], [], color=str(looks(["all"])["all"]["color"]), label=f"{label} (ticks)"))
+        handles.append(Line2D([], [], color=COLOURS[0], label=f"{label} (ticks)"))
     if table["is_early"].any():
         open_mark: Any = {"linestyle": "", "marker": "o", "markerfacecolor": "white"}
         handles.append(Line2D([], [], color=GREY, label=EARLY, **open_mark))
@@ -112,7 +110,7 @@ def add_legend(
     handles: Sequence[Any],
     where: Literal["outside lower center", "outside upper center"] = "outside lower center",
 ) -> None:
-    """A legend in as many columns as fit; the figure grows by its height."""
+    """Add a legend in as many columns as fit; the figure grows by its height."""
     if not handles:
         return
     widest = max(len(handle.get_label()) for handle in handles)
@@ -122,8 +120,8 @@ def add_legend(
     figure.legend(handles=handles, loc=where, frameon=False, ncols=columns)
 
 
-def named(variant: str, table: pd.DataFrame) -> str:
-    """The variant, with its number of seeds where variants have different ones."""
+def name_with_seeds(variant: str, table: pd.DataFrame) -> str:
+    """The variant, with its number of seeds if this is not the same for all variants."""
     counts = table.groupby("variant")["run"].nunique()
     return f"{variant} (n={counts[variant]})" if counts.nunique() > 1 else variant
 

@@ -1,4 +1,4 @@
-"""A run folder or a checkpoint -> its model; an image id or a file -> the image, as disk and as the model see it."""
+"""A run folder or checkpoint -> its model; an image id or file -> the image as stored and as a model input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fovea_detr.types import Batch
 
 @dataclass(frozen=True)
 class Picture:
-    """original: [3, h, w] uint8 as on disk. batch: the same image alone, as the model is given it."""
+    """original: [3, h, w] uint8 as stored. batch: the same image as a batch of one for the model."""
 
     original: Tensor
     batch: Batch
@@ -36,9 +36,9 @@ class Picture:
 
 
 def open_model(source: Path, overrides: Sequence[str] = ()) -> tuple[Config, DETR]:
-    """A run folder's model with its weights, or that of a checkpoint and the overrides it was trained with.
+    """The model, in eval mode on the CPU, of a run folder, or of a checkpoint and its training overrides.
 
-    Raises UserError, one line, where there is no such model. On the CPU.
+    Raises UserError if the folder has no model or the weights do not fit.
     """
     if source.is_dir():
         config, weights = _of_run(RunFolder(source), overrides)
@@ -52,32 +52,34 @@ def open_model(source: Path, overrides: Sequence[str] = ()) -> tuple[Config, DET
 def _of_run(folder: RunFolder, overrides: Sequence[str]) -> tuple[Config, Path]:
     text = folder.config_text()
     if text is None:
-        raise UserError(f"{folder.path}: no config.yaml in it; name a run folder, RUNS/STUDY/POINT, or a checkpoint")
+        raise UserError(f"{folder.path}: no config.yaml in it; give a run folder, RUNS/STUDY/POINT, or a checkpoint")
     for key in (override.partition("=")[0] for override in overrides):
         if not is_infrastructure(key):
-            raise UserError(f"{key}: a run's settings are its own; only where its data are may be told: data.root=DIR")
+            raise UserError(
+                f"{key}: a run's settings are fixed; only the location of its data can change: data.root=DIR"
+            )
     try:
         composed = OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides)))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{folder.path / 'config.yaml'}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(composed, DictConfig):
-        raise UserError(f"{folder.path / 'config.yaml'}: not what a run writes")
+        raise UserError(f"{folder.path / 'config.yaml'}: not a configuration")
     evaluated = composed.get("weights") if composed.get("mode") == "eval" else None
-    # What the run started from may have moved since; its own checkpoint holds everything.
+    # The run's initial weights may have moved; its own checkpoint contains everything.
     config = parse(OmegaConf.merge(composed, {"mode": "train", "weights": None, "model": {"backbone_weights": "none"}}))  # type: ignore[arg-type]
     if evaluated is None and not folder.checkpoint_path.exists():
-        raise UserError(f"{folder.path}: no checkpoint.pt in it: the run has not saved yet, or it has been removed")
+        raise UserError(f"{folder.path}: no checkpoint.pt in it: not saved yet, or deleted")
     return config, Path(evaluated) if evaluated is not None else folder.checkpoint_path
 
 
 def open_picture(config: Config, image: str) -> Picture:
-    """An image file, or an id of the configuration's validation split. Raises UserError if there is none."""
+    """An image file, or an image id of the validation split. Raises UserError if there is none."""
     if Path(image).is_file():
         sample = _file_sample(Path(image))
         resized = eval_transform(config.data.recipe).prepare(sample).image
         return Picture(sample.image, collate_images([resized], [sample.size_hw]), {})
     if not image.isdigit():
-        raise UserError(f"{image}: neither an image file nor a number, an id of the validation images")
+        raise UserError(f"{image}: neither an image file nor the id of a validation image")
     _, val = build_data(replace(config, mode="eval", data=replace(config.data, in_memory=False, check="quick")))
     ids = val.annotations.image_ids.tolist()
     if int(image) not in ids:

@@ -1,7 +1,7 @@
-"""From feature cells to the pixels of the image as it is on disk.
+"""Feature cells -> pixels of the original image.
 
-The model puts cell i at pixel i x stride of the resized image: there its prior measures distances from, and there the
-receptive field of a ResNet's cell is centred (its strided convolutions begin at pixel 0). Maps are drawn accordingly.
+Cell i is at pixel i x stride of the resized image: the prior measures distances from there, and a ResNet cell's
+receptive field is centred there, because its strided convolutions start at pixel 0.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from scipy.interpolate import make_interp_spline
 
 
 def cell_coordinates(pixels: int, resized: int, stride: int) -> np.ndarray:
-    """One side of the image, `pixels` long on disk and `resized` for the model -> each pixel's place in cells."""
+    """One side: `pixels` long in the file, `resized` for the model -> each pixel's coordinate in cells [pixels]."""
     return (np.arange(pixels) + 0.5) * (resized / pixels) / stride
 
 
 def attention_at_pixels(
     cells: np.ndarray, size_hw: tuple[int, int], resized_hw: tuple[int, int], stride: int
 ) -> np.ndarray:
-    """[rows, columns] -> [height, width], linear between cells, and constant beyond the outermost ones."""
+    """[rows, columns] -> [height, width], linear between cells and constant outside them."""
     for axis, (pixels, resized) in enumerate(zip(size_hw, resized_hw, strict=True)):
         where = cell_coordinates(pixels, resized, stride).clip(0, cells.shape[axis] - 1)
         cells = _along(cells, axis, where, degree=1)
@@ -28,10 +28,10 @@ def attention_at_pixels(
 def prior_at_pixels(
     log_prior: np.ndarray, size_hw: tuple[int, int], resized_hw: tuple[int, int], stride: int
 ) -> np.ndarray:
-    """[rows, columns] -> exp of it at every pixel [height, width].
+    """Log-prior [rows, columns] -> prior at every pixel [height, width].
 
-    A cubic spline goes through the log-prior's cells: of every dynamic scale it is at most quadratic in x and in y, so
-    this is the prior itself between and beyond the cells, not an approximation.
+    Interpolates the log-prior with a cubic spline. This is exact between and outside the cells, because the log-prior
+    of every dynamic scale is at most quadratic in x and in y.
     """
     for axis, (pixels, resized) in enumerate(zip(size_hw, resized_hw, strict=True)):
         log_prior = _along(log_prior, axis, cell_coordinates(pixels, resized, stride), degree=3)

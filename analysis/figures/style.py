@@ -1,4 +1,4 @@
-"""How figures look: colours that a colour-blind reader can tell apart, labels that do not overlap, files on disk."""
+"""Style of the figures: colour-blind safe colours, labels without overlap, reproducible files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fovea_detr.runs.folder import write_atomic
 
-# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is lost on white.
+# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -36,9 +36,9 @@ RC: dict[Any, Any] = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.4,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # embed text as text
     "svg.fonttype": "none",
-    "svg.hashsalt": "fovea_detr",  # the same figure is the same file
+    "svg.hashsalt": "fovea_detr",  # reproducible files
 }
 
 
@@ -49,15 +49,15 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(width: float = COLUMN_INCHES, height: float = 2.4, padding: float | None = None) -> Figure:
-    """Inches. Without pyplot: no window, no global state, and a notebook shows it once."""
+    """A figure in inches. Made without pyplot: no window, no global state, and notebooks show it once."""
     engine = ConstrainedLayoutEngine() if padding is None else ConstrainedLayoutEngine(compress=True)
     if padding is not None:
         engine.set(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
     return Figure(figsize=(width, height), layout=engine)
 
 
-def looks(variants: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Colour, dash and marker of every variant, all different up to 28 of them."""
+def line_styles(variants: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Colour, dash and marker of each variant; the first 28 combinations are distinct."""
     count = len(variants)
     dashes = (dash for dash in cycle(DASHES) for _ in COLOURS)
     markers = islice(cycle(MARKERS), count)
@@ -68,9 +68,9 @@ def looks(variants: Sequence[str]) -> dict[str, dict[str, object]]:
 
 
 def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
-    """Write each text beside the end of its line, {text: (y, colour)}, moved apart where they would overlap.
+    """Write each text beside the end of its line, {text: (y, colour)}, moved apart to avoid overlaps.
 
-    Call it when the axes' limits are final.
+    Call it after the axis limits are final.
     """
     low, high = axes.get_ylim()
     figure = axes.get_figure(root=True)
@@ -92,9 +92,9 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
 
 
 def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Sorted places -> sorted places at least `gap` apart, as near to the wanted ones as that allows."""
+    """Sorted positions -> the closest sorted positions (least squares) that are at least `gap` apart."""
     shifted = np.asarray(wanted, dtype=float) - gap * np.arange(len(wanted))
-    blocks: list[list[float]] = []  # [sum, count]: neighbours that would overlap share the mean (isotonic regression)
+    blocks: list[list[float]] = []  # [sum, count] of neighbours that share their mean: isotonic regression
     for value in shifted:
         blocks.append([value, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
@@ -106,7 +106,7 @@ def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:
-    """To .pdf, .svg or .png, as the name says, replaced whole; the same figure gives the same file."""
+    """Write .pdf, .svg or .png atomically; equal figures give equal files."""
     options: dict[str, dict[str, Any]] = {
         ".pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
         ".svg": {"metadata": {"Date": None}},

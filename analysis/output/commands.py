@@ -1,4 +1,4 @@
-"""The command that makes a run again, alone: out of its provenance, which for a sweep is the sweep's. No torch."""
+"""The command that reproduces one run, from its provenance, which for a sweep has the sweep's. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ SWEEP_ONLY = ("-m", "--multirun")
 
 
 def command(run: Run) -> str | None:
-    """As it would be typed; None where the folder does not tell it."""
+    """As typed in a shell; None if the run folder does not contain it."""
     words = run.provenance.get("command")
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         return None
-    script = words[0] if words[0].endswith(".py") else "run.py"
-    rest: list[str] | None = list(words[1:])
-    if any(word in SWEEP_ONLY for word in words):
+    if words and re.fullmatch(r"python[\d.]*t?", words[0]):  # a job submitted to SLURM also records the interpreter
+        words = words[1:]
+    if not words:
+        return None
+    script, rest = words[0] if words[0].endswith(".py") else "run.py", words[1:]
+    if any(word in SWEEP_ONLY for word in rest):
         point = overrides(run.path.name)
-        is_cut = not point and run.path.name != "base"  # the name was too long for a folder
-        rest = None if is_cut else single(words[1:], point)
+        is_cut = not point and run.path.name != "base"  # the full name was too long for a folder
+        rest = None if is_cut else without_sweep(rest, point)
     return None if rest is None else shlex.join(["python", script, *rest])
 
 
-def single(words: Sequence[str], point: dict[str, str]) -> list[str] | None:
-    """The sweep's words without what made it a sweep; where they name several values, the point's own.
+def without_sweep(words: Sequence[str], point: dict[str, str]) -> list[str] | None:
+    """The sweep's arguments for a single point: without launcher options, with the point's value for each axis.
 
-    None if the folder's name does not say which of several values was this run's.
+    None if the folder's name does not show which of several values the point has.
     """
     kept, left = [], dict(point)
     for word in words:
@@ -37,14 +40,14 @@ def single(words: Sequence[str], point: dict[str, str]) -> list[str] | None:
         if word in SWEEP_ONLY or key.startswith(("hydra/", "hydra.")):
             continue
         if key in left and equals:
-            same = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", value.strip("'\"")) == left[key]  # as folders are named
+            same = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", value.strip("'\"")) == left[key]  # as in folder names
             word = word if same else f"{key}={left[key]}"
             del left[key]
         kept.append(word)
     kept += [f"{key}={value}" for key, value in left.items()]
-    return None if any(is_several(word) for word in kept) else kept
+    return None if any(is_sweep(word) for word in kept) else kept
 
 
-def is_several(word: str) -> bool:
-    """Whether Hydra would make several runs of `key=a,b`. A list or a quoted text is one value."""
+def is_sweep(word: str) -> bool:
+    """Whether Hydra expands `key=a,b` into several runs. A list or a quoted text is one value."""
     return "," in re.sub(r"\[.*\]|\{.*\}|'.*'|\".*\"", "", word)

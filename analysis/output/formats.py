@@ -1,4 +1,4 @@
-"""The table as csv, json, parquet, Markdown and LaTeX. The digits are those of cells.py, the same in all. No torch."""
+"""The table as csv, json, parquet, Markdown, LaTeX and HTML, all with the digits of cells.py. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.tables.cells import data_names, data_texts
-from analysis.tables.table import NOTES, STATE, Table
+from analysis.tables.cells import data_texts
+from analysis.tables.table import STATE, Table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import write_atomic
 
@@ -22,22 +22,20 @@ LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$"}
 def to_csv(table: Table) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(name for column in table.columns for name in data_names(column))
+    writer.writerow(table.data_names())
     for row in table.rows:
-        cells = ["; ".join(row.notes) if column is NOTES else row.cells.get(column.name) for column in table.columns]
-        pairs = zip(table.columns, cells, strict=True)
-        writer.writerow("" if text is None else text for column, cell in pairs for text in data_texts(column, cell))
+        writer.writerow(text or "" for column, cell in table.data_cells(row) for text in data_texts(column, cell))
     return text.getvalue().encode()
 
 
 def to_json(table: Table) -> bytes:
-    content = {"rows": list(table.records()), "notes": table.lines}
+    content = {"rows": list(table.records()), "notes": table.warnings}
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def to_parquet(table: Table) -> bytes:
     try:
-        import pyarrow  # noqa: F401 - pandas' own message is three lines long
+        import pyarrow  # noqa: F401 - pandas' own message has three lines
     except ImportError:
         raise UserError("parquet needs the package pyarrow: pip install 'fovea-detr[parquet]'") from None
     content = io.BytesIO()
@@ -51,7 +49,8 @@ def to_markdown(table: Table) -> bytes:
     for row in table.rows:
         texts = {column: re.sub(r"([\\|*_`<\[])", r"\\\1", table.text(row, column)) for column in table.columns}
         lines.append(_pipes([f"**{text}**" if column.name in row.best else text for column, text in texts.items()]))
-    below = [f"{number}. {note}" for number, note in enumerate(table.notes, 1)] + [f"- {line}" for line in table.lines]
+    below = [f"{number}. {note}" for number, note in enumerate(table.notes, 1)]
+    below += [f"- {line}" for line in table.warnings]
     return ("\n".join([*lines, "", *below]).rstrip() + "\n").encode()
 
 
@@ -60,7 +59,7 @@ def _pipes(texts: list[str]) -> str:
 
 
 def to_latex(table: Table) -> bytes:
-    """A tabular for a paper, with booktabs. The state of runs that are all done says nothing there."""
+    """A booktabs tabular. The state column is omitted if all runs are done."""
     all_done = all(run.is_done for run in table.runs)
     columns = [column for column in table.columns if not (all_done and column is STATE)]
     places = "".join("r" if column.is_number else "l" for column in columns)
@@ -70,7 +69,7 @@ def to_latex(table: Table) -> bytes:
         lines.append(_ampersands([_latex_cell(latex(table.text(row, c)), c.name in row.best) for c in columns]))
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\footnotesize {number}: {latex(note)}" for number, note in enumerate(table.notes, 1)]
-    lines += [f"% {line}" for line in table.lines]
+    lines += [f"% {line}" for line in table.warnings]
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -88,7 +87,7 @@ def _ampersands(texts: list[str]) -> str:
 
 
 def to_html(table: Table) -> bytes:
-    from analysis.output.report import page  # reads every history, which the others do not need
+    from analysis.output.report import page  # needs every history, unlike the other formats
 
     return page(table).encode()
 
@@ -105,12 +104,12 @@ FORMATS: dict[str, Callable[[Table], bytes]] = {
 
 def check_format(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--to {path}: the ending says the format: {', '.join(FORMATS)}")
+        raise UserError(f"--to {path}: the file name must end in one of {', '.join(FORMATS)}")
     if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-        raise UserError(f"--to {path}: this is no place for a file")
+        raise UserError(f"--to {path}: cannot create a file there")
 
 
 def write(table: Table, path: Path) -> None:
-    """In the format that the ending of the name says. A reader never sees half of the file."""
+    """Write the file atomically, in the format of its suffix."""
     content = FORMATS[path.suffix.lower()](table)
     write_atomic(path, lambda file: file.write(content))

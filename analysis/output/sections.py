@@ -1,4 +1,4 @@
-"""The parts of the page that are text and tables: results, what did not finish, provenance, commands. No torch."""
+"""Text sections of the HTML page: results, unfinished runs, provenance, commands. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from html import escape
 
 from analysis.output.commands import command
 from analysis.output.svg import COLOURS
-from analysis.output.terminal import unfinished
+from analysis.output.terminal import count_of, none_finished
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column, Value
 from analysis.tables.rows import Row
 from analysis.tables.table import NOTES, RUN, STATE, Table
 
 
-def count_of(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
 def results(table: Table) -> str:
     heads = "".join(_head(column) for column in table.columns)
     rows = "\n".join(f"<tr>{''.join(_cell(table, row, c) for c in table.columns)}</tr>" for row in table.rows)
     notes = "".join(f'<li id="note-{i}">{escape(note)}</li>' for i, note in enumerate(table.notes, 1))
-    warnings = "".join(f"<li>{escape(line)}</li>" for line in [*table.lines, *unfinished(table.runs)])
+    warnings = "".join(f"<li>{escape(line)}</li>" for line in [*table.warnings, *none_finished(table.runs)])
     return (
-        '<section><h2>Results</h2><p class="quiet">Of the last evaluation. ± is the sample standard deviation over the '
-        "n seeds; the best of those that finished is bold. A heading sorts.</p>"
+        '<section><h2>Results</h2><p class="quiet">Metrics of the last evaluation. ± is the sample standard deviation '
+        "over n seeds; the best finished row is bold. Click a heading to sort.</p>"
         f'<div class="wide"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>\n{rows}\n</tbody></table>"
         "</div>"
@@ -51,7 +47,7 @@ def _cell(table: Table, row: Row, column: Column) -> str:
 
 
 def row_name(table: Table, row: Row) -> str:
-    """By what varies: `dynamic_scale=type3, smooth=8`."""
+    """The varying settings: `dynamic_scale=type3, smooth=8`."""
     columns = [column for column in table.columns if column not in (STATE, NOTES) and not column.is_number]
     if not any(row.cells.get(column.name) for column in columns):
         return row.name
@@ -60,15 +56,15 @@ def row_name(table: Table, row: Row) -> str:
     return ", ".join(f"{column.title}={table.text(row, column)}" for column in columns)
 
 
-def open_ends(table: Table) -> str:
-    """Every run that did not finish or left something unreadable, with its reason."""
+def unfinished_runs(table: Table) -> str:
+    """Every run that is not done or has unreadable files, with the reason."""
     lines = []
     for run in table.runs:
         texts = [*([] if run.is_done else [run.state]), *run.problems]
         if texts:
             lines.append(f"<li><b>{escape(f'{run.study}/{run.path.name}')}</b><br>{escape('; '.join(texts))}</li>")
-    body = f"<ul>{''.join(lines)}</ul>" if lines else "<p>Every run has finished, and every file could be read.</p>"
-    return f"<section><h2>What did not finish</h2>{body}</section>"
+    body = f"<ul>{''.join(lines)}</ul>" if lines else "<p>All runs have finished and all files are readable.</p>"
+    return f"<section><h2>Unfinished runs and problems</h2>{body}</section>"
 
 
 def provenance(table: Table) -> str:
@@ -86,9 +82,9 @@ def provenance(table: Table) -> str:
         )
     if not lines:
         return ""
-    said = '<p class="quiet">What the numbers came from; in colour where it is not the same for all runs.</p>'
+    caption = '<p class="quiet">The origin of the numbers; values that differ between runs are in colour.</p>'
     body = f'<div class="wide"><table class="provenance"><tbody>{"".join(lines)}</tbody></table></div>'
-    return f"<section><h2>Provenance</h2>{said}{body}</section>"
+    return f"<section><h2>Provenance</h2>{caption}{body}</section>"
 
 
 def facts_of(run: Run) -> Iterator[tuple[str, str]]:
@@ -105,8 +101,9 @@ def commands(table: Table) -> str:
     for row in table.rows:
         lines = list(dict.fromkeys(line for run in row.runs if (line := command(run))))
         codes = sorted({run.facts["code"] for run in row.runs if "code" in run.facts})
-        said = f"# code {', '.join(codes)}\n" if codes else ""
-        body = f"<pre>{escape(said + chr(10).join(lines))}</pre>" if lines else "<p>not told by the folders</p>"
+        comments = [f"# code {', '.join(codes)}"] if codes else []
+        text = escape("\n".join([*comments, *lines]))
+        body = f"<pre>{text}</pre>" if lines else "<p>not recorded in the run folders</p>"
         is_open = " open" if len(table.rows) <= COLOURS else ""
         blocks.append(f"<details{is_open}><summary>{escape(row_name(table, row))}</summary>{body}</details>")
-    return f"<section><h2>To make a row again</h2>{''.join(blocks)}</section>"
+    return f"<section><h2>Commands to reproduce each row</h2>{''.join(blocks)}</section>"

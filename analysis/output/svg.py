@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG, drawn by hand: a page without a plotting library, a font or a network. No torch."""
+"""Learning curves as inline SVG: the page needs no plotting library, font or network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fovea_detr.runs.state import number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 46, 10, 10, 34
 COLOURS = 8
-DASHES = ("", "6 3", "2 3", "8 3 2 3")  # told apart without colours, too
+DASHES = ("", "6 3", "2 3", "8 3 2 3")  # curves differ without colour, too
 
 
 @dataclass(frozen=True)
 class Curve:
-    """points: (epoch, mean, standard deviation over seeds). style: which colour and dash."""
+    """points: (epoch, mean, standard deviation over seeds). style: index of colour and dash."""
 
     name: str
     points: list[tuple[float, float, float]]
@@ -28,7 +28,7 @@ class Curve:
 
 
 def curve(name: str, runs: Sequence[Run], key: str, style: int) -> Curve:
-    """The mean over the runs that have reached an epoch."""
+    """Mean and standard deviation of a metric or loss over the runs that have reached each epoch."""
     values: dict[float, list[float]] = {}
     for run in runs:
         for line in run.history:
@@ -38,23 +38,24 @@ def curve(name: str, runs: Sequence[Run], key: str, style: int) -> Curve:
     return Curve(name, sorted(points), style)
 
 
-def chosen(rows: Sequence[Row], metric: str) -> list[Row]:
-    """As many as can be told apart: the best, finished ones first."""
+def best_rows(rows: Sequence[Row], metric: str) -> list[Row]:
+    """At most COLOURS rows, in table order: finished ones are preferred, then the highest metric."""
     scored = [(row.is_finished, value.mean, row) for row in rows if (value := row.mean(metric)) is not None]
     best = {id(row) for _, _, row in sorted(scored, key=lambda item: item[:2], reverse=True)[:COLOURS]}
     return [row for row in rows if id(row) in best]
 
 
 def chart(title: str, curves: Sequence[Curve]) -> str:
-    """A figure: axes with round numbers, a band of one standard deviation, lines, legend. Empty without any point."""
+    """A figure with axes, bands of ± one standard deviation, lines and a legend; an empty text without points."""
     drawn = [curve for curve in curves if curve.points]
     if not drawn:
         return ""
     points = [point for curve in drawn for point in curve.points]
-    x_ticks = [tick for tick in ticks(min(p[0] for p in points), max(p[0] for p in points)) if tick == int(tick)]
+    first, last = min(p[0] for p in points), max(p[0] for p in points)
     y_ticks = ticks(min(mean - std for _, mean, std in points), max(mean + std for _, mean, std in points))
-    place = Place(min(p[0] for p in points), max(p[0] for p in points), y_ticks[0], y_ticks[-1])
-    parts = [axis_lines(place, x_ticks, y_ticks), *(band(place, c) + line(place, c) for c in drawn)]
+    scale = Scale(first, last, y_ticks[0], y_ticks[-1])
+    x_ticks = [tick for tick in ticks(first, last) if tick == int(tick)]
+    parts = [axis_lines(scale, x_ticks, y_ticks), *(band(scale, c) + line(scale, c) for c in drawn)]
     legend = "".join(f"<li>{swatch(c.style)}{escape(c.name)}</li>" for c in drawn)
     return (
         f'<figure><figcaption>{escape(title)} by epoch</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -63,8 +64,8 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where data lie on the drawing."""
+class Scale:
+    """Data coordinates -> coordinates of the drawing. left, right: epochs; low, high: values."""
 
     left: float
     right: float
@@ -81,7 +82,7 @@ class Place:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers, from at most `low` to at least `high`."""
+    """Four to eight round numbers that enclose `low` to `high`."""
     span = (high - low) or abs(high) or 1.0
     raw = span / 5
     unit = 10.0 ** math.floor(math.log10(raw))
@@ -90,30 +91,30 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
 
 
-def axis_lines(place: Place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+def axis_lines(scale: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
     parts = []
     for value in y_ticks:
-        y = place.y(value)
+        y = scale.y(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for value in x_ticks:
-        if place.left <= value <= place.right:
-            parts.append(f'<text x="{place.x(value)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
+        if scale.left <= value <= scale.right:
+            parts.append(f'<text x="{scale.x(value)}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">epoch</text>')
     return "".join(parts)
 
 
-def band(place: Place, curve: Curve) -> str:
+def band(scale: Scale, curve: Curve) -> str:
     if not any(std for _, _, std in curve.points):
         return ""
-    upper = [f"{place.x(x)},{place.y(mean + std)}" for x, mean, std in curve.points]
-    lower = [f"{place.x(x)},{place.y(mean - std)}" for x, mean, std in reversed(curve.points)]
+    upper = [f"{scale.x(x)},{scale.y(mean + std)}" for x, mean, std in curve.points]
+    lower = [f"{scale.x(x)},{scale.y(mean - std)}" for x, mean, std in reversed(curve.points)]
     return f'<polygon class="band" style="fill:var(--s{curve.style % COLOURS})" points="{" ".join(upper + lower)}"/>'
 
 
-def line(place: Place, curve: Curve) -> str:
-    """One point alone is a dot: a line needs two."""
-    places = [(place.x(x), place.y(mean)) for x, mean, _ in curve.points]
+def line(scale: Scale, curve: Curve) -> str:
+    """A polyline, or a dot for a single point."""
+    places = [(scale.x(x), scale.y(mean)) for x, mean, _ in curve.points]
     last, title = curve.points[-1], escape(curve.name)
     title = f"<title>{title}: {last[1]:.3f} after epoch {last[0]:.0f}</title>"
     if len(places) == 1:

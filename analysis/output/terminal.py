@@ -1,4 +1,4 @@
-"""The table on a terminal: as wide as it is, and below it everything that a reader must know. No torch."""
+"""The table for a terminal of a given width, and the notes and warnings below it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from analysis.tables.cells import Column
 from analysis.tables.table import Table
 from fovea_detr.runs.state import BROKEN, FOREIGN
 
-NARROWEST = 7  # characters that a text keeps in the narrowest terminal; numbers are never cut
+NARROWEST = 7  # a text keeps at least this many characters; numbers are never cut
 GAP = "  "
 
 
 def render(table: Table, width: int) -> str:
-    """First the widest texts are cut, then the columns that matter least leave, and a line says which."""
+    """The table in `width` characters: drops columns by `drop_order`, names them below, then cuts the widest texts."""
     lines = {column: [column.title, *(table.text(row, column) for row in table.rows)] for column in table.columns}
     widths = {column: max(map(len, texts)) for column, texts in lines.items()}
-    left_out = []
-    while _total(widths, cut=True) > width and any(column.room for column in widths):
-        left_out.append(max(reversed(widths), key=lambda column: column.room))
-        del widths[left_out[-1]]
+    dropped = []
+    while _total(widths, cut=True) > width and any(column.drop_order for column in widths):
+        dropped.append(max(reversed(widths), key=lambda column: column.drop_order))
+        del widths[dropped[-1]]
     while _total(widths) > width and (wide := [c for c in widths if not c.is_number and widths[c] > NARROWEST]):
         widths[max(wide, key=lambda column: widths[column])] -= 1
     texts = [[_fit(lines[column][i], column, w) for column, w in widths.items()] for i in range(len(table.rows) + 1)]
     text = "\n".join(GAP.join(cells).rstrip() for cells in texts)
-    if left_out:
-        names = ", ".join(column.title for column in table.columns if column in left_out)
-        text += f"\nleft out, for the width of this terminal: {names}"
+    if dropped:
+        names = ", ".join(column.title for column in table.columns if column in dropped)
+        text += f"\ncolumns omitted to fit the terminal: {names}"
     return text
 
 
 def _total(widths: dict[Column, int], cut: bool = False) -> int:
-    """Of a line; cut: if every text were as short as it may get."""
+    """The width of a line; cut: with every text cut to 2 * NARROWEST."""
     used = [w if column.is_number or not cut else min(w, 2 * NARROWEST) for column, w in widths.items()]
     return sum(used) + len(GAP) * (len(used) - 1)
 
@@ -43,23 +43,29 @@ def _fit(text: str, column: Column, width: int) -> str:
     return text.rjust(width) if column.is_number else text.ljust(width)
 
 
-def below(table: Table, text: str) -> Iterator[str]:
-    """Notes of rows, what the rest of the runs suffer from, and what the table had no room for."""
+def footer(table: Table, text: str) -> Iterator[str]:
+    """Lines below the table: notes, warnings, problems of single runs, and texts that the table had to cut."""
     yield from (f"{number}: {note}" for number, note in enumerate(table.notes, 1))
-    yield from table.lines
+    yield from table.warnings
     shown = {state for state in {row.state for row in table.rows} if state in text}
     for run in table.runs:
-        yield from (f"{run.path}: {line}" for line in remarks(run, run.state in shown))
-    yield from unfinished(table.runs)
+        yield from (f"{run.path}: {line}" for line in run_problems(run, run.state in shown))
+    yield from none_finished(table.runs)
 
 
-def remarks(run: Run, state_is_shown: bool) -> list[str]:
-    """What is wrong with a run, or not over yet."""
-    says_more = run.standing.word not in (BROKEN, FOREIGN, "done")
-    return ([run.state] if says_more and not state_is_shown else []) + run.problems
+def run_problems(run: Run, state_is_shown: bool) -> list[str]:
+    """The run's state, if unfinished and not shown in the table, and its problems."""
+    is_reported = run.standing.word not in (BROKEN, FOREIGN, "done")
+    return ([run.state] if is_reported and not state_is_shown else []) + run.problems
 
 
-def unfinished(runs: Sequence[Run]) -> list[str]:
+def none_finished(runs: Sequence[Run]) -> list[str]:
+    """A line if no run is done."""
     if any(run.is_done for run in runs):
         return []
-    return [f"nothing has finished yet ({len(runs)} run{'s' if len(runs) != 1 else ''})"]
+    return [f"no run has finished yet ({count_of(len(runs), 'run')})"]
+
+
+def count_of(number: int, word: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Run folders -> three tidy pandas tables: a row a run, a row a run and epoch, a row a run and category.
+"""Run folders -> three tidy pandas tables: per run, per run and epoch, and per run and category.
 
-Reads run folders and nothing else, at any time, and never imports torch. A folder that cannot be read is named in
-`problems` and left out.
+Reads only run folders, finished or not, and never imports torch. A folder that cannot be read is left out and named in
+`problems`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
+from analysis.reading.outcome import score
 from analysis.reading.settings import SEED
 from analysis.reading.variants import name_variants, varying_keys
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import METRICS, RunFolder
 from fovea_detr.runs.identity import Settings, settings_of
 
 UNREADABLE = (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError, KeyError)
-CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # else provenance names the GPU
+CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # any other `device` is a GPU's name
 
 
 @dataclass(frozen=True)
 class Tables:
-    """runs: study, run, variant, seed, state, epochs, is_early, minutes, gpu_hours, metrics, and what varies, by key.
+    """runs: study, run, variant, seed, is_early, state, epochs, minutes, gpu_hours, metrics, and each varying setting.
 
     epochs: study, run, variant, seed, is_early, epoch, minutes and gpu_hours so far, images_per_second, losses and
-    metrics. categories: study, run, variant, seed, category, AP. `is_early`: the learning rate has not been dropped yet
-    (a cosine: has not ended).
-    gpu_hours: NaN where no GPU was used. AP of -1 (undefined) is NaN. problems: a line for each folder left out.
+    metrics. categories: study, run, variant, seed, category, AP. is_early: before the learning-rate drop, or before the
+    end of a cosine schedule. gpu_hours: NaN without a GPU. Metrics: NaN where COCO gives -1 (undefined).
+    problems: one line per folder left out.
     """
 
     runs: pd.DataFrame
@@ -42,7 +43,7 @@ class Tables:
 
 
 class _Run(NamedTuple):
-    """What the tables are made of, each part once, so that a folder holding nonsense fails while it is read."""
+    """The parsed content of one folder: an invalid folder fails here, before any table is built."""
 
     path: Path
     settings: dict[str, str]
@@ -54,7 +55,7 @@ class _Run(NamedTuple):
 
 
 def read(root: Path | str, studies: Sequence[str] = ()) -> Tables:
-    """Every run of these studies (all, if none is named). Raises UserError, one line, if there is none."""
+    """Every run of these studies; of all studies if none is named. Raises UserError if there is no run."""
     root, runs, problems = Path(root), [], []
     for path in _points(root, studies):
         try:
@@ -86,27 +87,27 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _read_run(path: Path) -> _Run | None:
-    """None: no run, or one that is queued and has written no configuration yet."""
+    """None if there is no config.yaml: not a run, or a run that has not started yet."""
     folder = RunFolder(path)
     text = folder.config_text()
     if text is None:
         return None
     settings, history, result = settings_of(text), folder.history(), folder.result() or {}
     gpus = _gpus(result, folder.provenance() or {})
-    # The last evaluation: of the result or, in a run that goes on, of the history.
+    # The last evaluation: in the result or, while the run is unfinished, in the history.
     scores = result.get("last") or next((line for line in reversed(history) if "AP" in line), {})
     minutes = result.get("minutes", _minutes(history[-1]) if history else math.nan)
     state = "done" if result else (folder.state() or {}).get("state", "queued")
-    facts = {"state": state, "epochs": len(history), **_cost(minutes, gpus), "AP": math.nan, **_metrics(scores)}
+    metrics = {"AP": math.nan} | {name: score(scores[name]) for name in METRICS if name in scores}
+    facts = {"state": state, "epochs": len(history), **_cost(minutes, gpus), **metrics}
     epochs = [
         {"epoch": line["epoch"], **_cost(_minutes(line), gpus), "images_per_second": _rate(line)}
-        | {name: value for name, value in line.items() if name != "epoch" and _is_number(value)}
+        | {name: score(value) if name in METRICS else value for name, value in _numbers(line).items()}
         for line in history
     ]
+    categories = {name: score(ap) for name, ap in (scores.get("AP_by_category") or {}).items()}
     is_early = _is_early(settings, len(history))
-    return _Run(
-        path, settings, int(settings.get(SEED, "0")), is_early, facts, epochs, scores.get("AP_by_category") or {}
-    )
+    return _Run(path, settings, int(settings.get(SEED, "0")), is_early, facts, epochs, categories)
 
 
 def _gpus(result: dict[str, Any], provenance: dict[str, Any]) -> int:
@@ -135,8 +136,13 @@ def _rate(line: dict[str, Any]) -> float:
     return float(line.get("timing", {}).get("images_per_second", math.nan))
 
 
-def _metrics(scores: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if name.startswith(("AP", "AR")) and _is_number(value)}
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    """Losses, metrics and other numbers of one epoch, without its number."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _tables(runs: Sequence[_Run], problems: list[str]) -> Tables:
@@ -168,14 +174,4 @@ def _tables(runs: Sequence[_Run], problems: list[str]) -> Tables:
         *problems,
         *(f"{run.study}/{run.run}: equal to another run, counted twice" for run in twice.itertuples()),
     ]
-    return Tables(_undefined_to_nan(per_run), _undefined_to_nan(epochs), _undefined_to_nan(categories), problems)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _undefined_to_nan(table: pd.DataFrame) -> pd.DataFrame:
-    """COCOeval says -1 where a metric is not defined."""
-    scores = [name for name in table if str(name).startswith(("AP", "AR"))]
-    return table.assign(**{str(name): table[name].where(table[name] >= 0) for name in scores})
+    return Tables(per_run, epochs, categories, problems)

@@ -1,4 +1,4 @@
-"""result.json, history.jsonl and provenance.json as a table sees them: numbers by name, facts as texts. No torch."""
+"""result.json, history.jsonl and provenance.json -> numbers by name, and facts as text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fovea_detr.runs.state import number
 
 
 def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenance: dict[str, Any]) -> dict[str, float]:
-    """Metrics by name, and what the run took. Of an unfinished run: of its last evaluation, which was at `at_epoch`."""
+    """Metrics and cost by name, without NaN. The metrics are those of the last evaluation, after epoch `at_epoch`."""
     line = history[-1] if history else {}
     timing = node_of(line.get("timing"))
     evaluations = [line for line in history if not math.isnan(score(line.get("AP")))]
@@ -36,9 +36,9 @@ def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenan
 
 
 def score(value: Any) -> float:
-    """COCO's -1 says that the data set holds no such object: no score."""
-    found = number(value)
-    return math.nan if found < 0 else found
+    """A metric; NaN for COCO's -1, which means that the data set has no such object."""
+    value = number(value)
+    return math.nan if value < 0 else value
 
 
 def node_of(value: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def node_of(value: Any) -> dict[str, Any]:
 
 
 def read_facts(numbers: dict[str, float], precision: str | None, provenance: dict[str, Any]) -> dict[str, str]:
-    """total batch, precision, data, code: as short texts, those that are known."""
+    """Total batch, precision, data and code as short texts; unknown ones are left out."""
     batch = numbers.get("total_batch")
     data, code = provenance.get("data"), provenance.get("code")
     facts = {"total batch": f"{batch:.0f}" if batch is not None else "", "precision": precision or ""}

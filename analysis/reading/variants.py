@@ -1,4 +1,4 @@
-"""What runs are called in a figure: by the settings that vary between them. Knows no axis by name, only the seed."""
+"""Labels of runs in figures, made of the settings that vary. No axis is named here, except the seed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from analysis.reading import settings as table
+from analysis.reading import settings as columns
 from analysis.reading.settings import SEED, overrides
 from fovea_detr.runs.identity import Settings
 
 
 def varying_keys(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:
-    """The table's columns, but the seed."""
+    """The keys that are columns of the table, without the seed."""
     by_hand = {key for name in run_names for key in overrides(name)}
-    return [key for key in table.varying_keys(settings, by_hand) if key != SEED]
+    return [key for key in columns.varying_keys(settings, by_hand) if key != SEED]
 
 
 def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:
-    """A label for every run, the same for runs that differ in their seed only.
+    """One label per run; runs that differ only in their seed share it.
 
-    Labels are what was set by hand, where that tells the whole difference; a run of which nothing was is `base`. Else
-    (runs of two experiments, say) every varying setting is spelled out.
+    A label shows the overrides in the run's name if these explain every difference; a run without any is `base`.
+    Otherwise (for example, runs of two experiments) it shows every varying setting.
     """
     keys = varying_keys(settings, run_names)
     if not keys:
@@ -33,18 +33,18 @@ def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> lis
     if set().union(*hands.values()) != set(keys):
         return full
     shown = [[key for key in keys if key in hands[label]] for label in full]
-    short = [_label(one, mine, keys, settings) or "base" for one, mine in zip(settings, shown, strict=True)]
+    short = [_label(one, own, keys, settings) or "base" for one, own in zip(settings, shown, strict=True)]
     return short if len(set(short)) == len(set(full)) else full
 
 
 def natural(text: str) -> list[tuple[float, str]]:
-    """A sorting key by which 4 comes before 16."""
+    """A sort key that puts 4 before 16."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if i % 2 else (float("inf"), part) for i, part in enumerate(parts) if part]
 
 
 def _label(one: Settings, shown: Sequence[str], keys: Sequence[str], settings: Sequence[Settings]) -> str:
-    """`type3, smooth=8`: a value alone where it is a word that no other varying key knows."""
+    """`type3, smooth=8`: only the value if it is a word that no other varying key has."""
     words = Counter(word for key in keys for word in {str(other.get(key)) for other in settings})
     names = Counter(key.split(".")[-1] for key in keys)
     parts = []
@@ -56,5 +56,5 @@ def _label(one: Settings, shown: Sequence[str], keys: Sequence[str], settings: S
 
 
 def _is_same(key: str, hand: str) -> bool:
-    """Whether a key of the command line sets this one: `smooth` is the group that sets `fovea.smooth`."""
+    """Whether the override key `hand` sets `key`: the group `smooth` sets `fovea.smooth`."""
     return key == hand or key.endswith(f".{hand}")

@@ -1,4 +1,4 @@
-"""What stands in a table: columns, values with their spread, and the one place where a number is rounded. No torch."""
+"""Columns and cells of a table; the only place where numbers are rounded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 NOTHING = "-"
 
-# COCOeval's twelve by the names that a run writes; the same as in coco_metrics.py, which cannot be read without torch.
-
 
 @dataclass(frozen=True)
 class Value:
-    """The mean over n runs. std: their sample standard deviation; NaN for a single run, which has no spread."""
+    """The mean over n runs. std: the sample standard deviation; NaN for a single run."""
 
     mean: float
     std: float = math.nan
@@ -26,18 +24,19 @@ Cell = Value | str | None
 
 @dataclass(frozen=True)
 class Column:
-    """name: in data files; title: for people. digits: of a number, None for text.
+    """name: in data files; title: in printed tables. digits: after the decimal point, None for text.
 
-    best: the largest is the best, and is set in bold. room: columns of the highest number leave a narrow screen first.
+    is_metric: higher is better, the best value is bold. spread: printed as mean ± std. signed: with + or -.
+    drop_order: on a narrow terminal, columns with the highest number are dropped first; 0 is never dropped.
     """
 
     name: str
     title: str
     digits: int | None = None
     signed: bool = False
-    best: bool = False
+    is_metric: bool = False
     spread: bool = False
-    room: int = 0
+    drop_order: int = 0
 
     @property
     def is_number(self) -> bool:
@@ -45,14 +44,14 @@ class Column:
 
 
 def mean_of(values: Sequence[float]) -> Value | None:
-    """± is the sample standard deviation (n - 1), as of seeds drawn from all there could be."""
+    """Mean and sample standard deviation (n - 1); None without values."""
     if not values:
         return None
     return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 def rounded(column: Column, number: float) -> str:
-    """The only place where a number becomes digits. No `-0.000`."""
+    """The number with the column's digits and sign; never `-0.000`."""
     assert column.digits is not None
     text = f"{number:{'+' if column.signed else ''}.{column.digits}f}"
     return text.replace("-", "+" if column.signed else "") if float(text) == 0 else text
@@ -71,7 +70,7 @@ def data_names(column: Column) -> list[str]:
 
 
 def data_texts(column: Column, cell: Cell) -> list[str | None]:
-    """The same digits, spread apart for data files; None where there is nothing."""
+    """Mean and std as separate texts for data files, with the digits of `show`; None for an empty cell."""
     if not isinstance(cell, Value):
         return [cell or None, *[None] * column.spread]
     std = None if math.isnan(cell.std) else rounded(column, cell.std)

@@ -1,4 +1,4 @@
-"""`--where "schedule=50ep"`, `smooth>4`, `dynamic_scale=type1,type2`: conditions on settings, states and numbers."""
+"""Conditions on settings, states and numbers: `schedule=50ep`, `smooth>4`, `dynamic_scale=type1,type2`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison. text: as the user typed it."""
+    """One comparison. text: as typed by the user; value: may list alternatives, `A,B`, for = and !=."""
 
     text: str
     key: str
@@ -28,30 +28,30 @@ class Condition:
     value: str
 
     def holds(self, found: str | float | None) -> bool:
-        """Nothing known is equal to nothing, and neither smaller nor larger than anything."""
+        """Whether the value fulfils the condition. None (unknown) fulfils only !=."""
         if self.sign in ("=", "!="):
             return any(_equal(found, value) for value in self.value.split(",")) == (self.sign == "=")
         number = _number(found)
         return number is not None and COMPARE[self.sign](number, float(self.value))
 
 
-def conditions(texts: Iterable[str], keys: Iterable[str]) -> list[Condition]:
-    """What the user asks for, with every key in full. UserError, one line, for what cannot be meant."""
+def parse_conditions(texts: Iterable[str], keys: Iterable[str]) -> list[Condition]:
+    """The conditions with their keys in full. Raises UserError for an invalid condition or an unknown key."""
     known = list(keys)
     found = []
     for text in (part for whole in texts for part in re.split(r",(?=[\w.@/]+\s*[=<>!])", whole)):
         match = re.fullmatch(r"\s*([\w.@/]+)\s*(==|!=|>=|<=|=|>|<)\s*(.+?)\s*", text)
         if match is None:
-            raise UserError(f"{text!r} is no condition: write KEY=VALUE, KEY=A,B, KEY!=VALUE or KEY>NUMBER (>=, <, <=)")
+            raise UserError(f"{text!r} is not a condition: use KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER (>=, <, <=)")
         key, sign, value = match.groups()
         if sign in COMPARE and _number(value) is None:
-            raise UserError(f"{text!r}: {sign} compares numbers, and {value} is none")
+            raise UserError(f"{text!r}: {sign} compares numbers, and {value} is not a number")
         found.append(Condition(text, full_key(key, known), "=" if sign == "==" else sign, value))
     return found
 
 
 def full_key(key: str, known: Iterable[str]) -> str:
-    """The one known key that this is, or ends in this: `smooth` -> `fovea.smooth`. UserError for none or several."""
+    """The only known key that is or ends in `key`: `smooth` -> `fovea.smooth`. Raises UserError for none or several."""
     known = list(dict.fromkeys(known))
     if key in known:
         return key
@@ -59,11 +59,11 @@ def full_key(key: str, known: Iterable[str]) -> str:
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise UserError(f"{key} may be {', '.join(ends)}: name one in full")
+        raise UserError(f"{key} is ambiguous: {', '.join(ends)}; give the full name")
     words = {word: other for other in known for word in (other, other.rpartition(".")[2])}
     close = dict.fromkeys(words[word] for word in difflib.get_close_matches(key, words, n=3, cutoff=0.5))
     near = ", ".join(dict.fromkeys([*close, *known][: max(len(close), 6)]))
-    raise UserError(f"there is no {key}; there is {near}{', ...' if len(known) > 6 else ''}")
+    raise UserError(f"there is no {key}; choose from {near}{', ...' if len(known) > 6 else ''}")
 
 
 def lookup(key: str, settings: Mapping[str, str], others: Mapping[str, str | float]) -> str | float | None:

@@ -1,9 +1,9 @@
-"""The published value of a configuration, if there is one: published.yaml, which is data. No torch, no axis by name."""
+"""Published results by configuration, from published.yaml. Imports no torch; names no axis."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -15,16 +15,16 @@ FILE = Path(__file__).parent / "published.yaml"
 
 @dataclass(frozen=True)
 class Published:
-    """where: leaves as text. metrics: as fractions, like a run's own."""
+    """where: settings as text. metrics: fractions, as in a run's result."""
 
     where: dict[str, str]
     metrics: dict[str, float]
     source: str
 
 
-@lru_cache(maxsize=1)
-def entries(file: Path = FILE) -> list[Published]:
-    content = yaml.safe_load(file.read_text())
+@cache
+def entries() -> list[Published]:
+    content = yaml.safe_load(FILE.read_text())
     return [
         Published(
             {key: as_typed(value) for key, value in entry["where"].items()},

@@ -1,4 +1,4 @@
-"""Runs -> rows: a row is a configuration, its seeds are what it was repeated with. No torch."""
+"""Runs -> rows: one row per configuration, over its seeds. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from analysis.reading.variants import natural
 from analysis.tables.cells import Cell, Column, Value, mean_of
 from analysis.tables.filters import full_key
 
-WORDS = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
+STATE_ORDER = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
 
 
 @dataclass(eq=False)
 class Row:
-    """counted: the runs that the numbers are of. notes: what a reader must know before comparing. best: in bold."""
+    """notes: warnings about comparing this row. best: names of the columns in which it is the best."""
 
     study: str
     settings: dict[str, str]
@@ -30,7 +30,7 @@ class Row:
 
     @cached_property
     def counted(self) -> list[Run]:
-        """Finished runs, one for each seed; while there is none, those that have come furthest, at the same epoch."""
+        """The averaged runs, one per seed: the finished ones; if none, those with the latest evaluated epoch."""
         done = [run for run in self.runs if run.is_done]
         if not done:
             at = [run.numbers["at_epoch"] for run in self.runs if "at_epoch" in run.numbers]
@@ -50,15 +50,18 @@ class Row:
 
     @property
     def state(self) -> str:
-        """In words if it is the same for all, else how many are in each."""
-        if len({run.state for run in self.runs}) == 1:
-            return self.runs[0].state
-        counts = Counter(run.standing.word for run in self.runs)
-        return ", ".join(f"{counts[word]} {word}" for word in WORDS if word in counts)
+        """The full text if all runs share it, else `2 done, 1 failed`."""
+        return self.runs[0].state if len({run.state for run in self.runs}) == 1 else count_states(self.runs)
+
+
+def count_states(runs: Iterable[Run]) -> str:
+    """`2 done, 1 failed`."""
+    counts = Counter(run.standing.word for run in runs)
+    return ", ".join(f"{counts[word]} {word}" for word in STATE_ORDER if word in counts)
 
 
 def make_rows(runs: Iterable[Run], by_seed: bool = False) -> list[Row]:
-    """by_seed: a row for every folder."""
+    """by_seed: one row per folder."""
     rows: dict[object, Row] = {}
     for run in runs:
         settings = run.settings if by_seed else {key: value for key, value in run.settings.items() if key != SEED}
@@ -68,7 +71,7 @@ def make_rows(runs: Iterable[Run], by_seed: bool = False) -> list[Row]:
 
 
 def note_unfinished(row: Row) -> None:
-    """The drop of the learning rate alone is worth several AP: numbers from before it rank nothing."""
+    """Note an unfinished row. The learning-rate drop alone adds several AP, so earlier numbers are not comparable."""
     epoch, planned, drop = row.mean("at_epoch"), leaf(row.settings, "epochs"), leaf(row.settings, "lr_drop") or ""
     if row.is_finished or epoch is None:
         return
@@ -80,7 +83,7 @@ def note_unfinished(row: Row) -> None:
 
 
 def note_differences(rows: Sequence[Row], reference: Row | None = None) -> None:
-    """Rows of one comparison that were not made alike. reference: the baseline; else what most rows have."""
+    """Note rows whose batch size, precision, data or code differ from the reference's, or else from most rows'."""
     for fact in dict.fromkeys(fact for row in rows for run in row.counted for fact in run.facts):
         values = [{run.facts[fact] for run in row.counted if fact in run.facts} for row in rows]
         common = Counter(value for found in values for value in sorted(found)).most_common(1)[0][0]
@@ -89,13 +92,13 @@ def note_differences(rows: Sequence[Row], reference: Row | None = None) -> None:
             common = next(iter(of_reference))
         for row, found in zip(rows, values, strict=True):
             if len(found) > 1:
-                row.notes.append(f"{fact} differs between its seeds: {' / '.join(sorted(found))}")
+                row.notes.append(f"{fact} differs between seeds: {' / '.join(sorted(found))}")
             elif found - {common}:
-                row.notes.append(f"{fact} {next(iter(found))}, elsewhere {common}")
+                row.notes.append(f"{fact} {next(iter(found))}, other rows {common}")
 
 
-def twins(runs: Iterable[Run]) -> list[str]:
-    """A line for every configuration, seed included, that stands in several folders."""
+def duplicate_runs(runs: Iterable[Run]) -> list[str]:
+    """One line per configuration and seed found in several folders."""
     places: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
         if run.has_config:
@@ -108,14 +111,14 @@ def twins(runs: Iterable[Run]) -> list[str]:
 
 
 def sorted_rows(rows: list[Row], columns: Sequence[Column], names: str, reverse: bool) -> list[Row]:
-    """By the columns named, scores from the best down, everything else upwards; what has no value comes last."""
+    """Sort by the named columns: metrics and differences descending, others ascending; empty cells last."""
     known = {column.title: column for column in columns} | {column.name: column for column in columns}
     for name in reversed(names.split(",")):
         column = known[full_key(name, known)]
-        falling = (column.spread or column.signed) != reverse
+        descending = (column.spread or column.signed) != reverse
         with_value = [row for row in rows if row.cells.get(column.name) is not None]
         without = [row for row in rows if row.cells.get(column.name) is None]
-        rows = sorted(with_value, key=lambda row, column=column: _order(row, column), reverse=falling) + without
+        rows = sorted(with_value, key=lambda row, column=column: _order(row, column), reverse=descending) + without
     return rows
 
 

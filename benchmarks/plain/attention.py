@@ -1,8 +1,8 @@
-"""The fovea and its attention as published: the distance to every cell is materialised, the softmax done by hand.
+"""The fovea and its attention as published: materialised distances to every cell, and an explicit softmax.
 
 Written from the formulas of Gao et al. (SMCA, 2021), in the order and the memory layout of its code: offsets from every
-cell [Q, K, B * H, 2], images and heads last, which the scores [B * H, Q, K] then read transposed; the mean of the
-weights over heads, which nobody reads. Around it the twin is batch first, as ours; modules have our names.
+cell [Q, K, B * H, 2], images and heads last, transposed for the scores [B * H, Q, K]; and the mean of the weights over
+heads, which is unused. The rest is batch first, as ours; modules have our names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """q [B, H, Q, d], k and v [B, H, K, d], prior [Q, K, B * H], is_padding [B, K] -> [B, H, Q, d] and the weights.
 
-    The heads are flattened into the batch for the products; dropout falls on the weights [B * H, Q, K].
+    Heads are flattened into the batch; dropout applies to the weights [B * H, Q, K].
     """
     batch, heads, num_queries, width = q.shape
     q = (q * width**-0.5).reshape(batch * heads, num_queries, width)
@@ -60,7 +60,7 @@ def attend(
 
 
 class PlainPrior(nn.Module):
-    """One decoder layer's fovea; `first`: it owns the reference's MLP. feels [Q, H]: bool, None means everyone."""
+    """One decoder layer's prior. first: contains the reference's MLP. feels [Q, H]: bool, which have it; None: all."""
 
     feels: Tensor | None
 
@@ -102,7 +102,7 @@ class PlainPrior(nn.Module):
 
 
 class PlainCrossAttention(nn.Module):
-    """Multi-head attention written out, because the published one adds the log-prior to its scores."""
+    """Explicit multi-head attention, because the published one adds the log-prior to its scores."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class PlainCrossAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, prior: Tensor, is_padding: Tensor | None) -> Tensor:
         """query [B, Q, D], key and value [B, K, D], prior [Q, K, B * H], is_padding [B, K] -> [B, Q, D]."""
-        # The published attention compares its inputs to choose among packed projections: a wait for the device.
+        # The published attention compares its inputs to choose a packed projection, which waits for the device.
         packed = torch.equal(query, key) or torch.equal(key, value)
         assert not packed, "a decoder's cross-attention has three different inputs"
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -126,5 +126,5 @@ class PlainCrossAttention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def mean_weights(self, weights: Tensor) -> Tensor:
-        """[B * H, Q, K] -> [B, Q, K]: what the published attention returns besides, to a caller that drops it."""
+        """[B * H, Q, K] -> [B, Q, K], as returned by the published attention; its caller ignores it."""
         return weights.unflatten(0, (-1, self.heads)).sum(dim=1) / self.heads

@@ -1,8 +1,8 @@
-"""Matcher and set loss as DETR publishes them: for every decoder layer again, one after the other.
+"""Matcher and set loss as published by DETR, one decoder layer after the other.
 
 Written from the formulas (Carion et al., 2020; focal form: Zhu et al., Deformable DETR, 2021, summed as SMCA does), in
-the published order: all images' objects against all images' queries, a copy to the host a layer, asserts on every box
-that read the device, and beside the losses the class error and the cardinality error, which are only logged.
+the published order: objects of all images against queries of all images, one copy to the host per layer, asserts on
+boxes that read the device, and the class and cardinality errors, which are only logged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fovea_detr.config.schema import Config
 from fovea_detr.machine import distributed
 
 Match = tuple[Tensor, Tensor]
-Objects = list[dict[str, Tensor]]  # an image each: `labels` [T], `boxes` [T, 4] as (cx, cy, w, h) fractions
+Objects = list[dict[str, Tensor]]  # per image: `labels` [T], `boxes` [T, 4] as (cx, cy, w, h) fractions
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 class PlainMatcher:
-    """Weights of the costs of class, L1 and GIoU; loss: "focal" or "softmax"."""
+    """classification, l1, giou: weights of the costs; loss: "focal" or "softmax"."""
 
     def __init__(self, classification: float, l1: float, giou: float, loss: str) -> None:
         self.classification, self.l1, self.giou, self.loss = classification, l1, giou, loss
@@ -69,7 +69,7 @@ class PlainMatcher:
 
 
 def focal_loss(logits: Tensor, is_class: Tensor, num_boxes: float) -> Tensor:
-    """logits and is_class [B, Q, C] -> the sum over queries and classes over the number of boxes."""
+    """logits and is_class [B, Q, C] -> the sum over queries and classes, divided by the number of boxes."""
     p = logits.sigmoid()
     entropy = functional.binary_cross_entropy_with_logits(logits, is_class, reduction="none")
     p_right = p * is_class + (1 - p) * (1 - is_class)
@@ -91,7 +91,7 @@ class PlainCriterion(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, outputs: dict[str, Any], targets: Objects) -> dict[str, Tensor]:
-        """-> `loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error` of each layer (`_0`, ... but for the last)."""
+        """-> `loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error` of each layer (`_0`, ... except the last)."""
         last = {name: value for name, value in outputs.items() if name != "aux_outputs"}
         matches = self.matcher(last, targets)
         count = torch.as_tensor([float(sum(len(t["labels"]) for t in targets))], device=last["pred_logits"].device)
@@ -138,15 +138,15 @@ class PlainCriterion(nn.Module):
         return {"cardinality_error": functional.l1_loss(found.float(), lengths.float())}
 
     def boxes(self, boxes: Tensor, targets: Objects, matches: list[Match], num_boxes: float) -> dict[str, Tensor]:
-        mine = boxes[places(matches)]
+        own = boxes[places(matches)]
         wanted = torch.cat([target["boxes"][j] for target, (_, j) in zip(targets, matches, strict=True)])
-        l1 = functional.l1_loss(mine, wanted, reduction="none").sum() / num_boxes
-        giou = 1 - torch.diag(pairwise_giou(corners(mine), corners(wanted)))
+        l1 = functional.l1_loss(own, wanted, reduction="none").sum() / num_boxes
+        giou = 1 - torch.diag(pairwise_giou(corners(own), corners(wanted)))
         return {"loss_bbox": l1, "loss_giou": giou.sum() / num_boxes}
 
 
 def places(matches: list[Match]) -> tuple[Tensor, Tensor]:
-    """-> the image and the query of every matched pair [N]."""
+    """-> image and query indices of the matched pairs, each [N]."""
     images = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(matches)])
     return images, torch.cat([queries for queries, _ in matches])
 

@@ -1,5 +1,5 @@
-"""The published data pipeline in plain words, for comparison: PIL decodes, flips, resizes and crops; the worker makes
-floats, normalises them, pads them and adds a mask. What is drawn is taken from our own plans, so that both do the same.
+"""The published data pipeline, for comparison: PIL decodes, flips, resizes and crops; the worker converts to floats,
+normalises, pads and adds a mask. The random draws are those of our plans, so that both sides do the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def resized_boxes(boxes_xyxy: Tensor, before_hw: tuple[int, int], size_hw: tuple
 
 
 def cropped_boxes(boxes_xyxy: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """-> the boxes that are left, and [T] bool: which."""
+    """-> the remaining boxes, and [T] bool: which of the boxes remain."""
     assert plan.window is not None
     window = plan.window
     shifted = boxes_xyxy - torch.tensor([window.left, window.top, window.left, window.top])
@@ -57,7 +57,7 @@ def cropped_boxes(boxes_xyxy: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 def augment(
     image: Image.Image, boxes_xyxy: Tensor, labels: Tensor, plan: Plan
 ) -> tuple[Image.Image, dict[str, Tensor]]:
-    """-> the image, and its target: `labels` [T], `boxes` [T, 4] (cx, cy, w, h) as fractions of it."""
+    """-> the image and its target: `labels` [T], `boxes` [T, 4] (cx, cy, w, h) as fractions of it."""
     if plan.flip:
         image, boxes_xyxy = flip(image), flipped_boxes(boxes_xyxy, image.width)
     if plan.crop_from_hw is not None and plan.window is not None:

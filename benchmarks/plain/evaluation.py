@@ -1,6 +1,6 @@
-"""COCO evaluation as published: a dict a detection, made image by image; pycocotools.
+"""COCO evaluation as published: pycocotools, with one dict per detection, created image by image.
 
-Of the published loop only the bookkeeping is left out (results are handed over at once instead of batch by batch).
+Unlike the published loop, it passes all results at once instead of batch by batch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from pycocotools.cocoeval import COCOeval
 
 from fovea_detr.types import Detections
 
+# COCOeval.stats in its order, by the names of fovea_detr.runs.folder.METRICS.
+STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+STATS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
 
 def indexed(content: dict[str, Any]) -> COCO:
-    """The ground truth, once a run."""
+    """The indexed ground truth, needed once per run."""
     index: Any = COCO()
     index.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
@@ -24,14 +28,14 @@ def indexed(content: dict[str, Any]) -> COCO:
     return index
 
 
-def coco_numbers(truth: COCO, detections: dict[int, Detections]) -> list[float]:
-    """Detections by image id -> the twelve numbers."""
+def coco_numbers(truth: COCO, detections: dict[int, Detections]) -> dict[str, float]:
+    """Detections by image id -> the metrics of STATS."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results(detections)), "bbox")  # type: ignore[arg-type]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats.tolist()
+    return dict(zip(STATS, evaluation.stats.tolist(), strict=True))
 
 
 def results(detections: dict[int, Detections]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What several plain parts need: the stack of linear layers, the position encoding, and a batch as published."""
+"""Shared by the plain parts: the stack of linear layers, the position encoding, and padding of a batch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The whole model as DETR and SMCA publish it, with our names, so that it takes the weights of ours.
+"""The whole model as published by DETR and SMCA, with our parameter names, so that it can load our weights.
 
-Post-norm and sine positions, as every published run. Attention is torch's own module where no prior is added to it.
-The backbone's frozen batch norms multiply and add on their own; a mask of every pixel travels with the images.
+Post-norm and sine positions, as in every published run. Attention without a prior is torch's module. The backbone's
+frozen batch norms are not folded; a mask of every pixel accompanies the images.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PlainDecoderLayer(nn.Module):
 
 
 class PlainStack(nn.Module):
-    """Layers, and the norm that the decoder puts on every layer's output."""
+    """Layers, and the norm that the decoder applies to each layer's output."""
 
     def __init__(self, layers: list[nn.Module], norm: nn.Module | None) -> None:
         super().__init__()
@@ -79,15 +79,15 @@ class PlainStack(nn.Module):
 
 
 class PlainDETR(nn.Module):
-    """stride: of the backbone, in pixels. feels_queries [Q]: whose boxes carry the reference point; None: all."""
+    """stride: of the backbone, in pixels. feels_queries [Q]: queries whose boxes use the reference point; None: all."""
 
     feels_queries: Tensor | None
 
     def __init__(self, config: Config, body: nn.Module, channels: int, stride: int, class_outputs: int) -> None:
         super().__init__()
         model = config.model
-        assert model.position == "sine", "the plain twin has sine positions"
-        assert not model.pre_norm, "the plain twin is post-norm"
+        assert model.position == "sine", "the plain model has sine positions"
+        assert not model.pre_norm, "the plain model is post-norm"
         self.hidden, self.stride = model.hidden, stride
         self.backbone = nn.ModuleDict({"body": body})
         self.input_proj = nn.Conv2d(channels, model.hidden, kernel_size=1)
@@ -102,7 +102,7 @@ class PlainDETR(nn.Module):
         self.register_buffer("feels_queries", None if queries is None else queries.any(1), persistent=False)
 
     def forward(self, images: Tensor, is_padding: Tensor) -> Outputs:
-        """images [B, 3, h, w] and their padding [B, h, w] -> DETR's dict, with `aux_outputs` for all layers but one."""
+        """images [B, 3, h, w], padding [B, h, w] -> DETR's dict, with `aux_outputs` for all layers but the last."""
         features = self.backbone["body"](images)
         features = features["0"] if isinstance(features, dict) else features
         rows, columns = features.shape[-2:]
@@ -144,7 +144,7 @@ class PlainDETR(nn.Module):
 
 
 def feels(config: Config) -> Tensor | None:
-    """[Q, H] bool, which query feels the prior in which head; None: all."""
+    """[Q, H] bool, the queries and heads with a prior; None: all."""
     name, heads, queries = config.mixture["name"], config.model.heads, config.model.num_queries
     if name == "none" or not config.model.fovea:
         return None
@@ -164,7 +164,7 @@ def plain_prior(config: Config, first: bool) -> PlainPrior:
 
 
 class PlainTinyBody(nn.Sequential):
-    """The network of `model.backbone=tiny`: nothing of it was published; torchvision's blocks one after another."""
+    """The network of `model.backbone=tiny`, which is ours, built of torchvision's blocks."""
 
     def __init__(self, norm: type[nn.Module]) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def plain_body(config: Config) -> tuple[nn.Module, int, int]:
 
 
 def plain_twin(config: Config, ours: nn.Module) -> PlainDETR:
-    """The plain model of a configuration with the weights of ours, and the same of them trainable."""
+    """The plain model of a configuration, with our weights and the same trainable parameters."""
     class_outputs = ours.get_parameter("class_head.weight").shape[0]
     plain = PlainDETR(config, *plain_body(config), class_outputs)
     plain.load_state_dict(ours.state_dict())

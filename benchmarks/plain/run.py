@@ -1,6 +1,5 @@
-"""`experiment=tiny` on the plain twins: the same data, order, flips, first weights and schedule, and plain code for the
-rest: PIL in the loader, which reads every image again in every epoch and normalises it, DETR's step, pycocotools on
-lists of dicts.
+"""`experiment=tiny` with the plain implementation: the same data, order, flips, initial weights and schedule. The rest
+is plain: PIL reads and normalises every image in every epoch, then DETR's step, and pycocotools on lists of dicts.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ Key = tuple[int, int, int]  # index, epoch, seed
 
 
 class PlainImages(Dataset):
-    """A split in COCO's layout, resized to a long side of 128 pixels; a flip drawn as ours draws it.
+    """A split in COCO's layout, resized to a long side of 128 pixels, with the same random flips as ours.
 
-    reading_seconds: what decoding and resizing took so far, which ours does once and keeps (data.in_memory).
+    reading_seconds: the time of decoding and resizing so far; ours does both once (data.in_memory).
     """
 
     def __init__(self, root: Path, split: str, flip: float, side: int = 128) -> None:
@@ -134,7 +133,7 @@ class PlainRun:
         return float(evaluation.stats[0])
 
     def fit(self) -> dict[str, Any]:
-        """-> seconds of training and of evaluation, what of them was reading images, and AP after every epoch."""
+        """-> seconds of training, of evaluation, and of reading images during training, and AP after every epoch."""
         training = evaluation = 0.0
         scores = []
         for epoch in range(self.config.schedule.epochs):
@@ -148,7 +147,7 @@ class PlainRun:
 
 
 def best_of(outputs: dict[str, Any], sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The Q best of all Q x C scores of every image -> scores, labels [B, Q], boxes [B, Q, 4] as corners in pixels."""
+    """The Q best of the Q x C scores of each image -> scores, labels [B, Q], boxes [B, Q, 4] as corners in pixels."""
     logits = outputs["pred_logits"]
     scores, best = logits.sigmoid().view(len(logits), -1).topk(logits.shape[1], dim=1)
     boxes = torch.gather(corners(outputs["pred_boxes"]), 1, (best // logits.shape[2])[..., None].repeat(1, 1, 4))

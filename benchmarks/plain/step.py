@@ -1,5 +1,5 @@
-"""Optimizer and one training step as published: two parameter groups updated one tensor at a time, a number read off
-the device for every value that is logged."""
+"""Optimizer and training step as published: two parameter groups, updated tensor by tensor, and a device read for every
+logged value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Log = dict[str, "deque[float]"]
 
 
 def plain_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """The backbone at its own rate. torch's AdamW of the published code's day knew neither fused nor foreach."""
+    """The backbone at its own rate. AdamW had neither fused nor foreach when the code was published."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in trainable if "backbone" not in name], "base_lr": schedule.lr},

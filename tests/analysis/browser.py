@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over a pipe in its DevTools protocol: what a page does, asked from within it."""
+"""A headless Chromium, controlled through a pipe with its DevTools protocol."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHROMIUM = next(
 
 
 class Page:
-    """One tab. complaints: whatever the page or the browser had to say on the console, and every request it made."""
+    """One tab. complaints: console messages and exceptions; requests: the URLs requested."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing, self._buffer = reading, writing, b""
@@ -49,7 +49,7 @@ class Page:
         end = time.monotonic() + SECONDS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._reading], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"Chromium has said nothing for {SECONDS:.0f} s"
+            assert ready, f"no message from Chromium for {SECONDS:.0f} s"
             self._buffer += os.read(self._reading, 1 << 20)
         text, _, self._buffer = self._buffer.partition(b"\0")
         event = json.loads(text)
@@ -76,7 +76,7 @@ class Page:
         return answer["result"].get("value")
 
     def click(self, script: str) -> None:
-        """A real click, in the middle of the element that the expression gives."""
+        """A real click at the centre of the element that the expression returns."""
         self.ask(f"{script}.scrollIntoView({{block: 'center', inline: 'center'}})")
         box = self.ask(f"(r => ({{x: r.x + r.width / 2, y: r.y + r.height / 2}}))({script}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
@@ -89,7 +89,7 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Chromium with one empty tab. It reads commands from file descriptor 3 and answers on 4, and knows no network."""
+    """Chromium with one empty tab. It reads commands from file descriptor 3 and answers on 4."""
     assert CHROMIUM is not None
     ours_in, theirs_out = (_high(fd) for fd in os.pipe())
     theirs_in, ours_out = (_high(fd) for fd in os.pipe())
@@ -115,7 +115,7 @@ def browser(profile: Path) -> Iterator[Page]:
 
 
 def _high(fd: int) -> int:
-    """The same pipe under a number that 3 and 4 cannot be."""
+    """The same file under a descriptor of at least 10, to keep 3 and 4 free."""
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
     os.close(fd)
     return moved

@@ -18,18 +18,18 @@ RESULT = {"last": {"AP": 0.41, "AP50": 0.622}, "best": {"epoch": 45, "AP": 0.42}
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 @pytest.fixture
 def nothing_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tables whose columns and lines are counted."""
+    """For tests that count columns or lines."""
     monkeypatch.setattr(published, "entries", list)
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., RunFolder]:
-    """Write the folder of a run that is done: its overrides, as on the command line."""
+    """Write the folder of a finished run with these overrides."""
 
     def write_run(*overrides: str, study: str = "study", result: dict[str, Any] | None = RESULT) -> RunFolder:
         folder = RunFolder(tmp_path / study / point_name(overrides))
@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Callable[..., RunFolder]:
 
 @pytest.fixture
 def show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[list[str]]]:
-    """Run the command, which must end well -> its lines, split where two spaces or more are."""
+    """Run the command, which must succeed -> its lines, split at two or more spaces."""
 
     def collected(*arguments: str) -> list[list[str]]:
         assert collect.main([*arguments, "--runs", str(tmp_path)]) == 0
@@ -56,7 +56,7 @@ def show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., li
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command, which must end badly -> its only line."""
+    """Run the command, which must fail -> its only line."""
 
     def collected(*arguments: str) -> str:
         assert collect.main(["--runs", str(tmp_path), *arguments]) == 1

@@ -1,4 +1,4 @@
-"""Made-up studies of any size: written as a run writes them, and broken as a crash or a stranger leaves them."""
+"""Generated studies of any size: valid run folders, and folders damaged in various ways."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
+from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import point_name
 
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 SEEDS = 3
 AXES = {
     "model": ["fovea_r50", "fovea_r101", "detr_focal_r50", "detr_r50"],
@@ -25,12 +24,12 @@ AXES = {
     "mixture": ["none", "head", "query", "head_query"],
     "schedule": ["50ep", "150ep", "300ep", "500ep"],
 }
-SMOOTH = "fovea.smooth"  # a number, as many as are needed
+SMOOTH = "fovea.smooth"  # a number with as many values as needed
 BROKEN = ("empty", "half", "foreign", "starting", "binary", "no_result")
 
 
 def write_study(folder: Path, size: int, epochs: int = 8, broken_share: float = 0.02) -> list[Path]:
-    """`size` run folders: 3 seeds of a grid of 5 axes -> those of them that were broken, in every way in turn."""
+    """Write `size` run folders, 3 seeds of a grid of 5 axes -> the broken ones, which cycle through BROKEN."""
     draw = random.Random(0)
     broken: list[Path] = []
     for point, config in itertools.islice(grid(size), size):
@@ -45,7 +44,7 @@ def write_study(folder: Path, size: int, epochs: int = 8, broken_share: float = 
 
 
 def grid(size: int) -> Iterator[tuple[str, str]]:
-    """Points and the text of their config.yaml. Hydra composes a group's values once; the rest is put in as text."""
+    """Points and their config.yaml. Hydra composes each group value once; numbers are replaced in the text."""
     others = math.prod(len(values) for values in AXES.values())
     smooths = [f"{4 + step / 2:g}" for step in range(-(-size // (others * SEEDS)))]
     for values in itertools.product(*AXES.values()):

@@ -1,4 +1,4 @@
-"""The table as the command prints it: its columns, and how it fits a terminal."""
+"""The table as printed by the command: its columns, and how it fits a terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_numbers_are_sorted_as_numbers_and_the_seed_comes_last(write, show):
     assert rows[1:] == [["4", "0"], ["4", "1"], ["8", "0"], ["8", "1"], ["16", "0"], ["16", "1"]]
 
 
-def test_a_group_stands_for_everything_it_sets(write, show):
+def test_a_group_explains_everything_it_sets(write, show):
     write("model=detr_r50")
     write("model=fovea_r50")
     assert header(show) == ["model"]
@@ -62,13 +62,13 @@ def test_a_copy_of_a_groups_leaf_adds_no_column(write, show):
     assert set(columns) == {"model", "smooth", "dynamic_scale", "schedule", "data", "schedule.batch_size"}
 
 
-def test_what_was_set_by_hand_is_shown_though_the_group_would_explain_it(write, show):
+def test_an_override_is_shown_even_if_the_group_explains_it(write, show):
     write("model=detr_r50", "model.num_queries=50")
     write("model=fovea_r50")
     assert header(show) == ["model", "num_queries"]
 
 
-def test_a_leaf_outside_the_group_is_shown_though_it_varies_in_step(write, show):
+def test_a_leaf_outside_the_group_is_shown_even_if_it_varies_with_it(write, show):
     write("dynamic_scale=type1", "fovea.smooth=4")
     write("dynamic_scale=type2", "fovea.smooth=6.5")
     assert show()[1][:2] == ["4", "type1"]
@@ -88,7 +88,7 @@ def test_infrastructure_is_never_a_column(write, show):
     assert header(lambda: show("--seeds")) == ["seed"]
 
 
-def test_an_axis_nobody_has_heard_of_is_a_column(tmp_path, show):
+def test_an_unknown_axis_is_a_column(tmp_path, show):
     for name, extra in (("red", "{depth: 3}"), ("blue", "{}")):
         folder = RunFolder(tmp_path / "study" / f"colour={name}")
         folder.write_config(f"colour: {{name: {name}, _target_: some.{name}, inner: {extra}}}\nlist: [1, 2]\n")
@@ -96,7 +96,7 @@ def test_an_axis_nobody_has_heard_of_is_a_column(tmp_path, show):
     assert [row[0] for row in show()] == ["colour", "blue", "red"]
 
 
-def test_a_run_alone_goes_by_its_name_and_studies_are_told_apart(write, show):
+def test_a_single_run_is_named_and_studies_are_a_column(write, show):
     write("seed=3")
     assert header(show) == ["run"]
     assert show()[1][0] == "seed=3"
@@ -109,7 +109,7 @@ def test_a_run_alone_goes_by_its_name_and_studies_are_told_apart(write, show):
 # ---- the terminal --------------------------------------------------------------------------------
 
 
-def test_the_table_fits_the_terminal_and_what_is_cut_stands_below(write, tmp_path, capsys, monkeypatch):
+def test_the_table_fits_the_terminal_and_cut_texts_are_printed_below(write, tmp_path, capsys, monkeypatch):
     reason = "step 3, rank 0, images 17, 4: the losses are not finite \x1b[31m(classification nan)"
     write("dynamic_scale=type1", result=None).write_state("failed", reason=reason)
     write("dynamic_scale=type2")
@@ -119,14 +119,14 @@ def test_the_table_fits_the_terminal_and_what_is_cut_stands_below(write, tmp_pat
     assert all(len(line) <= 60 for line in lines[:3])
     assert "…" in lines[1]
     assert lines[2].split() == ["type2", "done", "1", "0.410", "0.622", "50"]
-    assert lines[3].startswith("left out, for the width of this terminal: best AP, total batch, ")
+    assert lines[3].startswith("columns omitted to fit the terminal: best AP, total batch, ")
     assert lines[4].endswith("images 17, 4: the losses are not finite [31m(classification nan)"), "no escape codes"
     monkeypatch.setenv("COLUMNS", "10")
     assert collect.main(["--runs", str(tmp_path)]) == 0
     assert "0.410" in capsys.readouterr().out
 
 
-def test_watching_ends_when_nothing_can_change_any_more(write, tmp_path, capsys, monkeypatch):
+def test_watching_ends_when_no_run_is_open(write, tmp_path, capsys, monkeypatch):
     folder, waited = write("seed=0", result=None), []
     folder.write_state("running", epoch=0)
     monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds) or folder.write_state("failed"))
@@ -159,14 +159,14 @@ def test_a_narrow_terminal_keeps_the_first_metric(write, capsys, monkeypatch, tm
     for width in (40, 80, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
         assert collect.main(["--runs", str(tmp_path), "--metrics", "all"]) == 0
-        head, row, left_out = capsys.readouterr().out.splitlines()[:3]
+        head, row, omitted = capsys.readouterr().out.splitlines()[:3]
         assert max(len(head), len(row)) <= width
         assert "0.250 ± 0.000" in row
         assert " AP" in head
-        assert left_out.startswith("left out, for the width of this terminal: ")
+        assert omitted.startswith("columns omitted to fit the terminal: ")
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(write, tmp_path):
+def test_a_closed_pipe_is_not_an_error(write, tmp_path):
     for number in range(40):
         write(f"fovea.smooth={number + 1}")
     command = f"{sys.executable} {SCRIPT} --runs {tmp_path} --to {tmp_path}/t.csv | head -1"

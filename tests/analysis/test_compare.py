@@ -33,7 +33,7 @@ def test_what_differs_and_the_curves_side_by_side(pair, tmp_path, capsys):
     ):
         assert line in lines, line
     keys = [line[0] for line in lines if line]
-    assert not {"packages.numpy", "seed", "model", "data.val", "study"} & set(keys), "what is equal is not shown"
+    assert not {"packages.numpy", "seed", "model", "data.val", "study"} & set(keys), "equal values are not shown"
     assert ["outcome:", "no", "difference"] in lines
 
 

@@ -1,9 +1,8 @@
-"""Run folders in every state: as runs leave them, as crashes and strangers leave them."""
+"""Run folders in every state: complete, unfinished, damaged, or not run folders at all."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -16,7 +15,6 @@ from fovea_detr.study.manifest import Manifest, Submission
 from tests.analysis.conftest import RESULT
 
 pytestmark = pytest.mark.usefixtures("nothing_published")
-SCRIPT = Path(collect.__file__)
 NUMBERS = ["state", "n", "AP", "AP50", "best AP", "epochs", "total batch", "GPU-hours", "minutes"]
 NUMBERS += ["images/s", "ms/image", "parameters"]
 ROW = ["done", "1", "0.410", "0.622", "0.420", "50", "-", "-", "1500.0", "-", "-", "-"]
@@ -90,15 +88,15 @@ def test_a_metric_that_the_data_set_does_not_define_is_no_number(tmp_path):
     assert read_run(tmp_path).numbers == {"AP": 0.4}
 
 
-def test_nothing_finished_says_so(write, show):
+def test_a_study_without_a_finished_run_has_a_note(write, show):
     write("seed=0", result=None).write_state("queued")
     write("seed=1", result=None).write_state("running", epoch=0)
     table = show("--seeds")
     assert [row[1] for row in table[1:3]] == ["queued", "running, epoch 1/50"]
-    assert table[3] == ["nothing has finished yet (2 runs)"]
+    assert table[3] == ["no run has finished yet (2 runs)"]
     table = show()
     assert table[1][1] == "1 running, 1 queued"
-    assert [row[0].rpartition(": ")[2] for row in table[2:4]] == ["queued", "running, epoch 1/50"], "in full, below"
+    assert [row[0].rpartition(": ")[2] for row in table[2:4]] == ["queued", "running, epoch 1/50"], "full texts below"
 
 
 # ---- broken and missing --------------------------------------------------------------------------
@@ -204,9 +202,9 @@ def test_points_that_were_submitted_and_have_no_folder_are_shown(write, show, tm
     text = started.config_text() or ""
     assert "num_classes: null" in text
     started.write_config(text.replace("num_classes: null", "num_classes: 91"))
-    assert show()[0][:2] == ["smooth", "state"], "what only the data tells makes no difference"
+    assert show()[0][:2] == ["smooth", "state"], "values that come from the data make no difference"
     (manifest.path).write_text("nonsense\n[]\n")
-    assert [row[0] for row in show()[1:3]] == ["4", "16"], "a damaged manifest costs no table"
+    assert [row[0] for row in show()[1:3]] == ["4", "16"], "a damaged manifest does not prevent the table"
 
 
 @pytest.mark.parametrize("runs", ["nowhere", ".", "study", "study/base"])

@@ -1,4 +1,4 @@
-"""One table, every format: the same digits, checked cell by cell against the run folders themselves."""
+"""Every format has the same digits, checked cell by cell against the run folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(root: Path) -> Rows:
-    """AP ± deviation and difference of the finished rows, from result.json, by hand."""
+    """Mean ± std and difference of every metric of the finished rows, computed from result.json."""
     scores: dict[str, dict[str, list[float]]] = {}
     for path in sorted((root / "dynamic_scale").glob("*/result.json")):
         scale = re.findall(r"dynamic_scale=(\w+)", path.parent.name)[0]
@@ -90,36 +90,36 @@ class Cells(HTMLParser):
         self._inside = self._inside and tag != "table"
 
 
-def of_people(lines: list[list[str]]) -> Rows:
+def by_first_cell(lines: list[list[str]]) -> Rows:
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[1:]}
 
 
 def read_html(text: str) -> Rows:
     parser = Cells()
     parser.feed(text)
-    return of_people(parser.rows)
+    return by_first_cell(parser.rows)
 
 
 def read_markdown(text: str) -> Rows:
     lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
     cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
-    return of_people([[cell.replace("\\", "") for cell in line] for line in cells])
+    return by_first_cell([[cell.replace("\\", "") for cell in line] for line in cells])
 
 
 def read_latex(text: str) -> Rows:
     lines = [line.removesuffix(r"\\").split("&") for line in text.splitlines() if line.endswith(r"\\")]
-    return of_people([[plain(cell.strip()) for cell in line] for line in lines])
+    return by_first_cell([[plain(cell.strip()) for cell in line] for line in lines])
 
 
 def plain(cell: str) -> str:
     cell = re.sub(r"\\textbf\{(.*)\}", r"\1", cell)
-    for marked, meant in ((r"$\pm$", "±"), (r"$\Delta$", "Δ"), ("$-$", "-"), ("\\", "")):
-        cell = cell.replace(marked, meant)
+    for latex, text in ((r"$\pm$", "±"), (r"$\Delta$", "Δ"), ("$-$", "-"), ("\\", "")):
+        cell = cell.replace(latex, text)
     return cell
 
 
 def from_data(records: list[dict[str, object]]) -> Rows:
-    """mean and deviation, apart in data files, put together again, with the digits that were printed."""
+    """Mean and std, separate in data files, joined again with the printed digits."""
     rows: Rows = {}
     for record in records:
         row = rows[str(record["dynamic_scale"])] = {"n": f"{float(str(record['n'] or 'nan')):.0f}"}
@@ -143,7 +143,7 @@ def read(path: Path) -> Rows:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_cell_is_that_of_the_run_folders(written, file):
+def test_every_cell_equals_the_run_folders(written, file):
     rows = read(written / "out" / file)
     for scale, cells in expected(written).items():
         assert {name: rows[scale][name] for name in cells} == cells
@@ -177,7 +177,7 @@ def test_the_best_is_bold_and_only_the_best(written):
     assert sum(r"\textbf" in line[column] for line in finished) == 1
 
 
-def test_latex_is_booktabs_and_escapes_what_latex_would_read(written, write, tmp_path):
+def test_latex_is_booktabs_and_escapes_special_characters(written, write, tmp_path):
     text = (written / "out" / "results.tex").read_text()
     assert [word for word in (r"\toprule", r"\midrule", r"\bottomrule") if text.count(word) == 1] == [
         r"\toprule",

@@ -1,4 +1,4 @@
-"""What is drawn is what the model does: attention against the module's own output, the prior against its formula."""
+"""The drawn maps are the model's: attention against the module's output, the prior against its formula."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn import functional
 
 from analysis import fovea_maps
+from analysis.figures.capture import attention_weights, capture
 from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
-from analysis.figures.looking import Look, attention_weights, look
 from analysis.figures.pixels import attention_at_pixels, prior_at_pixels
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
@@ -51,11 +51,11 @@ def test_weights_times_values_are_the_modules_own_output(kind):
 
 
 @pytest.mark.parametrize("model", ["fovea_tiny", "detr_focal_tiny"])
-def test_looking_changes_nothing(model):
+def test_capture_does_not_change_the_model(model):
     net, batch = small_model(f"model={model}"), random_batch((64, 96))
     with torch.no_grad():
         before = net(batch)
-    seen = look(net, batch)
+    seen = capture(net, batch)
     with torch.no_grad():
         after = net(batch)
     for predictions in (seen.predictions, after):
@@ -63,9 +63,9 @@ def test_looking_changes_nothing(model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-def test_the_padding_of_a_batch_is_cut_off():
+def test_padding_cells_are_removed():
     batch = random_batch((64, 96), (128, 160))
-    seen = look(small_model(), batch, image=0)
+    seen = capture(small_model(), batch, image=0)
     assert seen.size_hw == (64, 96)
     assert seen.predictions.boxes_cxcywh.shape[:2] == (2, 1)
     for maps in seen.layers:
@@ -73,25 +73,25 @@ def test_the_padding_of_a_batch_is_cut_off():
         torch.testing.assert_close(maps.attention.sum((-1, -2)), torch.ones(2, 7))
         assert maps.log_prior is not None
         assert maps.log_prior.isfinite().all()
-    alone = look(small_model(), random_batch((64, 96))).layers[0].log_prior
-    torch.testing.assert_close(seen.layers[0].log_prior, alone)  # layer 0's prior has seen no image yet
+    alone = capture(small_model(), random_batch((64, 96))).layers[0].log_prior
+    torch.testing.assert_close(seen.layers[0].log_prior, alone)  # layer 0's prior does not depend on the image
 
 
 @pytest.mark.parametrize(
-    ("mixture", "feels"),
+    ("mixture", "has_prior"),
     [("none", [[1] * 7] * 2), ("head", [[1] * 7, [0] * 7]), ("query", [[0] * 3 + [1] * 4] * 2)],
 )
-def test_who_feels_the_prior(mixture, feels):
-    for maps in look(small_model(f"mixture={mixture}"), random_batch((64, 64))).layers:
-        assert maps.feels.int().tolist() == feels
+def test_heads_and_queries_with_a_prior(mixture, has_prior):
+    for maps in capture(small_model(f"mixture={mixture}"), random_batch((64, 64))).layers:
+        assert maps.has_prior.int().tolist() == has_prior
         assert maps.log_prior is not None
-        assert ((maps.log_prior != 0).flatten(2).any(-1) == maps.feels).all()
+        assert ((maps.log_prior != 0).flatten(2).any(-1) == maps.has_prior).all()
 
 
-def test_plain_detr_has_attention_alone():
-    for maps in look(small_model("model=detr_focal_tiny"), random_batch((64, 64))).layers:
+def test_plain_detr_has_only_attention():
+    for maps in capture(small_model("model=detr_focal_tiny"), random_batch((64, 64))).layers:
         assert maps.log_prior is None
-        assert not maps.feels.any()
+        assert not maps.has_prior.any()
         torch.testing.assert_close(maps.attention.sum((-1, -2)), torch.ones(2, 7))
 
 
@@ -100,7 +100,7 @@ def test_plain_detr_has_attention_alone():
 
 @pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES.keys())
 def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(backbone):
-    """Without an offset the Gaussian's centre is sigmoid(ref) of the image, whatever stride and resize are."""
+    """Without an offset the centre is sigmoid(reference) of the image, for any stride and resize."""
     model = small_model(*backbone, "dynamic_scale=type1")
     for prior in model.decoder.modules():
         if isinstance(prior, FoveaPrior):
@@ -108,8 +108,8 @@ def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(b
             torch.nn.init.zeros_(prior.offset.bias)
     references: list[torch.Tensor] = []
     model.decoder.register_forward_hook(lambda _, __, output: references.append(output[1]))
-    height, width = 200, 330  # as on disk; resized to sides that are no multiples of the stride
-    seen = look(model, collate_images([random_image(150, 247)], [(height, width)]))
+    height, width = 200, 330  # of the file; resized to sides that are not multiples of the stride
+    seen = capture(model, collate_images([random_image(150, 247)], [(height, width)]))
     for query, reference in enumerate(references[0][0].sigmoid().tolist()):
         for maps in seen.layers:
             assert maps.log_prior is not None
@@ -122,7 +122,7 @@ def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(b
 
 
 def test_the_prior_between_the_cells_is_its_formula():
-    """type4, the one of the highest degree, on an image that is resized by 1 / 2 to 4 x 6 cells of 16 pixels."""
+    """type4, which has the highest degree, on an image resized by 1 / 2 to 4 x 6 cells of 16 pixels."""
     s1, s2, s3, smooth, centre = 0.5, 0.8, 0.3, 8.0, (2.3, 1.9)
 
     def log_prior(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -153,12 +153,12 @@ def test_a_map_of_one_row_or_column_can_be_drawn():
 # ---- the figures ---------------------------------------------------------------------------------
 
 
-def said(figure) -> str:
+def texts_of(figure) -> str:
     return " ".join(text.get_text() for axes in figure.findobj(lambda a: hasattr(a, "texts")) for text in axes.texts)
 
 
 def drawn(*overrides: str, draw: Callable = heads_together, layers=(0, 1)):
-    seen: Look = look(small_model(*overrides), random_batch((64, 96)))
+    seen = capture(small_model(*overrides), random_batch((64, 96)))
     image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
     marked = [Marked(query, f"query {query}: cat 0.50", np.array([10.0, 10, 40, 50])) for query in (0, 6)]
     figure = draw(seen, image, marked, list(layers))
@@ -175,7 +175,7 @@ def drawn(*overrides: str, draw: Callable = heads_together, layers=(0, 1)):
         (("model=detr_focal_tiny",), heads_apart, 2 * 2 * 2),
     ],
 )
-def test_a_panel_for_everything_that_there_is(overrides, draw, panels):
+def test_number_of_panels(overrides, draw, panels):
     figure = drawn(*overrides, draw=draw)
     axes = [one for part in (figure, *figure.subfigs) for one in part.axes]
     assert len(set(map(id, axes))) == panels
@@ -184,11 +184,11 @@ def test_a_panel_for_everything_that_there_is(overrides, draw, panels):
     assert any("no prior" in label for label in labels) == bool(overrides)
 
 
-def test_who_has_no_prior_is_told():
-    assert "no prior" not in said(drawn())
-    assert said(drawn("mixture=query")).count("no prior") == 2  # query 0, in two layers
-    assert said(drawn("mixture=head", draw=heads_apart)).count("no prior") == 4
-    assert "no prior" not in said(drawn("mixture=head"))  # the first head's outline is there
+def test_a_missing_prior_is_labelled():
+    assert "no prior" not in texts_of(drawn())
+    assert texts_of(drawn("mixture=query")).count("no prior") == 2  # query 0, in two layers
+    assert texts_of(drawn("mixture=head", draw=heads_apart)).count("no prior") == 4
+    assert "no prior" not in texts_of(drawn("mixture=head"))  # the first head's outline is there
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_who_has_no_prior_is_told():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two run folders as a run leaves them, with random weights: RUNS/fovea and RUNS/plain."""
+    """Two run folders with random weights: RUNS/fovea and RUNS/plain."""
     root = tmp_path_factory.mktemp("runs")
     for name, model in (("fovea", "fovea_tiny"), ("plain", "detr_focal_tiny")):
         sizes = ["data.train_images=1", "data.val_images=3", f"data.cache={root / 'cache'}", "data.num_classes=7"]
@@ -224,10 +224,10 @@ def test_a_figure_of_a_run_and_an_image_id(runs, tmp_path, capsys, ending):
     assert "query 3: " in capsys.readouterr().out
 
 
-def test_plain_detr_says_so(runs, tmp_path, capsys):
+def test_plain_detr_prints_a_note(runs, tmp_path, capsys):
     arguments = ["--image", "2", "--heads", "apart", "--to", str(tmp_path / "fovea.png")]
     assert fovea_maps.main([str(runs / "plain"), *arguments]) == 0
-    assert "plain DETR: it has no prior" in capsys.readouterr().out
+    assert "plain DETR has no prior" in capsys.readouterr().out
 
 
 def test_a_checkpoint_with_its_overrides_and_an_image_file(runs, tmp_path, capsys):
@@ -236,7 +236,7 @@ def test_a_checkpoint_with_its_overrides_and_an_image_file(runs, tmp_path, capsy
     overrides = [*SMALL, "data.num_classes=7", "data=shapes"]
     arguments = ["--image", str(runs / "photo.jpg"), "--to", str(tmp_path / "fovea.png")]
     assert fovea_maps.main([str(runs / "fovea" / "checkpoint.pt"), *overrides, *arguments]) == 0
-    assert "class " in capsys.readouterr().out  # a file comes without the names of its categories
+    assert "class " in capsys.readouterr().out  # a file has no category names
 
 
 def test_the_best_queries_found_different_objects(runs):
@@ -246,8 +246,8 @@ def test_the_best_queries_found_different_objects(runs):
     boxes = torch.tensor(
         [[0.2, 0.2, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.22], *[[0.8, 0.8, 0.1, 0.1]] * 4]
     )
-    predictions = replace(view.look.predictions, logits=logits, boxes_cxcywh=boxes[None, None])
-    view = replace(view, look=replace(view.look, predictions=predictions))
+    predictions = replace(view.capture.predictions, logits=logits, boxes_cxcywh=boxes[None, None])
+    view = replace(view, capture=replace(view.capture, predictions=predictions))
     assert view.best_queries() == [1, 6, 0]
     (marked,) = view.marked([1])
     height, width = view.image.shape[:2]
@@ -259,9 +259,9 @@ def test_the_best_queries_found_different_objects(runs):
     ("arguments", "words"),
     [
         (["fovea", "--image", "9"], "no image 9"),
-        (["fovea", "--image", "photo.png"], "neither an image file nor a number"),
-        (["fovea", "--image", "1", "--queries", "7"], "queries are 0 to 6"),
-        (["fovea", "--image", "1", "--layers", "2"], "layers are 0 to 1"),
+        (["fovea", "--image", "photo.png"], "neither an image file nor the id"),
+        (["fovea", "--image", "1", "--queries", "7"], "queries 0 to 6"),
+        (["fovea", "--image", "1", "--layers", "2"], "layers 0 to 1"),
         (["fovea", "--image", "1", "--to", "fovea.gif"], ".png, .pdf, .svg"),
         (["fovea", "model.heads=4", "--image", "1"], "model.heads"),
         (["fovea/config.yaml", "--image", "1"], "not a checkpoint"),
@@ -271,7 +271,7 @@ def test_the_best_queries_found_different_objects(runs):
         (["fovea", "data=coco", "--image", "1"], "data"),
     ],
 )
-def test_a_mistake_is_one_line(runs, capsys, monkeypatch, arguments, words):
+def test_an_error_is_one_line(runs, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(runs)
     assert fovea_maps.main(arguments) == 1
     error = capsys.readouterr().err
@@ -280,9 +280,9 @@ def test_a_mistake_is_one_line(runs, capsys, monkeypatch, arguments, words):
     assert error.count("\n") == 1
 
 
-def test_looking_at_the_published_shape_with_dc5():
+def test_capture_of_the_published_shape_with_dc5():
     config = load_config([*DC5, "model.num_queries=5"])
-    seen = look(build_model(config), collate_images([random_image(97, 130)], [(194, 260)]))
+    seen = capture(build_model(config), collate_images([random_image(97, 130)], [(194, 260)]))
     assert seen.stride == 16
     assert seen.layers[0].attention.shape == (8, 5, 7, 9)  # sides / stride, rounded up
 

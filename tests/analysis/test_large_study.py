@@ -1,4 +1,4 @@
-"""A study of 10,000 folders: the table in time, in memory, with every broken folder named."""
+"""A study of 10,000 folders: limits on time and memory, and every broken folder is named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_ten_thousand_folders(tmp_path):
     assert len(table) >= 10_000 / 3
 
 
-def test_a_small_one_is_all_there(tmp_path):
+def test_a_small_study_is_complete(tmp_path):
     broken = write_study(tmp_path / "study", 90, broken_share=0.2)
     assert {path.parent.name for path in broken} == {"study"}
     _, _, text = measure(tmp_path)

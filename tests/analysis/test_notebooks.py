@@ -1,4 +1,4 @@
-"""The notebooks are stored bare, and run from top to bottom on two real runs."""
+"""The notebooks are stored without outputs and run from top to bottom on two real runs."""
 
 from __future__ import annotations
 

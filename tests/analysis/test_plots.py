@@ -1,4 +1,4 @@
-"""The figures, of made-up run folders: their numbers by hand, their labels, and that no text lies over another."""
+"""The figures of generated run folders: numbers, labels, and no overlapping text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from analysis import plots
 from analysis.figures.drawing import over_seeds, variants_of
-from analysis.figures.style import COLUMN_INCHES, looks, spread
+from analysis.figures.style import COLUMN_INCHES, line_styles, spread
 from analysis.reading import curves
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
@@ -34,7 +34,7 @@ Write = Callable[..., RunFolder]
 
 
 def history(epochs: int, top: float, categories: Sequence[str] = ("cat", "dog")) -> list[dict[str, Any]]:
-    """AP rises to `top` at epoch 50; the categories lie 0.1 above and below it. 30 minutes an epoch."""
+    """AP rises to `top` at epoch 50; the categories are 0.1 above and below it. 30 minutes per epoch."""
     lines = []
     for epoch in range(1, epochs + 1):
         ap = top * math.sqrt(epoch / 50)
@@ -54,7 +54,7 @@ def composed(*overrides: str) -> Config:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write a run's folder: `write("dynamic_scale=type1", "seed=1", top=0.4, epochs=50)`."""
+    """Write a run folder: `write("dynamic_scale=type1", "seed=1", top=0.4, epochs=50)`."""
 
     def write_run(
         *overrides: str, top: float = 0.4, epochs: int = 50, study: str = "study", gpus: int = 4
@@ -77,7 +77,7 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture
 def seeds(write: Write, tmp_path: Path) -> curves.Tables:
-    """Two seeds of type1, three of type2, one of type3 that has not been through its learning-rate drop."""
+    """Two seeds of type1, three of type2, one of type3 before its learning-rate drop."""
     for seed, top in enumerate((0.38, 0.42)):
         write("dynamic_scale=type1", f"seed={seed}", top=top)
     for seed, top in enumerate((0.43, 0.44, 0.48)):
@@ -89,7 +89,7 @@ def seeds(write: Write, tmp_path: Path) -> curves.Tables:
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def test_a_row_a_run_with_what_it_cost(seeds):
+def test_one_row_per_run_with_its_cost(seeds):
     runs = seeds.runs.set_index(["variant", "seed"])
     assert runs.loc[("type1", 1), "AP"] == pytest.approx(0.42)
     assert runs.loc[("type1", 1), "gpu_hours"] == pytest.approx(100)
@@ -107,7 +107,7 @@ def test_a_run_is_early_until_the_epoch_after_the_drop(write, tmp_path):
     assert curves.read(tmp_path / "runs").runs.sort_values("seed")["is_early"].tolist() == [True, False, True]
 
 
-def test_variants_are_named_by_what_was_set_by_hand(write, tmp_path):
+def test_variants_are_named_by_their_overrides(write, tmp_path):
     write()
     write("smooth=4")
     write("smooth=16", "dynamic_scale=type3", "seed=3")
@@ -116,7 +116,7 @@ def test_variants_are_named_by_what_was_set_by_hand(write, tmp_path):
     assert sorted(names) == ["base", "head", "smooth=16, type3", "smooth=4"]
 
 
-def test_variants_that_differ_in_more_than_was_set_by_hand_are_spelled_out(write, tmp_path):
+def test_variants_that_differ_in_more_than_their_overrides_show_all_settings(write, tmp_path):
     write("experiment=tiny", "dynamic_scale=type1")
     write("dynamic_scale=type2")
     first, second = sorted(curves.read(tmp_path / "runs").runs["variant"])
@@ -124,7 +124,7 @@ def test_variants_that_differ_in_more_than_was_set_by_hand_are_spelled_out(write
     assert second.startswith("fovea_tiny, smooth=4, type1, tiny, shapes")
 
 
-def test_runs_of_two_studies_are_told_apart(write, tmp_path):
+def test_runs_of_two_studies_have_the_study_in_their_names(write, tmp_path):
     write(study="a")
     write(study="b")
     assert curves.read(tmp_path / "runs").runs["variant"].tolist() == ["a: all runs", "b: all runs"]
@@ -139,7 +139,7 @@ def test_a_broken_folder_is_named_and_left_out(write, tmp_path, file, content):
     write("seed=1")
     folder = write("seed=2")
     (folder.path / file).write_text(content)
-    if file == "result.json":  # an empty one: the run counts as unfinished
+    if file == "result.json":  # an empty result: the run counts as unfinished
         assert len(curves.read(tmp_path / "runs").runs) == 2
         return
     tables = curves.read(tmp_path / "runs")
@@ -161,8 +161,8 @@ def test_equal_configurations_in_two_folders_are_reported(write, tmp_path):
 
 def test_the_line_is_the_mean_and_the_band_one_sample_deviation(seeds):
     (axes,) = plots.learning_curves(seeds.epochs).axes
-    tops, look = np.array([0.43, 0.44, 0.48]), looks(["type1", "type2", "type3"])["type2"]
-    (line,) = [one for one in axes.lines if one.get_color() == look["color"] and one.get_linewidth() > 1]
+    tops, style = np.array([0.43, 0.44, 0.48]), line_styles(["type1", "type2", "type3"])["type2"]
+    (line,) = [one for one in axes.lines if one.get_color() == style["color"] and one.get_linewidth() > 1]
     expected = tops.mean() * np.sqrt(np.arange(1, 51) / 50)
     np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), expected)
     band = [one for one in axes.collections if isinstance(one, PolyCollection)][1].get_paths()[0].vertices
@@ -180,7 +180,7 @@ def test_the_mean_ends_where_its_first_seed_ends(write, tmp_path):
     assert line["x"].tolist() == list(range(1, 46))
 
 
-def test_the_other_axis_is_gpu_hours_and_minutes_where_a_run_had_no_gpu(write, tmp_path):
+def test_the_time_axis_is_gpu_hours_or_minutes_if_a_run_had_no_gpu(write, tmp_path):
     write("seed=0")
     epochs = curves.read(tmp_path / "runs").epochs
     assert plots.time_column(epochs) == "gpu_hours"
@@ -208,18 +208,18 @@ def test_dots_are_means_with_the_number_written_beside(seeds):
 
 def test_category_differences_are_of_means_against_the_baseline(seeds):
     (axes,) = plots.category_differences(seeds.categories, "type1").axes
-    (line,) = [one for one in axes.lines if one.get_marker() == looks(variants_of(seeds.runs))["type2"]["marker"]]
+    (line,) = [one for one in axes.lines if one.get_marker() == line_styles(variants_of(seeds.runs))["type2"]["marker"]]
     np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=float), [0.05, 0.05])
-    assert axes.get_xlabel() == "AP less that of type1"
+    assert axes.get_xlabel() == "AP minus AP of type1"
 
 
-def test_labels_are_spread_in_order_and_no_further_than_needed():
+def test_labels_keep_their_order_and_move_as_little_as_possible():
     np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
     np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
     assert (np.diff(spread(np.sort(np.random.default_rng(0).random(20)), 0.05)) > 0.05 - 1e-9).all()
 
 
-# ---- looks ---------------------------------------------------------------------------------------
+# ---- style ---------------------------------------------------------------------------------------
 
 
 def texts(figure: Figure) -> list[Text]:
@@ -227,7 +227,7 @@ def texts(figure: Figure) -> list[Text]:
 
 
 def drawn_texts(figure: Figure) -> list[tuple[str, Any]]:
-    """What is written, and where, in pixels."""
+    """Every drawn text and its box in pixels."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     low = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
@@ -237,14 +237,14 @@ def drawn_texts(figure: Figure) -> list[tuple[str, Any]]:
 
 
 def within(axis: Any, label: Text) -> bool:
-    """Whether a tick's label is drawn: matplotlib keeps those beyond the limits, and draws them not."""
+    """Whether a tick label is drawn: matplotlib keeps labels beyond the limits but does not draw them."""
     low, high = sorted(axis.get_view_interval())
     place = label.get_position()[0 if axis.axis_name == "x" else 1]
     return low - 1e-9 <= place <= high + 1e-9
 
 
 @pytest.mark.parametrize("grid", [1, 3], ids=["few variants", "many variants"])
-def test_no_text_lies_over_another_or_leaves_the_figure(write, tmp_path, grid):
+def test_no_text_overlaps_another_or_leaves_the_figure(write, tmp_path, grid):
     for scale, smooth in itertools.product(("type1", "type2", "type3", "type4"), ("4", "8", "16")[:grid]):
         for seed in (0, 1):
             early = scale == "type4"
@@ -261,9 +261,9 @@ def test_no_text_lies_over_another_or_leaves_the_figure(write, tmp_path, grid):
             assert box.y1 <= figure.bbox.y1 + 1, (name, text)
 
 
-def test_looks_differ_for_twenty_eight_variants():
-    found = looks([str(i) for i in range(28)]).values()
-    assert len({(look["color"], str(look["linestyle"])) for look in found}) == 28
+def test_line_styles_differ_for_28_variants():
+    found = line_styles([str(i) for i in range(28)]).values()
+    assert len({(style["color"], str(style["linestyle"])) for style in found}) == 28
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -292,11 +292,11 @@ def test_the_same_runs_give_the_same_files(seeds, tmp_path):  # noqa: ARG001
     [
         (["--runs", "nowhere"], "no such folder"),
         (["other"], "no study other"),
-        (["--metric", "AP_huge"], "no AP_huge"),
-        (["--baseline", "type9"], "there is type1; type2; type3"),
+        (["--metric", "AP_huge"], "has the metric AP_huge"),
+        (["--baseline", "type9"], "choose from type1; type2; type3"),
     ],
 )
-def test_a_mistake_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, words):  # noqa: ARG001
+def test_an_error_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, words):  # noqa: ARG001
     monkeypatch.chdir(tmp_path)
     assert plots.main([*arguments, "--out", "plots"]) == 1
     error = capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_a_mistake_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, 
     assert error.count("\n") == 1
 
 
-def test_runs_that_have_not_begun_are_one_line(write, tmp_path, capsys):
+def test_runs_without_an_evaluation_are_one_line(write, tmp_path, capsys):
     write(epochs=0)
     assert plots.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 1
-    assert "no run has been evaluated yet" in capsys.readouterr().err
+    assert "none of 1 runs has the metric AP yet" in capsys.readouterr().err

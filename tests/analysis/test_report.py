@@ -1,7 +1,8 @@
-"""The page, in a real browser: it says nothing on the console, asks for nothing, sorts, and fits its window."""
+"""The page in a real browser: a silent console, no requests, sorting, and no overflow."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -12,10 +13,11 @@ from analysis import collect
 from analysis.output import commands, report
 from analysis.reading.runs import read_run
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.study.sbatch import user_command
 from tests.analysis.browser import CHROMIUM, Page, browser
 from tests.analysis.made_up import write_every_kind
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield page
 
 
-def test_the_page_holds_the_question_what_failed_provenance_and_commands(page_file):
+def test_the_page_contains_question_failures_provenance_and_commands(page_file):
     text = unescape(page_file.read_text())
     for part in (
         "Which scale of the fovea is worth its parameters?",
@@ -70,7 +72,7 @@ def test_nothing_overflows_and_the_console_is_silent(page_file, tab, width, dark
 
 @needs_chromium
 @pytest.mark.parametrize("width", [380, 1400])
-def test_a_click_sorts_and_a_second_one_turns_it_round(page_file, tab, width):
+def test_a_click_sorts_and_a_second_click_reverses(page_file, tab, width):
     tab.open(page_file, width)
     column = 'h => h.textContent.trim() === "AP"'
     heads = '[...document.querySelectorAll("table.sortable th")]'
@@ -80,10 +82,10 @@ def test_a_click_sorts_and_a_second_one_turns_it_round(page_file, tab, width):
     before = tab.ask(ask)
     button = f'{heads}.find({column}).querySelector("button")'
     tab.click(button)
-    falling = tab.ask(ask)
+    descending = tab.ask(ask)
     numbers = sorted((float(text) for text in before if text), reverse=True)
-    assert [float(text) for text in falling if text] == numbers
-    assert falling[-1] == "", "what has no value is last"
+    assert [float(text) for text in descending if text] == numbers
+    assert descending[-1] == "", "empty cells are last"
     assert tab.ask(f"{heads}.find({column}).ariaSort") == "descending"
     tab.click(button)
     assert [float(text) for text in tab.ask(ask) if text] == numbers[::-1]
@@ -99,7 +101,7 @@ def test_a_page_of_a_study_with_nothing_finished(write, tab, tmp_path):
     write("seed=0", result=None).write_state("queued")
     assert collect.main(["--runs", str(tmp_path), "--to", str(tmp_path / "page.html")]) == 0
     tab.open(tmp_path / "page.html", 380)
-    assert "nothing has finished yet" in tab.ask("document.body.innerText")
+    assert "no run has finished yet" in tab.ask("document.body.innerText")
     assert tab.complaints == []
 
 
@@ -124,13 +126,27 @@ def test_the_header_of_a_study_is_read_with_its_continuation_lines(tmp_path, mon
         ),
         ("seed=1", ["run.py", "-m", "seed=0,1", "model.x=[1,2]"], "python run.py seed=1 'model.x=[1,2]'"),
         ("base", ["run.py", "-m"], "python run.py"),
+        ("base", ["/code/run.py"], "python /code/run.py"),
+        ("base", ["/env/bin/fovea-detr", "seed=1"], "python run.py seed=1"),
+        ("base", ["python3"], None),
         ("cut-0123456789ab", ["run.py", "-m", "seed=0,1"], None),
         ("seed=1", ["run.py", "-m", "seed=0,1", "data.workers=1,2"], None),
         ("seed=1", [], None),
         ("seed=1", "run.py", None),
     ],
 )
-def test_the_command_of_a_point_is_that_of_its_sweep_made_single(tmp_path, point, words, wanted):
+def test_the_command_of_a_point_is_its_sweep_for_one_point(tmp_path, point, words, wanted):
     folder = RunFolder(tmp_path / point)
     folder.write_provenance({"command": words})
     assert commands.command(read_run(folder.path)) == wanted
+
+
+@pytest.mark.parametrize("python", ["python", "python3", "python3.12"])
+def test_a_command_submitted_to_slurm_reads_as_the_one_typed(tmp_path, monkeypatch, python):
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "dynamic_scale=type1,type2", "hydra/launcher=submitit_slurm"])
+    monkeypatch.setattr(sys, "executable", f"/env/bin/{python}")
+    folder = RunFolder(tmp_path / "dynamic_scale=type2")
+    for recorded in (sys.argv, user_command()):
+        folder.write_provenance({"command": recorded})
+        assert commands.command(read_run(folder.path)) == "python run.py dynamic_scale=type2"
+    assert user_command() == [python, *sys.argv]

@@ -16,12 +16,12 @@ def stored(text: str) -> dict[str, str]:
 RESOLVED = "seed: 0\nmodel:\n  name: fovea\n  heads: 8\n  loss:\n    l1: 5.0\nlr: 1.0e-05\nweights: null\n"
 
 
-def test_settings_are_the_leaves_as_they_would_be_typed():
+def test_settings_are_the_leaves_as_typed():
     wanted = {"seed": "0", "model": "fovea", "model.heads": "8", "model.loss.l1": "5", "lr": "1e-05", "weights": "null"}
     assert stored(RESOLVED) == wanted
 
 
-def test_entries_that_are_read_apart_are_those_of_the_whole_file(write):
+def test_entries_parsed_separately_equal_the_whole_file(write):
     text = write("model=detr_r50", "schedule=500ep").config_text()
     assert stored(text).items() <= {key: as_typed(value) for key, value in _by_name(text).items()}.items()
     assert stored(text) == stored("# a comment\n" + text.replace("\nseed", "\n# another\n\nseed"))
@@ -49,7 +49,7 @@ def test_other_styles_of_yaml_are_read_too(text, wanted):
 
 
 @pytest.mark.parametrize("text", ["", "7", "- a", "null", "[", "a: [", "\0", "study: s\n"])
-def test_what_is_no_configuration_is_an_error_that_can_be_named(text):
+def test_an_invalid_configuration_is_an_error(text):
     with pytest.raises((ValueError, yaml.YAMLError)):
         stored(text)
 

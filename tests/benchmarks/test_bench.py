@@ -1,4 +1,4 @@
-"""The harness: what is counted and judged, both sides on small sizes, the table and its files."""
+"""The benchmark code: counts and targets, both sides on small sizes, the table and its files."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_both_sides_of_the_backbone_compute_the_same() -> None:
 
 
 def test_both_sides_of_the_evaluation_find_the_same() -> None:
-    """The row itself refuses numbers that differ."""
+    """The row raises if the metrics differ."""
     row = evaluation.row("a part", images=30, per_image=100, runs=1)
     assert row["plain"] > 0
     assert row["ours"] > 0
 
 
-def test_the_optimizers_row_says_what_its_kernel_takes() -> None:
+def test_the_optimizers_row_has_the_share_of_its_kernel() -> None:
     (row,) = step.optimizer_rows(1)
     assert re.match(r"\d+% of the step is torch's fused kernel", row["below"])
 
@@ -79,18 +79,18 @@ def test_the_optimizers_row_says_what_its_kernel_takes() -> None:
 def test_host_reads_and_operations_count() -> None:
     x = torch.ones(3)
     assert host_reads(lambda: (x.sum().item(), x.tolist(), bool(x[0] > 0), x.cpu())) == 4
-    assert host_reads(lambda: x.cpu().tolist()) == 1  # the list is made of what is on the host already
+    assert host_reads(lambda: x.cpu().tolist()) == 1  # the list is made from a host tensor
     counted = operations(lambda: (x + 1).view(3, 1))
     assert (counted.all, counted.kernels) == (2, 1)
 
 
-def test_a_peak_is_that_of_what_lives_at_once() -> None:
+def test_a_peak_counts_simultaneous_blocks() -> None:
     found = fresh("tests.benchmarks.test_bench:_peak_of_two_pairs", GIVEN_BACK)
     assert 75 < found < 100
 
 
 def _peak_of_two_pairs() -> float:
-    """MiB of two blocks of 40 MiB that live together, twice, one pair after the other."""
+    """MiB of two simultaneous blocks of 40 MiB, twice, one pair after the other."""
     torch.ones(1).add(1)
 
     def pair() -> None:
@@ -109,8 +109,8 @@ def test_rows_below_the_prototype_carry_a_reason() -> None:
 
 
 def test_targets_limits_and_failures_are_wrong() -> None:
-    assert "2 is wanted" in Row("a", ratio=1.9, target=2.0).wrong()
-    assert "at most 1" in Row("a", ours=2, limit=1).wrong()
+    assert "the target is 2" in Row("a", ratio=1.9, target=2.0).wrong()
+    assert "the limit is 1" in Row("a", ours=2, limit=1).wrong()
     assert "broken" in Row("a", failed="broken").wrong()
     assert not Row("a", ratio=2.0, target=2.0, ours=1, limit=1).wrong()
     assert not Row("a", skipped="no GPU").wrong()
@@ -139,7 +139,7 @@ def test_the_table_is_stored_for_people_and_programs(tmp_path: Path) -> None:
     assert len(cells(rows[0])) == len(cells(rows[1]))
 
 
-def test_the_figure_has_an_axis_for_everything_that_grows(tmp_path: Path) -> None:
+def test_the_figure_has_one_axis_per_quantity(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = [
         {"over": over, "x": x, "plain": 2 * x, "ours": x, "unit": "ms"} for over in ("cells", "ranks") for x in (1, 2)
@@ -165,7 +165,7 @@ def test_the_gpu_measurements_run_on_a_cpu_too() -> None:
     (throughput,) = gpu.throughput_rows(sides, runs=1, steps=1)
     assert throughput["ours"] > 0
     kernels, busy = gpu.profile_rows(sides)
-    assert (kernels["ours"], busy["ours"]) == (0, 0)  # there is nothing on a GPU to be counted
+    assert (kernels["ours"], busy["ours"]) == (0, 0)  # no GPU events
     assert gpu.sync_rows(sides)[0]["limit"] == 1
     (attention,) = gpu.attention_rows(1, "cpu", **SMALL)
     assert 0 < attention["ours"] < 100

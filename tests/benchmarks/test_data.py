@@ -1,4 +1,4 @@
-"""benchmarks/data.py: the plain pipeline does the same as ours: sizes, targets, and pixels but for rounding."""
+"""benchmarks/data.py: the plain pipeline equals ours in sizes, targets, and pixels up to rounding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_plain_pipeline_is_the_same_but_for_rounding(tmp_path: Path) -> None
         batch = collate_images([ours.image, ours.image[:, :5, :7]])
         found = normalised(batch.images, batch.sizes_hw)
         assert padded.shape == found.shape
-        assert (padded - found).abs().max() < 2.5 * level  # two resizes, each of which PIL rounds in its own way
+        assert (padded - found).abs().max() < 2.5 * level  # two resizes, each rounded by PIL
         assert (padded - found).abs().mean() < level / 50
         assert is_padding.equal((torch.ones_like(is_padding)) ^ is_own(is_padding, batch.sizes_hw))
         assert target["labels"].equal(ours.target.labels)

@@ -1,4 +1,4 @@
-"""What must hold on a GPU: both sides equal there, one sync a step, twice the images/s, nothing compiled again."""
+"""Requirements on a GPU: equal results, one sync per step, twice the images/s, no recompilation."""
 
 from __future__ import annotations
 

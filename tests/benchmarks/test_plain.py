@@ -1,4 +1,4 @@
-"""The plain twins compute what ours compute: outputs, losses, gradients, a step, a run's batches; dropout is 0."""
+"""The plain implementation equals ours in outputs, losses, gradients and a step; dropout is 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TYPES, MIXTURES = ("type1", "type2", "type3", "type4"), ("none", "head", "query"
 
 
 def pair(*overrides: str) -> tuple[DETR, PlainDETR]:
-    """Ours, every parameter random, and its twin."""
+    """Our model with random parameters, and its plain twin."""
     config = small_config("model.dropout=0", *overrides)
     torch.manual_seed(0)
     ours = build_model(config)

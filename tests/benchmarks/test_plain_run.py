@@ -45,9 +45,9 @@ def test_images_are_flipped_alike_and_hold_the_same_objects(root: Path, config: 
             torch.testing.assert_close(example.target.boxes_cxcywh, theirs["boxes"], rtol=0, atol=1e-6)
 
 
-def test_a_run_says_what_it_took(root: Path, config: Config) -> None:
-    said = PlainRun(config, root).fit()
-    assert len(said["AP"]) == 2
-    assert 0 <= said["AP"][-1] <= 1
-    assert said["training_seconds"] > 0
-    assert said["evaluation_seconds"] > 0
+def test_a_run_reports_its_time(root: Path, config: Config) -> None:
+    result = PlainRun(config, root).fit()
+    assert len(result["AP"]) == 2
+    assert 0 <= result["AP"][-1] <= 1
+    assert result["training_seconds"] > 0
+    assert result["evaluation_seconds"] > 0

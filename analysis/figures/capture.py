@@ -1,7 +1,7 @@
-"""What a model looks at: every decoder layer's prior and cross-attention, taken from the real modules by hooks.
+"""Capture every decoder layer's prior and cross-attention from the model's own modules, with hooks.
 
-Nothing of the model is written again here but the softmax that `scaled_dot_product_attention` keeps to itself; a test
-multiplies it by the values and finds the module's own output.
+Only the softmax is computed again, because `scaled_dot_product_attention` does not return it; a test checks that the
+softmax times the values equals the module's output.
 """
 
 from __future__ import annotations
@@ -25,46 +25,46 @@ from fovea_detr.types import Batch, Predictions
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """One decoder layer's maps of one image, over the cells that belong to it. The padding is cut off.
+    """One decoder layer's maps of one image, without padding cells.
 
-    attention: [H, Q, rows, columns]. log_prior: the same shape, or None (plain DETR). feels: [H, Q] bool, which heads
-    of which queries feel the prior; elsewhere log_prior is 0.
+    attention: [H, Q, rows, columns]. log_prior: the same shape, or None (plain DETR). has_prior: [H, Q] bool, the heads
+    and queries with a prior; elsewhere log_prior is 0.
     """
 
     attention: Tensor
     log_prior: Tensor | None
-    feels: Tensor
+    has_prior: Tensor
 
 
 @dataclass(frozen=True)
-class Look:
-    """One forward pass over one image. predictions: of this image alone (B = 1). stride: pixels a cell, as resized."""
+class Capture:
+    """One forward pass, for one image. predictions: B = 1. stride: pixels per cell of the resized image."""
 
     predictions: Predictions
     layers: list[LayerMaps]
     stride: int
-    size_hw: tuple[int, int]  # as resized, without padding
+    size_hw: tuple[int, int]  # of the resized image, without padding
 
 
 @torch.no_grad()
-def look(model: DETR, batch: Batch, image: int = 0) -> Look:
-    """Run the model over a batch and keep what it does with one image of it."""
+def capture(model: DETR, batch: Batch, image: int = 0) -> Capture:
+    """Run the model on a batch, in eval mode; keep the maps and predictions of one image."""
     grids: list[CellGrid] = []
-    with _hooks(model, grids) as seen:
+    with _hooks(model, grids) as captured:
         predictions = model.eval()(batch)
     (grid,) = grids
-    layers = [_layer_maps(seen[i], grid, image) for i in range(len(seen))]
-    mine = slice(image, image + 1)
-    alone = Predictions(predictions.logits[:, mine], predictions.boxes_cxcywh[:, mine], predictions.activation)
+    layers = [_layer_maps(kept, grid, image) for kept in captured]
+    own = slice(image, image + 1)
+    predictions = Predictions(predictions.logits[:, own], predictions.boxes_cxcywh[:, own], predictions.activation)
     height, width = batch.sizes_hw[image].tolist()
-    return Look(alone, layers, grid.stride, (height, width))
+    return Capture(predictions, layers, grid.stride, (height, width))
 
 
 @contextmanager
 def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]:
-    """Inside: a forward pass fills `grids` and, for each decoder layer, its attention weights and its prior."""
+    """Context in which a forward pass fills `grids` and, per decoder layer, `attention` and `log_prior`."""
     layers = [layer for layer in model.decoder.layers if isinstance(layer, DecoderLayer)]
-    seen: list[dict[str, Any]] = [{"prior": layer.prior, "log_prior": None} for layer in layers]
+    captured: list[dict[str, Any]] = [{"prior": layer.prior, "log_prior": None} for layer in layers]
 
     def of_attention(kept: dict[str, Any]) -> Any:
         return lambda module, inputs, _: kept.update(attention=attention_weights(module, *inputs))
@@ -73,12 +73,12 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
         return lambda _, __, output: kept.update(log_prior=output[0].dense())
 
     handles = [model.decoder.register_forward_pre_hook(lambda _, inputs: grids.append(inputs[4]))]
-    for layer, kept in zip(layers, seen, strict=True):
+    for layer, kept in zip(layers, captured, strict=True):
         handles.append(layer.cross_attention.register_forward_hook(of_attention(kept)))
         if layer.prior is not None:
             handles.append(layer.prior.register_forward_hook(of_prior(kept)))
     try:
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()
@@ -103,19 +103,20 @@ def attention_weights(
 
 
 def _layer_maps(kept: dict[str, Any], grid: CellGrid, image: int) -> LayerMaps:
-    rows, columns = _own(grid.row_is_padding, grid.rows, image), _own(grid.column_is_padding, grid.columns, image)
+    rows = _image_cells(grid.row_is_padding, grid.rows, image)
+    columns = _image_cells(grid.column_is_padding, grid.columns, image)
 
     def maps(flat: Tensor) -> Tensor:
         return flat[image].unflatten(-1, (grid.rows, grid.columns))[..., :rows, :columns]
 
     attention = maps(kept["attention"])
-    everyone = torch.full(attention.shape[:2], kept["prior"] is not None)
+    everywhere = torch.full(attention.shape[:2], kept["prior"] is not None)
     if kept["log_prior"] is None:
-        return LayerMaps(attention, None, everyone)
+        return LayerMaps(attention, None, everywhere)
     feels = kept["prior"].feels
-    return LayerMaps(attention, maps(kept["log_prior"]), everyone if feels is None else feels[..., 0] & everyone)
+    return LayerMaps(attention, maps(kept["log_prior"]), everywhere if feels is None else feels[..., 0] & everywhere)
 
 
-def _own(is_padding: Tensor | None, cells: int, image: int) -> int:
-    """How many cells of a side belong to the image: the padding follows them."""
+def _image_cells(is_padding: Tensor | None, cells: int, image: int) -> int:
+    """The number of cells along one side that belong to the image; padding follows them."""
     return cells if is_padding is None else int((~is_padding[image]).sum())
