@@ -24,8 +24,13 @@ def indexed(content: dict[str, Any]) -> COCO:
     return index
 
 
+# Of COCOeval.stats, in its order.
+NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+NAMES += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+
 def coco_numbers(truth: COCO, detections: dict[int, Detections]) -> list[float]:
-    """Detections by image id -> the twelve numbers."""
+    """Detections by image id -> the twelve numbers of NAMES."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results(detections)), "bbox")  # type: ignore[arg-type]
         evaluation.evaluate()

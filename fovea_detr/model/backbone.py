@@ -1,4 +1,4 @@
-"""Backbones: the bodies that config/backbones.py lists. torchvision's ResNets, its ConvNeXt and Swin, and a tiny one."""
+"""The backbones of config/backbones.py: torchvision's ResNets, its ConvNeXt and Swin, and a tiny one."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class FeaturesBody(Body):
         super().__init__()
         network = torchvision.models.get_model(name, weights=None)
         self.features = network.features
-        self.norm = getattr(network, "norm", None)  # of channels that are last, as Swin's features have them
+        self.norm: nn.Module | None = getattr(network, "norm", None)  # Swin's, over channels in the last dimension
 
     def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:  # noqa: ARG002
         bottom, right = (-side % self.STRIDE for side in images.shape[-2:])

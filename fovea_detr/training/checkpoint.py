@@ -119,7 +119,7 @@ def load_weights(
 
 
 def pretrained_state(name: str, source: str) -> dict[str, Tensor]:
-    """The state dict of torchvision's network `name`: from "imagenet" (a download that torch.hub caches) or from a path.
+    """The state dict of torchvision's `name`. source: "imagenet" (a download that torch.hub caches) or a path.
 
     Raises WeightsError, one line, if the download fails or the file is not a checkpoint.
     """
