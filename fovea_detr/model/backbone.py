@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchvision
@@ -124,8 +125,8 @@ class FeaturesBody(Body):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        network = torchvision.models.get_model(name, weights=None)
-        self.features = network.features
+        network: Any = torchvision.models.get_model(name, weights=None)
+        self.features: nn.Module = network.features
         self.norm: nn.Module | None = getattr(network, "norm", None)  # Swin's, over channels in the last dimension
 
     def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:  # noqa: ARG002

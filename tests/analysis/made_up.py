@@ -14,10 +14,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
+from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import point_name
 
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
 SEEDS = 3
 AXES = {
     "model": ["fovea_r50", "fovea_r101", "detr_focal_r50", "detr_r50"],
