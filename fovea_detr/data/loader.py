@@ -1,4 +1,4 @@
-"""The loader: worker processes decode, augment and pad images as uint8; any number of workers gives the same batches."""
+"""The loader: worker processes decode, augment and pad images as uint8; the number of workers changes nothing."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from fovea_detr.data.shapes.drawing import CATEGORIES, SPLITS, draw_image
 
-VERSION = 1  # of the generator: increase it with every change to a pixel or an annotation; the folder has it in its name
+VERSION = 1  # of the generator: increase it when any pixel or annotation changes: it is in the folder's name
 
 
 def generate(cache: Path, train_images: int = 1024, val_images: int = 200, seed: int = 0) -> Path:
