@@ -30,6 +30,7 @@ from benchmarks.plain import data as plain
 from fovea_detr.data.batches import epoch_batches
 from fovea_detr.data.coco import CocoDataset, decode
 from fovea_detr.data.loader import Loader, collate_images
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.samples import Window, crop, horizontal_flip, resize
 from fovea_detr.data.transforms import Plan, PublishedTraining, drawn_hw, draws
 from fovea_detr.model.pixels import normalised
@@ -45,7 +46,7 @@ def rows(runs: int) -> list[Row]:
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(CocoDataset(write_photos(Path(folder), IMAGES), "train", PublishedTraining()))
+            bench = Bench(CocoDataset(read_coco(write_photos(Path(folder), IMAGES), "train"), PublishedTraining()))
             rates = pipeline_rows(bench, runs)
             table = [*rates, *stage_rows(bench, runs), *batch_rows(bench, runs)]
         return [*table, padding_row(), *core_rows(rates[0])]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks.plain import evaluation as plain
-from fovea_detr.evaluation.coco import Found, GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.types import Detections
 
 CATEGORY_IDS = np.array([i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)])
@@ -37,7 +37,7 @@ class Case:
     """A split of N images with `per_image` detections each, as one table and as one record per image."""
 
     content: dict[str, Any]
-    found: Found
+    table: DetectionTable
     by_image: dict[int, Detections]
 
 
@@ -101,14 +101,14 @@ def detections(categories: np.ndarray, boxes: np.ndarray, count: int, rng: np.ra
     return Detections(*(torch.from_numpy(column[order]) for column in columns))
 
 
-def in_rows(by_image: dict[int, Detections]) -> Found:
+def in_rows(by_image: dict[int, Detections]) -> DetectionTable:
     """In the format of `fovea_detr.evaluation.detections.detect`."""
     scores, labels, boxes = (
         torch.cat([getattr(one, name) for one in by_image.values()]) for name in ("scores", "labels", "boxes_xyxy")
     )
     sides = (boxes[:, :2], boxes[:, 2:] - boxes[:, :2], scores[:, None], labels[:, None])
     image_ids = torch.tensor(list(by_image)).repeat_interleave(len(scores) // len(by_image))
-    return Found(image_ids, torch.cat([side.double() for side in sides], dim=1))
+    return DetectionTable(image_ids, torch.cat([side.double() for side in sides], dim=1))
 
 
 def measured(images: int, per_image: int, runs: int) -> tuple[float, float, float]:
@@ -119,7 +119,7 @@ def measured(images: int, per_image: int, runs: int) -> tuple[float, float, floa
     difference = 0.0
     for _ in range(runs):
         slow, expected = timed(lambda: plain.coco_numbers(truth, case.by_image))
-        fast, metrics = timed(lambda: coco_metrics(index, case.found))
+        fast, metrics = timed(lambda: coco_metrics(index, case.table))
         times.append((slow, fast))
         difference = max(abs(metrics[name] - number) for name, number in expected.items())
         assert difference <= 1e-12, f"{images} images: the numbers differ by {difference}"

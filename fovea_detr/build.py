@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fovea_detr.config.schema import Config
-from fovea_detr.data.annotations import check_layout
 from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.loader import Loader
-from fovea_detr.data.shapes.generate import generate
+from fovea_detr.data.readers import READERS
 from fovea_detr.data.transforms import eval_transform, train_transform
+from fovea_detr.errors import DataError
 from fovea_detr.fovea.prior import FoveaPrior
 from fovea_detr.loss.criterion import Criterion
 from fovea_detr.loss.matcher import Matcher
@@ -100,15 +99,13 @@ def build_criterion(config: Config) -> Criterion:
 
 def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
     """The training split (None with mode=eval) and the validation split, checked. Raises DataError."""
-    data = config.data
-    root: Path | str | None = data.root
-    if data.name == "shapes":
-        root = generate(Path(data.cache), data.train_images, data.val_images)
-    root = check_layout(root, ("train", "val") if config.mode == "train" else ("val",))
-    val = CocoDataset(root, "val", eval_transform(data.recipe), in_memory=data.in_memory)
-    train = None
-    if config.mode == "train":
-        train = CocoDataset(root, "train", train_transform(data.recipe), in_memory=data.in_memory)
+    data, training = config.data, config.mode == "train"
+    if data.name not in READERS:
+        raise DataError(f"data.name={data.name} has no reader: add it to READERS in fovea_detr/data/readers.py")
+    # val first: it is small, so that its errors appear at once
+    splits = [READERS[data.name](data, name) for name in (("val", "train") if training else ("val",))]
+    val = CocoDataset(splits[0], eval_transform(data.recipe), in_memory=data.in_memory)
+    train = CocoDataset(splits[1], train_transform(data.recipe), in_memory=data.in_memory) if training else None
     for split in (train, val):
         if split is not None and data.check == "full":
             check_images(split)

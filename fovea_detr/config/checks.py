@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from fovea_detr.config.schema import AXES, Config, Model, Schedule, leaves
+from fovea_detr.config.backbones import BACKBONES
+from fovea_detr.config.schema import AXES, CONF_DIR, Config, Data, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -13,12 +14,12 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16"),
     "tracker": ("none", "tensorboard"),
-    "model.backbone": ("resnet18", "resnet34", "resnet50", "resnet101", "tiny"),
+    "model.backbone": tuple(BACKBONES),
     "model.batch_norm": ("frozen", "trainable"),
     "model.position": ("sine", "learned"),
     "model.loss": ("focal", "softmax"),
     "schedule.kind": ("step", "cosine"),
-    "data.name": ("coco", "shapes"),
+    "data.name": tuple(sorted(path.stem for path in (CONF_DIR / "data").glob("*.yaml"))),
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
     "evaluation.backend": ("faster_coco_eval", "pycocotools"),
@@ -50,7 +51,7 @@ def check(config: Config) -> None:
     _check_schedule(config.schedule)
     for axis in AXES:
         _refuse("_target_" not in getattr(config, axis), f"{axis} has no _target_: choose {axis}=..., see conf/{axis}/")
-    _refuse(config.data.num_classes is not None and config.data.num_classes < 1, "data.num_classes must be at least 1")
+    _check_data(config.data)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -74,16 +75,36 @@ def _check_model(model: Model) -> None:
         model.hidden % halves != 0, f"model.hidden={model.hidden} must be a multiple of {halves} ({model.position})"
     )
     _refuse(not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in 0..1 (1 excluded)")
-    shallow = model.dc5 and model.backbone not in ("resnet50", "resnet101")
+    _check_backbone(model)
+
+
+def _check_backbone(model: Model) -> None:
+    spec = BACKBONES[model.backbone]
+    dilated = " or ".join(name for name, other in BACKBONES.items() if other.dc5)
     _refuse(
-        shallow, f"model.dc5=true needs dilated bottlenecks: model.backbone=resnet50 or resnet101, not {model.backbone}"
+        model.dc5 and not spec.dc5,
+        f"model.dc5=true needs dilated bottlenecks: model.backbone={dilated}, not {model.backbone}",
+    )
+    _refuse(
+        model.batch_norm == "trainable" and not spec.batch_norm,
+        f"model.batch_norm=trainable: model.backbone={model.backbone} has no batch norm; set model.batch_norm=frozen, "
+        "which has no effect on it",
     )
     named = model.backbone_weights not in ("imagenet", "none")
     lost = named and not Path(model.backbone_weights).expanduser().is_file()
     _refuse(lost, f"model.backbone_weights={model.backbone_weights}: no such file (or write imagenet, or none)")
     _refuse(
-        model.backbone == "tiny" and model.backbone_weights == "imagenet",
-        "model.backbone=tiny has no ImageNet weights: set model.backbone_weights=none",
+        model.backbone_weights == "imagenet" and not spec.imagenet,
+        f"model.backbone={model.backbone} has no ImageNet weights: set model.backbone_weights=none",
+    )
+
+
+def _check_data(data: Data) -> None:
+    _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
+    _refuse(
+        data.name == "shapes" and data.root is not None,
+        f"data.root={data.root}: data.name=shapes generates its images and reads no root; add data=coco to train on "
+        "your own data, or remove data.root",
     )
 
 

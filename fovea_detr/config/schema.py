@@ -28,8 +28,8 @@ class LossWeights:
 class Model:
     name: str = "fovea_r50"
     fovea: bool = True  # False: plain DETR
-    backbone: str = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | tiny
-    backbone_weights: str = "imagenet"  # imagenet | none | PATH of a torchvision ResNet
+    backbone: str = "resnet50"  # a key of BACKBONES, config/backbones.py
+    backbone_weights: str = "imagenet"  # imagenet | none | PATH of the same torchvision network's state dict
     batch_norm: str = "frozen"  # frozen | trainable
     dc5: bool = False
     hidden: int = 256

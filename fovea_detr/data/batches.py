@@ -1,4 +1,4 @@
-"""Which images make up which batch, and which rank gets it. A batch is the same for any number of ranks."""
+"""The images of each batch, and the batches of each rank. A batch does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def epoch_batches(
 ) -> list[list[int]]:
     """This rank's share of every full batch of the epoch; the last, incomplete one is dropped.
 
-    A global batch holds the same images however it is split over ranks. With the images' `aspect_ratios` (width /
-    height) a batch holds images of like ratio; the epoch has the same images and the same number of batches either way.
-    DataError: not one global batch is full.
+    A global batch holds the same images for any number of ranks. With `aspect_ratios` (width / height of every image)
+    a batch holds images of similar ratio; the images of the epoch and the number of batches do not change.
+    DataError: there are fewer images than one global batch needs.
     """
     total = batch_size_per_rank * world_size
     if num_images < total:
@@ -39,7 +39,7 @@ def epoch_batches(
     order = torch.randperm(num_images, generator=generator).tolist()
     starts = range(0, num_images - total + 1, total)
     if aspect_ratios is not None:
-        # Whole images of one bucket after another, each in random order: where two buckets meet a batch is mixed.
+        # Bucket after bucket, each in random order; a batch at the border of two buckets holds images of both.
         order = sorted(order[: len(starts) * total], key=lambda index: _bucket(aspect_ratios[index]))
         starts = [starts[i] for i in torch.randperm(len(starts), generator=generator).tolist()]
     mine = (start + rank * batch_size_per_rank for start in starts)
@@ -51,6 +51,6 @@ def _bucket(aspect_ratio: float) -> int:
 
 
 def eval_batches(num_images: int, batch_size: int, world_size: int, rank: int) -> list[list[int]]:
-    """The split cut into batches, the same for any world size, dealt out in turn. A rank may get none."""
+    """This rank's share of the split's batches, which are the same for any world size. A rank may get none."""
     batches = [list(range(s, min(s + batch_size, num_images))) for s in range(0, num_images, batch_size)]
     return batches[rank::world_size]

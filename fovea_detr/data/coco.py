@@ -1,7 +1,4 @@
-"""A data set in COCO 2017's layout: refusals in one line, annotations as arrays, images as tensors.
-
-root/annotations/instances_train2017.json    root/train2017/*.jpg    (and the same for val)
-"""
+"""The data set of a split: images and targets as tensors, decoded and augmented one at a time."""
 
 from __future__ import annotations
 
@@ -17,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fovea_detr.data.annotations import Split, first_line, read_split
+from fovea_detr.data.annotations import CocoSplit, first_line
 from fovea_detr.data.samples import Sample, as_target
 from fovea_detr.data.transforms import Transform, drawn_hw, draws
 from fovea_detr.errors import DataError
 from fovea_detr.types import Target
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # PIL's, all
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of PIL
 
 
 class Draw(NamedTuple):
-    """A key of CocoDataset: which image, in which epoch of which seed."""
+    """A key of CocoDataset: which image, and the epoch and the seed of its augmentation."""
 
     index: int
     epoch: int = 0
@@ -45,14 +42,14 @@ class Example:
 
 
 class CocoDataset(Dataset[Example]):
-    """Reads (and so checks) the annotations when made. Keys are `Draw`s, or plain indices: those of epoch 0, seed 0.
+    """The images of a split, as any reader returns it. Keys are `Draw`s, or plain indices: those of epoch 0, seed 0.
 
-    in_memory: decode and `prepare` every image once, here, and keep them as uint8.
-    DataError, from the constructor: what `read_split` refuses; from an item: an image that cannot be read.
+    in_memory: decode and `prepare` every image once, in the constructor, and keep them as uint8.
+    DataError, from an item (or the constructor, if in_memory): the image cannot be read.
     """
 
-    def __init__(self, root: Path | str, split: Split, transform: Transform, *, in_memory: bool = False) -> None:
-        self.annotations = read_split(root, split)
+    def __init__(self, split: CocoSplit, transform: Transform, *, in_memory: bool = False) -> None:
+        self.annotations = split
         self.transform = transform
         self._memory: list[Sample] | None = None
         if in_memory:
@@ -69,7 +66,7 @@ class CocoDataset(Dataset[Example]):
         return Example(sample.image, as_target(sample), image_id, self._size_hw(draw.index))
 
     def aspect_ratios(self, seed: int, epoch: int) -> list[float]:
-        """Width / height of every image as this epoch's draws will make it. No image is read; about 30 us each."""
+        """Width / height of every image after this epoch's augmentation. Reads no image; about 30 us each."""
         return [
             width / height
             for index, image_id in enumerate(self.annotations.image_ids.tolist())
@@ -77,7 +74,7 @@ class CocoDataset(Dataset[Example]):
         ]
 
     def sample(self, index: int) -> Sample:
-        """The image as it is on disk, and its boxes in pixels."""
+        """The image as on disk, and its boxes in pixels."""
         split, size_hw = self.annotations, self._size_hw(index)
         path = split.folder / split.file_names[index]
         image = decode(path)
@@ -93,11 +90,11 @@ class CocoDataset(Dataset[Example]):
 
 
 def decode(path: Path) -> Tensor:
-    """[3, h, w] uint8 RGB, interleaved, from any mode PIL reads. DataError: missing, empty, truncated, or no image.
+    """[3, h, w] uint8 RGB, interleaved, from any mode that PIL reads. DataError: missing, empty, truncated, no image.
 
-    PIL's libjpeg-turbo and not torchvision's: that took 1.2 ms instead of 1.4 for 640 x 480 (of about 6 for the whole
-    pipeline), but the pixels are the same only as long as two wheels carry the same libjpeg; it writes libjpeg's
-    warnings to stderr, and would need PIL beside it for every other format, and for errors in the same words.
+    By PIL, not torchvision: torchvision took 1.2 ms instead of 1.4 for 640 x 480 (of about 6 for the whole pipeline),
+    but its pixels equal PIL's only while both packages contain the same libjpeg, it writes libjpeg's warnings to
+    stderr, and every other format would still need PIL.
     """
     try:
         with Image.open(path) as image:
@@ -110,11 +107,11 @@ def decode(path: Path) -> Tensor:
 
 
 def check_images(dataset: CocoDataset, threads: int = 4) -> None:
-    """Decode every image of the data set. DataError: the first that cannot be read or has another size."""
+    """Decode every image of the data set. DataError: the first one that cannot be read or has another size."""
 
     def read(index: int) -> None:
         dataset.sample(index)
 
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(read, range(len(dataset))):
-            pass  # a failed read raises here, and those not yet begun are cancelled
+            pass  # a failed read raises here; those that have not started are cancelled

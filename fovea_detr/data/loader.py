@@ -1,4 +1,4 @@
-"""The loader: worker processes that decode, augment and pad, and hand on uint8; the same for any number of workers."""
+"""The loader: worker processes decode, augment and pad images as uint8; the number of workers changes nothing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def collate_images(
 ) -> Batch:
     """Images [3, h, w] padded with zeros at the bottom and the right to the largest height and width.
 
-    They are uint8, which the model normalises, or normalised floats. Without `original_sizes_hw`, the images' own sizes
-    stand in for their sizes on disk.
+    Images: uint8, which the model normalises, or normalised floats. `original_sizes_hw`: the sizes on disk; by default
+    those of the images.
     """
     sizes_hw = torch.tensor([image.shape[-2:] for image in images], dtype=torch.int64)
     height, width = sizes_hw.amax(dim=0).tolist()
-    if images[0].dtype == torch.uint8:  # interleaved, as decoded and resized: copied row by row, not byte by byte
+    if images[0].dtype == torch.uint8:  # interleaved, as decoded and resized: rows are copied whole
         padded = images[0].new_zeros(len(images), height, width, 3).permute(0, 3, 1, 2)
     else:
         padded = images[0].new_zeros(len(images), 3, height, width)
@@ -37,7 +37,7 @@ def collate_images(
 
 
 class Loader:
-    """A split's images as (Batch, one Target an image), decoded by workers that live from the first pass to `close`.
+    """A split's images as (Batch, one Target per image), decoded by workers that run from the first pass to `close`.
 
     DataError (an image that cannot be read) is raised in the calling process, at the batch that holds the image.
     seed: of the augmentation. workers: processes; 0 decodes in the calling one. pin_memory: for copies to a GPU.
@@ -54,16 +54,16 @@ class Loader:
             persistent_workers=workers > 0,
             worker_init_fn=_ignore_signals,
             pin_memory=pin_memory,
-            generator=Generator(),  # its own: the base seed is not to advance torch's global generator
+            generator=Generator(),  # else the base seed would be drawn from torch's global generator
         )
         self._packs: Any = None
         self._is_closed = False
         self._passes = self._own_pixels = self._all_pixels = 0
 
     def read(self, batches: Sequence[Sequence[int]], *, epoch: int = 0) -> Iterator[tuple[Batch, list[Target]]]:
-        """One pass over these batches; to go on in the middle of an epoch give `batches[k:]`. It ends the pass before.
+        """One pass over these batches; `batches[k:]` continues an epoch at batch k. Ends the previous pass.
 
-        Any number of workers gives the same.
+        The result does not depend on the number of workers.
         """
         assert not self._is_closed, "this loader was closed"
         self._passes += 1
@@ -72,7 +72,7 @@ class Loader:
             return
         mine = self._passes
         self._draws.begin(batches, epoch, self.seed)
-        with signals_held_back():  # a worker starts with them blocked, and ignores them before it lets them through
+        with signals_held_back():  # a worker inherits them blocked, and unblocks them once it ignores them
             self._packs = iter(self._data_loader)
         for pack in self._packs:
             yield self._unpack(pack)
@@ -80,13 +80,13 @@ class Loader:
 
     @property
     def padding_share(self) -> float:
-        """1 - sum(h * w) / (B * H * W) over the batches of the present or last pass on this rank; 0 before any."""
+        """1 - sum(h * w) / (B * H * W) over the current or last pass on this rank; 0 before the first."""
         return 1 - self._own_pixels / self._all_pixels if self._all_pixels else 0.0
 
     def close(self) -> None:
-        """End the workers now, and for good. They ignore the SIGTERM of an exiting process, which would wait.
+        """End the workers for good. They ignore SIGTERM, so that an exiting process would wait for them.
 
-        Not left to the garbage collector: a traceback keeps the frames that hold the iterator.
+        The garbage collector would not do: a traceback keeps the frames that hold the iterator.
         """
         self._is_closed = True
         if self._packs is not None and self._data_loader.num_workers:
@@ -104,7 +104,7 @@ class Loader:
 
 
 class _Draws:
-    """What the workers are to read in the present pass: the part of a DataLoader that changes from epoch to epoch."""
+    """The batch sampler: what the workers read in the current pass, the only thing that changes between epochs."""
 
     def begin(self, batches: Sequence[Sequence[int]], epoch: int, seed: int) -> None:
         self.batches, self.epoch, self.seed = batches, epoch, seed
@@ -114,7 +114,7 @@ class _Draws:
 
 
 class _ErrorsAsValues(Dataset):
-    """Hands a DataError on as a value: raised in a worker it would reach the user inside that worker's traceback."""
+    """Returns a DataError as a value: raised in a worker, it would arrive wrapped in the worker's traceback."""
 
     def __init__(self, dataset: Dataset[Example]) -> None:
         self.dataset = dataset
@@ -127,7 +127,7 @@ class _ErrorsAsValues(Dataset):
 
 
 class _Pack(NamedTuple):
-    """A batch as few plain tensors, which DataLoader knows how to pin and to send; `objects` counts them per image."""
+    """A batch as a few plain tensors, which DataLoader can pin and send. objects: their number in each image."""
 
     images: Tensor
     sizes_hw: Tensor
@@ -136,7 +136,7 @@ class _Pack(NamedTuple):
     labels: Tensor
     boxes_cxcywh: Tensor
     objects: list[int]
-    own_pixels: int  # those that are not padding
+    own_pixels: int  # without padding
 
 
 def _pack(examples: list[Example | DataError]) -> _Pack | DataError:

@@ -1,7 +1,7 @@
-"""An image with its boxes in pixels, and the three things that are done to both: resize, flip, crop.
+"""An image with its boxes in pixels, and the three operations on both: resize, flip, crop.
 
-Boxes are plain tensors and their arithmetic is written out, which takes about two thirds of the time of torchvision's
-wrapped ones. Pixels and boxes are those of torchvision's transforms, elementwise.
+Boxes are plain tensors, which takes about two thirds of the time of torchvision's BoundingBoxes. Pixels and boxes equal
+those of torchvision's transforms, elementwise.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SizeHW = tuple[int, int]  # pixels
 class Sample:
     """image: [3, h, w] uint8. boxes_xyxy: [T, 4] float32, left, top, right, bottom in pixels. labels: [T] int64.
 
-    The image's memory is interleaved (h, w, 3), as a decoder leaves it: torchvision's uint8 resize is twice as fast on
-    it as on separate planes, and gives the same pixels.
+    The image's memory is interleaved (h, w, 3), as decoded: torchvision's uint8 resize is twice as fast on it as on
+    separate planes, with the same pixels.
     """
 
     image: Tensor
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Window:
-    """What a crop keeps, in pixels."""
+    """The region that a crop keeps, in pixels."""
 
     top: int
     left: int
@@ -61,7 +61,7 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, window: Window) -> Sample:
-    """Boxes are cut at the window's edges; those of which nothing is left go."""
+    """Boxes are clipped to the window; those outside it are removed."""
     top, left, height, width = window.top, window.left, window.height, window.width
     corner, limits = (torch.tensor(pair * 2, dtype=torch.float32) for pair in ([left, top], [width, height]))
     boxes = (sample.boxes_xyxy - corner).clamp(min=torch.zeros(4), max=limits)
@@ -71,12 +71,12 @@ def crop(sample: Sample, window: Window) -> Sample:
 
 
 def interleaved(image: Tensor) -> Tensor:
-    """[3, h, w] -> the same in dense (h, w, 3) memory: a resize takes twice as long on a view of a larger image."""
+    """[3, h, w] -> a copy in dense (h, w, 3) memory: a resize of a view of a larger image takes twice as long."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def as_target(sample: Sample) -> Target:
-    """The boxes as (cx, cy, w, h) fractions of the sample's own size."""
+    """The boxes as (cx, cy, w, h), fractions of the sample's size."""
     height, width = sample.size_hw
     boxes_pixels = xyxy_to_cxcywh(sample.boxes_xyxy)
     return Target(sample.labels, boxes_pixels / boxes_pixels.new_tensor([width, height, width, height]))

@@ -1,7 +1,7 @@
-"""What is done to an image before the network sees it: the published augmentation, the tiny recipe.
+"""Augmentation and resizing: the published recipe and the tiny one.
 
-Every random draw comes from a generator of (seed, epoch, image id). It is handed down explicitly, so neither the number
-of workers nor the order of the images matters, and torch's global generators are neither read nor advanced.
+Every random number comes from a generator seeded by (seed, epoch, image id), which is passed as an argument. So the
+number of workers and the order of the images do not matter, and torch's global generators are not used.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to an image, in this order, with every draw made; None: left out. It depends on no pixel.
+    """The operations on an image with all random choices made, in this order: flip, resize, crop, resize.
 
-    size_hw: of the result. crop_from_hw: the size that `window` is cut from.
+    size_hw: of the result. crop_from_hw: the size before the crop to `window`; None: no crop. No pixel is needed.
     """
 
     size_hw: SizeHW
@@ -43,16 +43,16 @@ class Plan:
 
 
 class Transform:
-    """`prepare` is the same every time (done once where images stay in memory); `augment` is drawn every epoch.
+    """`prepare` is deterministic (done once if images are kept in memory); `augment` is random, another every epoch.
 
-    Both are told by sizes alone, so that the size of the result is known before an image is read.
+    Both depend on the image's size only, so the size of the result is known before the image is read.
     """
 
     def prepared_hw(self, size_hw: SizeHW) -> SizeHW:
         return size_hw
 
     def plan(self, size_hw: SizeHW, generator: Generator) -> Plan:  # noqa: ARG002
-        """What is done to a prepared image of this size."""
+        """The operations on a prepared image of this size."""
         return Plan(size_hw)
 
     def prepare(self, sample: Sample) -> Sample:
@@ -62,13 +62,13 @@ class Transform:
         return self.plan(sample.size_hw, generator).applied(sample)
 
     def largest_sizes(self, size_hw: SizeHW) -> list[SizeHW]:
-        """What an image of this size can become, (height, width) in pixels, less what fits into one of these."""
+        """The largest sizes (height, width) in pixels of an augmented image: all others fit into one of these."""
         return [self.prepared_hw(size_hw)]
 
 
 @dataclass(frozen=True)
 class ShortSide(Transform):
-    """Evaluation: the short side resized to `side` pixels, less where the long one would exceed `max_side`."""
+    """Evaluation: the short side resized to `side` pixels, or less so that the long one stays within `max_side`."""
 
     side: int
     max_side: int
@@ -93,10 +93,10 @@ class LongSide(Transform):
 
 @dataclass(frozen=True)
 class PublishedTraining(Transform):
-    """DETR's training augmentation: a flip; in half the cases a first resize and a crop; a resize to a random side.
+    """DETR's training augmentation: a flip; with probability 0.5 a resize and a crop; a resize to a random short side.
 
-    The order is the published one: a flip of the image as it is on disk costs 0.08 ms, a hundredth of the whole, and
-    cropping before the first resize would change the pixels at the window's edges.
+    In the published order. The flip at full size costs 0.08 ms, 1 % of the pipeline. A crop before the first resize
+    would be faster but would change the pixels at the window's edges.
     """
 
     short_sides: Sequence[int] = SHORT_SIDES
@@ -116,7 +116,7 @@ class PublishedTraining(Transform):
         return Plan(short_side_size(size_hw, side, self.max_side), flip, crop_from_hw, window)
 
     def largest_sizes(self, size_hw: SizeHW) -> list[SizeHW]:
-        """A crop of a landscape image may be a portrait, and is enlarged again: three sizes, not one."""
+        """Of the image and of its crops: a crop of a landscape image may be a portrait, and is enlarged again."""
         side, shapes = max(self.short_sides), [size_hw]
         for first_side in self.crop_short_sides if self.crop > 0 else ():
             height, width = short_side_size(size_hw, first_side, max_side=None)
@@ -124,7 +124,7 @@ class PublishedTraining(Transform):
         return list(dict.fromkeys(short_side_size(shape, side, self.max_side) for shape in shapes))
 
     def _longest_crop(self, size_hw: SizeHW) -> SizeHW:
-        """The crop with the largest width / height, less where `max_side` would make such a one smaller again."""
+        """The crop with the largest width / height that `max_side` does not reduce again."""
         (lowest, highest), (_, widest) = (_crop_range(side, self.crop_sides) for side in size_hw)
         as_long_as_allowed = widest * max(self.short_sides) // self.max_side
         return max(lowest, min(highest, as_long_as_allowed)), widest
@@ -145,7 +145,7 @@ def train_transform(
         return PublishedTraining(short_sides, max_side, crop_short_sides, crop_sides, flip)
     if kind == "tiny":
         return LongSide(long_side, flip)
-    raise ValueError(f"there is no recipe '{kind}'; choose coco or tiny")
+    raise ValueError(f"data.recipe={kind} is not one of coco, tiny")
 
 
 def eval_transform(kind: str, *, short_side: int = 800, max_side: int = 1333, long_side: int = 128) -> Transform:
@@ -154,49 +154,49 @@ def eval_transform(kind: str, *, short_side: int = 800, max_side: int = 1333, lo
         return ShortSide(short_side, max_side)
     if kind == "tiny":
         return LongSide(long_side)
-    raise ValueError(f"there is no recipe '{kind}'; choose coco or tiny")
+    raise ValueError(f"data.recipe={kind} is not one of coco, tiny")
 
 
 def mixed_seed(*parts: int | str) -> int:
-    """63 bits that differ for any two different tuples: neighbouring seeds, epochs and images get unrelated draws."""
+    """A 63-bit hash: neighbouring seeds, epochs and images get unrelated random numbers."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def draws(seed: int, epoch: int, image_id: int) -> Generator:
-    """Where the augmentation of one image in one epoch takes its numbers from, and no other does."""
+    """The random generator of one image's augmentation in one epoch."""
     return Generator().manual_seed(mixed_seed("augment", seed, epoch, image_id))
 
 
 def drawn_hw(transform: Transform, size_hw: SizeHW, seed: int, epoch: int, image_id: int) -> SizeHW:
-    """The size that this image will have in this epoch, without the image."""
+    """The size of this image in this epoch after augmentation; the image is not read."""
     return transform.plan(transform.prepared_hw(size_hw), draws(seed, epoch, image_id)).size_hw
 
 
 def short_side_size(size_hw: SizeHW, side: int, max_side: int | None) -> SizeHW:
-    """(height, width) with the short side at `side`, or below where the long side would exceed `max_side`."""
+    """(height, width) with the short side at `side`, or less so that the long side stays within `max_side`."""
     short, long = min(size_hw), max(size_hw)
     if max_side is not None and long * side > max_side * short:
         side = max(1, round(max_side * short / long))
-    # Truncated, as the published code does: its figures were measured at these sizes.
+    # Truncated, as in the published code, whose results were measured at these sizes.
     long_side = min(int(side * long / short), max_side or 1 << 30)
     return (side, long_side) if size_hw[0] <= size_hw[1] else (long_side, side)
 
 
 def random_window(size_hw: SizeHW, sides: tuple[int, int], generator: Generator) -> Window:
-    """Each side drawn from sides[0]..min(side, sides[1]); one shorter than sides[0] stays whole."""
+    """Each side drawn from sides[0]..min(side, sides[1]); a side shorter than sides[0] is kept whole."""
     height, width = (_between(*_crop_range(side, sides), generator) for side in size_hw)
     top = _between(0, size_hw[0] - height, generator)
     return Window(top, _between(0, size_hw[1] - width, generator), height, width)
 
 
 def _crop_range(side: int, sides: tuple[int, int]) -> tuple[int, int]:
-    """The shortest and the longest side of a crop from an image's side."""
+    """The shortest and the longest possible side of a crop."""
     return min(sides[0], side), min(sides[1], side)
 
 
 def _between(low: int, high: int, generator: Generator) -> int:
-    """A whole number from low to high, both included."""
+    """An integer from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 

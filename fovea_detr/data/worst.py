@@ -1,4 +1,4 @@
-"""The batch that needs the most memory of all that a data set can give, from its annotations: no image is decoded."""
+"""The largest batch that a data set can give, computed from its annotations: no image is decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 @dataclass(frozen=True)
 class WorstBatch:
-    """sizes_hw: of each image, before padding. objects: how many each image holds."""
+    """sizes_hw: of each image, before padding. objects: their number in each image."""
 
     sizes_hw: tuple[Size, ...]
     objects: tuple[int, ...]
@@ -32,7 +32,7 @@ class WorstBatch:
         return f"{len(self.sizes_hw)} x {height} x {width}, {sum(self.objects)} objects"
 
     def made_up(self) -> tuple[Batch, list[Target]]:
-        """Such a batch as a loader gives it: noise for pixels, boxes anywhere, all of category 0."""
+        """Such a batch, as from a loader: pixels of noise, random boxes, all of category 0."""
         generator = Generator().manual_seed(0)
         images = [
             torch.randint(256, (3, *size_hw), generator=generator, dtype=torch.uint8) for size_hw in self.sizes_hw
@@ -42,9 +42,9 @@ class WorstBatch:
 
 
 def worst_batch(dataset: CocoDataset, batch_size: int) -> WorstBatch:
-    """Of `batch_size` images in a random order: the largest padded area, and the most objects, at once.
+    """The largest padded area and the largest number of objects of `batch_size` images, in one batch.
 
-    The largest area is that of one image, or of two: a tall one and a wide one. The others fit in between.
+    The area is given by one image or by two, a tall and a wide one; the other images fit into it.
     """
     sizes = largest_padding(dataset, min(batch_size, 2))
     counts = np.sort(np.diff(dataset.annotations.starts))[::-1][:batch_size].tolist()
@@ -52,11 +52,11 @@ def worst_batch(dataset: CocoDataset, batch_size: int) -> WorstBatch:
 
 
 def largest_padding(dataset: CocoDataset, num_images: int) -> tuple[Size, ...]:
-    """The sizes of one or two different images, after augmentation, that are padded to the largest area."""
+    """The augmented sizes of the one or two different images whose padded area is the largest."""
     unique, of_image = np.unique(dataset.annotations.sizes_hw, axis=0, return_inverse=True)
     choices = [dataset.transform.largest_sizes((height, width)) for height, width in unique.tolist()]
     sides = np.array([[*np.max(c, axis=0), max(h * w for h, w in c)] for c in choices])[of_image.reshape(-1)]  # [N, 3]
-    # The best pair is among the two tallest, the two widest and the two of the largest area.
+    # The pair is among the two tallest, the two widest and the two of the largest area.
     candidates = sorted({int(image) for order in np.argsort(-sides, axis=0, kind="stable").T for image in order[:2]})
     drawn = [(image, size) for image in candidates for size in choices[int(of_image.reshape(-1)[image])]]
     groups = [group for group in combinations(drawn, num_images) if len({image for image, _ in group}) == num_images]
@@ -65,5 +65,5 @@ def largest_padding(dataset: CocoDataset, num_images: int) -> tuple[Size, ...]:
 
 
 def padded(*sizes_hw: Size) -> Size:
-    """What images of these sizes are padded to."""
+    """The size that images of these sizes are padded to."""
     return max(height for height, _ in sizes_hw), max(width for _, width in sizes_hw)

@@ -1,12 +1,12 @@
-"""Detections of a whole split against its ground truth: COCO's twelve numbers, and AP by category.
+"""Detections of a whole split against its ground truth: COCO's metrics, and AP by category.
 
-Two backends give the same numbers: faster-coco-eval (C++, what a run uses) and pycocotools, the referee it is tested
-against. Both get their detections through `dataset` and `createIndex` instead of `loadRes`, which would add a polygon
-to each and index the array a number at a time: almost twice the time for loading detections.
+Two backends give the same numbers: faster-coco-eval (C++, the default) and pycocotools, the reference that the first is
+tested against. Both get the detections through `dataset` and `createIndex`. `loadRes` takes almost twice the time: it
+adds a polygon to every detection.
 
-The metrics are computed in place, between two epochs, not in a process beside the next one. On 5000 images and one
-busy core they took 13 s (100 detections an image) and 24 s (300), against 8 to 30 minutes of an epoch on COCO: 1 to
-5 %. Hiding that would not be free: the newest checkpoint would wait for its evaluation, and a core for nothing else.
+The metrics are computed between two epochs, not in a parallel process. For 5000 images on one core they took 13 s (100
+detections per image) and 24 s (300), which is 1 to 5 % of an epoch on COCO (8 to 30 minutes). A parallel process would
+need a core of its own, and the newest checkpoint would have to wait for its evaluation.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import pycocotools.coco
 import pycocotools.cocoeval
 from torch import Tensor
 
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.folder import COCO_METRICS, Metric
 
 # evaluation.backend -> (the index of a data set, the evaluation)
 BACKENDS: dict[str, tuple[Any, Any]] = {
     "faster_coco_eval": (
         faster_coco_eval.COCO,
-        partial(faster_coco_eval.COCOeval_faster, print_function=lambda _: None),  # else it logs, and a run shows logs
+        partial(faster_coco_eval.COCOeval_faster, print_function=lambda _: None),  # it would log to the run's console
     ),
     "pycocotools": (pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval),
 }
 
 
 @dataclass(frozen=True)
-class Found:
-    """The detections of many images, N in all, a row each; best first inside an image. On one device.
+class DetectionTable:
+    """The detections of many images, N in all, a row each; within an image, best first. On one device.
 
-    image_ids: [N] int64; not a column of the rows, because float64 has no place for every integer above 2^53.
+    image_ids: [N] int64; not a column of the rows, because float64 cannot represent every integer above 2^53.
     rows: [N, 6] float64: x, y, width, height in pixels of the image on disk, score, category id.
     """
 
@@ -52,7 +52,7 @@ class Found:
         return len(self.rows)
 
     def results(self) -> list[dict[str, Any]]:
-        """As a COCO results file lists them: image_id, category_id, bbox (x, y, width, height), score."""
+        """As in a COCO results file: image_id, category_id, bbox (x, y, width, height), score."""
         columns = (self.image_ids, self.rows[:, 5].long(), self.rows[:, :4], self.rows[:, 4])
         keys = ("image_id", "category_id", "bbox", "score")
         return [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
@@ -61,12 +61,12 @@ class Found:
 class GroundTruth:
     """The objects of a split, indexed once for every evaluation of a run.
 
-    Of the annotation file only what boxes are evaluated with is kept; polygons are most of its size. Images are
-    numbered 1.. in the order of their ids, the order in which COCOeval takes them.
+    Keeps only what the evaluation of boxes needs: polygons are most of an annotation file. Images are numbered from 1
+    in the order of their ids, as in COCOeval.
     """
 
     def __init__(self, content: dict[str, Any], backend: str = "faster_coco_eval") -> None:
-        """content: as from `CocoSplit.ground_truth`; it is left as it is. backend: a key of BACKENDS."""
+        """content: from `CocoSplit.ground_truth`; it is not changed. backend: a key of BACKENDS."""
         self.backend = backend
         self.names = {category["id"]: category["name"] for category in content["categories"]}
         self.image_ids = np.unique(np.array([image["id"] for image in content["images"]], np.int64))
@@ -81,37 +81,36 @@ class GroundTruth:
                 "area": one["area"],
                 "iscrowd": int(one["iscrowd"]),
             }
-            for i, (owner, one) in enumerate(zip(owners, annotations, strict=True), start=1)  # 0 would be "no match"
+            for i, (owner, one) in enumerate(zip(owners, annotations, strict=True), start=1)  # 0 means "no match"
         ]
         self.index = self._indexed(objects)
 
-    def evaluate(self, found: Found) -> Any:
-        """COCOeval on boxes, evaluated, accumulated and summarised."""
+    def evaluate(self, table: DetectionTable) -> Any:
+        """COCOeval on boxes, evaluated and accumulated."""
         with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
             _, evaluator = BACKENDS[self.backend]
-            evaluation = evaluator(self.index, self._indexed(self._detections(found)), "bbox")
+            evaluation = evaluator(self.index, self._indexed(self._detections(table)), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
         return evaluation
 
     def numbers(self, image_ids: np.ndarray) -> list[int]:
-        """[N] image ids -> their images' numbers."""
+        """[N] image ids -> the numbers of these images."""
         places = np.searchsorted(self.image_ids, image_ids)
         assert (self.image_ids[places.clip(max=len(self.image_ids) - 1)] == image_ids).all(), (
             "an image of another split"
         )
         return (places + 1).tolist()
 
-    def _detections(self, found: Found) -> list[dict[str, Any]]:
-        rows = found.rows.numpy(force=True)
+    def _detections(self, table: DetectionTable) -> list[dict[str, Any]]:
+        rows = table.rows.numpy(force=True)
         areas = rows[:, 2] * rows[:, 3]
         columns = (rows[:, 5].astype(np.int64), rows[:, :4], rows[:, 4], areas)
-        numbers = self.numbers(found.image_ids.numpy(force=True))
-        table = zip(numbers, *(column.tolist() for column in columns), strict=True)
+        numbers = self.numbers(table.image_ids.numpy(force=True))
+        lines = zip(numbers, *(column.tolist() for column in columns), strict=True)
         return [
             {"id": i, "image_id": n, "category_id": category, "bbox": box, "score": score, "area": area, "iscrowd": 0}
-            for i, (n, category, box, score, area) in enumerate(table, start=1)
+            for i, (n, category, box, score, area) in enumerate(lines, start=1)
         ]
 
     def _indexed(self, annotations: list[dict[str, Any]]) -> Any:
@@ -127,23 +126,35 @@ class GroundTruth:
         return index
 
 
-def coco_metrics(truth: GroundTruth, found: Found) -> dict[str, Any]:
-    """The twelve numbers by name, and AP_by_category {category name: AP}; -1 where undefined."""
-    evaluation = truth.evaluate(found)
-    metrics: dict[str, Any] = {name: float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections
+def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
+    """COCO_METRICS by name, and AP_by_category {category name: AP}; -1 where undefined."""
+    evaluation = truth.evaluate(table)
+    metrics: dict[str, Any] = {metric.name: _mean(_values(evaluation, metric)) for metric in COCO_METRICS}
+    precision = _values(evaluation, Metric("AP", "precision"))
     metrics["AP_by_category"] = {
-        truth.names[category]: float(known.mean())
-        if (known := precision[..., k][precision[..., k] > -1]).size
-        else -1.0
-        for k, category in enumerate(evaluation.params.catIds)
+        truth.names[category]: _mean(precision[..., k]) for k, category in enumerate(evaluation.params.catIds)
     }
     return metrics
 
 
+def _values(evaluation: Any, metric: Metric) -> np.ndarray:
+    """[IoU, recall, category] of the precision, or [IoU, category] of the recall; -1 where undefined."""
+    params, values = evaluation.params, evaluation.eval[metric.table]
+    if metric.iou is not None:
+        values = values[np.isclose(params.iouThrs, metric.iou)]
+        assert len(values) == 1, f"{metric.name}: COCOeval has no IoU of {metric.iou}"
+    return values[..., params.areaRngLbl.index(metric.area), list(params.maxDets).index(metric.detections)]
+
+
+def _mean(values: np.ndarray) -> float:
+    """As COCOeval.summarize has it."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A million dicts without a cycle among them: looking for cycles takes longer than making them."""
+    """Pause the cyclic garbage collector: for a million new dicts it takes longer than making them."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""From predictions to the detections of a whole split, on every rank; and the time one image takes."""
+"""From predictions to the detections of a whole split, on all ranks; and the inference time of one image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fovea_detr.boxes import cxcywh_to_xyxy
-from fovea_detr.evaluation.coco import Found
+from fovea_detr.evaluation.coco import DetectionTable
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast, seconds
 from fovea_detr.types import Batch, Detections, Predictions
 
 
 def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
-    """Predictions (the last layer counts) and sizes [B, 2] in pixels to scale to -> each image's detections.
+    """Predictions of the last layer, and sizes [B, 2] in pixels to scale the boxes to -> the detections of each image.
 
-    Sigmoid outputs: the Q best of all Q x C scores, as published. Softmax: each query's best class but "no object".
+    Sigmoid outputs: the Q best of all Q x C scores, as published. Softmax: each query's best class except "no object".
     """
     return [Detections(*one) for one in zip(*_best(predictions, sizes_hw), strict=True)]
 
@@ -46,10 +46,10 @@ def detect(
     device: torch.device,
     precision: str,
     before_each: Callable[[], None] = lambda: None,
-) -> Found:
-    """Run the model over batches -> all detections, on the device; nothing is copied back from it.
+) -> DetectionTable:
+    """Run the model over batches -> all detections, on the device; nothing is copied to the host.
 
-    before_each: called before every batch; what it raises ends the evaluation.
+    before_each: called before every batch; an exception that it raises ends the evaluation.
     """
     model.eval()
     image_ids, rows = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 6, dtype=torch.float64, device=device)]
@@ -57,33 +57,33 @@ def detect(
         before_each()
         with autocast(device, precision):
             predictions = model(batch.to(device))
-        found = detection_rows(predictions, batch.original_sizes_hw)
-        image_ids.append(torch.tensor(batch.image_ids).repeat_interleave(found.shape[1]))
-        rows.append(found.flatten(0, 1))
-    return Found(torch.cat(image_ids).to(device), torch.cat(rows))
+        of_images = detection_rows(predictions, batch.original_sizes_hw)
+        image_ids.append(torch.tensor(batch.image_ids).repeat_interleave(of_images.shape[1]))
+        rows.append(of_images.flatten(0, 1))
+    return DetectionTable(torch.cat(image_ids).to(device), torch.cat(rows))
 
 
 def detection_rows(predictions: Predictions, sizes_hw: Tensor) -> Tensor:
-    """[B, Q, 6] float64: x, y, width, height in pixels, score, category id; best first, the rows of `Found`."""
+    """[B, Q, 6] float64: x, y, width, height in pixels, score, category id; best first, as in a DetectionTable."""
     scores, labels, boxes = _best(predictions, sizes_hw)
     sides = (boxes[..., :2], boxes[..., 2:] - boxes[..., :2], scores[..., None], labels[..., None])
     return torch.cat([side.double() for side in sides], dim=-1)
 
 
-def gather_found(found: Found) -> Found:
-    """Every rank's detections on every rank, by image id: an order that does not depend on the number of ranks."""
-    image_ids, rows = distributed.gather_rows(found.image_ids), distributed.gather_rows(found.rows)
-    order = image_ids.argsort(stable=True)  # an image is on one rank, so inside it the best stay first
-    return Found(image_ids[order], rows[order])
+def gather_detections(table: DetectionTable) -> DetectionTable:
+    """All ranks' detections on every rank, sorted by image id: the order does not depend on the number of ranks."""
+    image_ids, rows = distributed.gather_rows(table.image_ids), distributed.gather_rows(table.rows)
+    order = image_ids.argsort(stable=True)  # an image is on one rank: its detections stay sorted
+    return DetectionTable(image_ids[order], rows[order])
 
 
 @torch.no_grad()
 def inference_seconds(
     model: nn.Module, batches: Iterable[tuple[Batch, Any]], device: torch.device, precision: str
 ) -> float:
-    """DETR's protocol: the mean seconds of an image at batch 1 over the given images: copy, normalising, model.
+    """As DETR measures it: the mean seconds per image at batch size 1, including copy, normalisation and model.
 
-    Warmed up: the first image is run three times before the clock starts.
+    Warm-up: the first image is run three times before the clock starts.
     """
     model.eval()
     total, timed = 0.0, 0

@@ -1,17 +1,22 @@
-"""Backbones: torchvision's ResNets with frozen batch norm and an optional dilated stage 5, and a tiny one."""
+"""The backbones of config/backbones.py: torchvision's ResNets, its ConvNeXt and Swin, and a tiny one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.resnet import ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
+from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.model.frozen_norm import BasicBlock, Bottleneck, ConvNorm
 
-NORMS: dict[str, Callable[..., nn.Module]] = {"frozen": FrozenBatchNorm2d, "trainable": nn.BatchNorm2d}
+Norm = Callable[..., nn.Module]  # of the number of channels
+NORMS: dict[str, Norm] = {"frozen": FrozenBatchNorm2d, "trainable": nn.BatchNorm2d}
 # Residual blocks of stages 2 to 5, as torchvision builds them.
 RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -22,10 +27,10 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 
 class Backbone(nn.Module):
-    """A network body with its output width and its real output stride in pixels.
+    """A network body with the number of its output channels and its actual output stride in pixels.
 
-    channels_last: how its activations lie in memory, whatever the images do; the parameters, and so the checkpoints,
-    stay as they are. None, while nothing was measured (see memory_format.py): last in a ResNet on a CPU, else first.
+    channels_last: the memory format of its activations, whatever that of the images; parameters, and so checkpoints,
+    are not changed. None before anything is measured (see memory_format.py): last in a ResNet on a CPU, else first.
     """
 
     def __init__(self, body: Body, channels: int, stride: int) -> None:
@@ -36,7 +41,7 @@ class Backbone(nn.Module):
         self.channels_last: bool | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] -> [B, channels, rows, columns]; ResNets round the sides / stride up, the tiny body down."""
+        """[B, 3, h, w] -> [B, channels, rows, columns]: the sides / stride, rounded up; by the tiny body, down."""
         last = self.channels_last
         if last is None:
             last = self.body.channels_last_on_cpu and images.device.type == "cpu"
@@ -44,17 +49,17 @@ class Backbone(nn.Module):
 
 
 class Body(nn.Module):
-    """What the bodies share: frozen norms are folded into the convolutions before them, see frozen_norm.py."""
+    """Base class: sets the memory format and folds frozen norms into the convolutions before them (frozen_norm.py)."""
 
     channels_last_on_cpu = False
-    frozen_norms: tuple[FrozenBatchNorm2d, ...]  # found once; a tuple, which leaves the names in the state dict alone
+    frozen_norms: tuple[FrozenBatchNorm2d, ...] = ()  # found once; a tuple is not registered in the state dict
 
     def forward(self, images: Tensor, channels_last: bool = False) -> Tensor:
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.features(images, ConvNorm(self.frozen_norms, channels_last))
+        return self.stages(images, ConvNorm(self.frozen_norms, channels_last))
 
-    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
         raise NotImplementedError
 
     def find_frozen_norms(self) -> None:
@@ -67,7 +72,7 @@ class TinyBody(Body):
     WIDTHS = (16, 32, 64, 128)
     STRIDES = (1, 2, 2, 1)
 
-    def __init__(self, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, self.WIDTHS[0], kernel_size=4, stride=4, bias=False)
         self.bn1 = norm(self.WIDTHS[0])
@@ -81,7 +86,7 @@ class TinyBody(Body):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.find_frozen_norms()
 
-    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
         x = conv_norm(images, self.conv1, self.bn1).relu_()
         for block in self.blocks:
             x = block(x, conv_norm)
@@ -89,11 +94,11 @@ class TinyBody(Body):
 
 
 class ResNetBody(Body):
-    """torchvision's ResNet up to stage 5, its parameters under torchvision's own names; the classifier is left out."""
+    """torchvision's ResNet up to stage 5, with torchvision's parameter names; the classifier is left out."""
 
-    channels_last_on_cpu = True  # R50 at 480x640: 1.2 times faster on one kind of CPU, the same on another
+    channels_last_on_cpu = True  # R50 at 480x640: 1.2 times faster on one CPU model, no difference on another
 
-    def __init__(self, name: str, dc5: bool, norm: Callable[..., nn.Module]) -> None:
+    def __init__(self, name: str, dc5: bool, norm: Norm) -> None:
         super().__init__()
         block, depths = RESNETS[name]
         resnet = ResNet(block, depths, replace_stride_with_dilation=[False, False, dc5], norm_layer=norm)
@@ -102,7 +107,7 @@ class ResNetBody(Body):
         self.layer3, self.layer4 = resnet.layer3, resnet.layer4
         self.find_frozen_norms()
 
-    def features(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
         x = self.maxpool(conv_norm(images, self.conv1, self.bn1).relu_())
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
@@ -110,23 +115,48 @@ class ResNetBody(Body):
         return x
 
 
-def build_backbone(name: str, *, dc5: bool, batch_norm: str, train: bool = True) -> Backbone:
-    """name: resnet18 | resnet34 | resnet50 | resnet101 | tiny; batch_norm: frozen | trainable.
+class FeaturesBody(Body):
+    """A torchvision network with `features` (and Swin's last `norm`), with its names; the classifier is left out.
 
-    As published, a ResNet's stem and stage 2 (`conv1`, `layer1`) are never trained; train=False freezes all of it.
+    Images are padded with zeros to whole strides of 32 pixels: ConvNeXt and Swin's first layer would drop the rest.
     """
-    norm = NORMS[batch_norm]
-    if name == "tiny":
-        backbone = Backbone(TinyBody(norm), channels=TinyBody.WIDTHS[-1], stride=16)
-    else:
-        channels = 512 if name in ("resnet18", "resnet34") else 2048
-        backbone = Backbone(ResNetBody(name, dc5, norm), channels, stride=16 if dc5 else 32)
-        for part in ("conv1", "bn1", "layer1"):
-            getattr(backbone.body, part).requires_grad_(False)
+
+    STRIDE = 32
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        network: Any = torchvision.models.get_model(name, weights=None)
+        self.features: nn.Module = network.features
+        self.norm: nn.Module | None = getattr(network, "norm", None)  # Swin's, over channels in the last dimension
+
+    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:  # noqa: ARG002
+        bottom, right = (-side % self.STRIDE for side in images.shape[-2:])
+        x = self.features(functional.pad(images, (0, right, 0, bottom)))
+        return x if self.norm is None else self.norm(x).permute(0, 3, 1, 2)
+
+
+# `body` of a BackboneSpec -> its builder, called with (name, dc5, norm)
+BODIES: dict[str, Callable[[str, bool, Norm], Body]] = {
+    "resnet": ResNetBody,
+    "features": lambda name, _dc5, _norm: FeaturesBody(name),
+    "tiny": lambda _name, _dc5, norm: TinyBody(norm),
+}
+
+
+def build_backbone(name: str, *, dc5: bool, batch_norm: str, train: bool = True) -> Backbone:
+    """name: a key of BACKBONES; batch_norm: frozen | trainable. The spec's `frozen` parts are never trained.
+
+    dc5: stage 5 is dilated, which halves the stride. train=False freezes the whole backbone.
+    """
+    spec = BACKBONES[name]
+    body = BODIES[spec.body](name, dc5, NORMS[batch_norm])
+    for part in spec.frozen:
+        body.get_submodule(part).requires_grad_(False)
+    backbone = Backbone(body, spec.channels, spec.stride // 2 if dc5 else spec.stride)
     return backbone if train else backbone.requires_grad_(False)
 
 
-def _basic_block(before: int, width: int, stride: int, norm: Callable[..., nn.Module]) -> BasicBlock:
+def _basic_block(before: int, width: int, stride: int, norm: Norm) -> BasicBlock:
     shortcut = None
     if stride != 1 or before != width:
         shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), norm(width))

@@ -1,8 +1,8 @@
-"""Frozen batch norm inside the convolution before it: `w' = w * scale` and a bias, one operation instead of three.
+"""Frozen batch norm folded into the convolution before it: `w' = w * scale` and a bias, one operation instead of three.
 
-Nothing of it outlives a forward pass, so nothing can go stale: scales and shifts of a whole body are computed together,
-from the norms' buffers as they are, in about ten small operations whatever the depth. Gradients reach the convolution's
-own weight through `w'`, which makes them those of the unfolded form.
+Nothing is cached between forward passes, so nothing can be out of date: the scales and shifts of a whole body are
+computed together from the norms' current buffers, in about ten small operations whatever the depth. Gradients reach the
+convolution's weight through `w'`, so they equal those of the unfolded form.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class ConvNorm:
-    """A convolution and its norm, for one forward pass: `conv_norm(x, conv, norm)`.
+    """A convolution and its norm in one operation, for one forward pass: `conv_norm(x, conv, norm)`.
 
-    norms: the frozen ones; any other norm is applied as it is. channels_last: the weights follow images that are.
+    norms: those to fold; any other norm is called. channels_last: the memory format of the images, and of the weights.
     """
 
     def __init__(self, norms: Sequence[FrozenBatchNorm2d], channels_last: bool = False) -> None:
@@ -28,17 +28,17 @@ class ConvNorm:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-        """x [B, channels, rows, columns] -> the same as `norm(conv(x))`; its result may be changed in place."""
+        """x [B, channels, rows, columns] -> `norm(conv(x))`; the caller may change the result in place."""
         if norm not in self.folded:
             return norm(conv(x))
         scale, shift = self.folded[norm]
-        # The product is float32 also under autocast, which casts it once, for the convolution.
+        # Under autocast, too, the product is float32; autocast converts it once, for the convolution.
         weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=self.memory_format)
         return functional.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
-    """What each norm does to its channels, `x * scale + shift`: [channels] each, views of two tensors for all norms."""
+    """Each norm as `x * scale + shift`: [channels] each, views of two tensors that hold all norms."""
     weight, bias, mean, variance = (
         torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -50,7 +50,7 @@ def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, 
 
 
 class BasicBlock(resnet.BasicBlock):
-    """torchvision's, for ResNet-18 and 34, with its convolutions and norms in pairs."""
+    """torchvision's block of ResNet-18 and 34, each convolution and its norm in one operation."""
 
     def forward(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
         out = conv_norm(x, self.conv1, self.bn1).relu_()
@@ -59,7 +59,7 @@ class BasicBlock(resnet.BasicBlock):
 
 
 class Bottleneck(resnet.Bottleneck):
-    """torchvision's, for the deeper ones."""
+    """torchvision's block of the deeper ResNets, likewise."""
 
     def forward(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
         out = conv_norm(x, self.conv1, self.bn1).relu_()

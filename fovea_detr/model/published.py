@@ -1,4 +1,4 @@
-"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision's ResNet has its own."""
+"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision's networks have their own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ RENAMED = (
     (".point2.", ".prior.offset."),
     (".point3.", ".prior.dynamic_scale.scale."),
 )
+TORCHVISION = ("layer1.0.conv1.weight", "features.0.0.weight")  # a ResNet has the first, ConvNeXt and Swin the second
+CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
 def our_name(published: str) -> str:
@@ -40,13 +42,14 @@ def published_name(ours: str) -> str:
     return ours
 
 
-def is_torchvision_resnet(state: Mapping[str, Tensor]) -> bool:
-    return "conv1.weight" in state and "layer1.0.conv1.weight" in state
+def is_torchvision(state: Mapping[str, Tensor]) -> bool:
+    """Whether it is a network of torchvision's, which fills a backbone only."""
+    return any(name in state for name in TORCHVISION)
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in our, the published or torchvision's naming -> ours. DDP's `module.` prefix is taken off."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    if is_torchvision_resnet(state):
-        return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
+    if is_torchvision(state):
+        return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith(CLASSIFIERS)}
     return {our_name(name): value for name, value in state.items()}

@@ -19,15 +19,43 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from fovea_detr.errors import RunFolderError
 
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
-# COCOeval.stats by name, in its order.
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-METRICS += ("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large")
+
+
+class Metric(NamedTuple):
+    """A number that COCOeval's arrays hold: the mean over recalls and categories, and over IoUs if iou is None.
+
+    table: precision | recall. iou, area, detections (an image): one of COCOeval's params.iouThrs, areaRngLbl, maxDets.
+    """
+
+    name: str
+    table: str
+    iou: float | None = None
+    area: str = "all"
+    detections: int = 100
+
+
+# Every metric that a run computes, stores and can show in a table: a new one is a line here.
+COCO_METRICS = (
+    Metric("AP", "precision"),
+    Metric("AP50", "precision", iou=0.5),
+    Metric("AP75", "precision", iou=0.75),
+    Metric("AP_small", "precision", area="small"),
+    Metric("AP_medium", "precision", area="medium"),
+    Metric("AP_large", "precision", area="large"),
+    Metric("AR_1", "recall", detections=1),
+    Metric("AR_10", "recall", detections=10),
+    Metric("AR_100", "recall"),
+    Metric("AR_small", "recall", area="small"),
+    Metric("AR_medium", "recall", area="medium"),
+    Metric("AR_large", "recall", area="large"),
+)
+METRICS = tuple(metric.name for metric in COCO_METRICS)
 
 
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fovea_detr.errors import WeightsError
-from fovea_detr.model.published import in_our_names, is_torchvision_resnet
+from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.runs.folder import RunFolder, write_atomic
 
 FORMAT = 1
@@ -83,18 +83,18 @@ def load_weights(
     other_classes: bool = False,
     backbone_alone: bool = True,
 ) -> Loaded:
-    """Load a checkpoint (ours, DETR's or SMCA's naming, a torchvision ResNet) or a state dict into a model, in place.
+    """Load a checkpoint (ours, DETR's or SMCA's naming, a torchvision network) or a state dict into a model, in place.
 
     other_classes: a class head of another size is skipped and reported instead of refused (finetuning).
-    backbone_alone: a torchvision ResNet, which fills only the backbone, is welcome.
+    backbone_alone: a torchvision network, which fills only the backbone, is accepted.
     Raises WeightsError, one line, where the rest does not fit: the model is then unchanged.
     """
     name = "a state dict" if isinstance(source, Mapping) else str(source)
     theirs = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
-    only_backbone = is_torchvision_resnet(theirs)
+    only_backbone = is_torchvision(theirs)
     if only_backbone and not backbone_alone:
         raise WeightsError(
-            f"{name}: a torchvision ResNet fills only the backbone; a whole detector's checkpoint is needed"
+            f"{name}: a torchvision network fills only the backbone; a whole detector's checkpoint is needed"
         )
     theirs, ours = in_our_names(theirs), model.state_dict()
     report = Loaded(name, loaded=0)
@@ -119,9 +119,9 @@ def load_weights(
 
 
 def pretrained_state(name: str, source: str) -> dict[str, Tensor]:
-    """A torchvision ResNet's state dict: source is "imagenet" (torchvision's download, cached by torch.hub) or a path.
+    """The state dict of torchvision's `name`. source: "imagenet" (a download that torch.hub caches) or a path.
 
-    Raises WeightsError in one line when there is no network or the file is no ResNet of that kind.
+    Raises WeightsError, one line, if the download fails or the file is not a checkpoint.
     """
     if source != "imagenet":
         return read_state_dict(Path(source).expanduser())

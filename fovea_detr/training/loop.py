@@ -16,7 +16,7 @@ from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
-from fovea_detr.evaluation.detections import detect, gather_found
+from fovea_detr.evaluation.detections import detect, gather_detections
 from fovea_detr.loss.criterion import Criterion, Losses
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
@@ -129,12 +129,12 @@ def evaluate(run: Run, parts: Parts, work: Work) -> tuple[dict[str, Any], dict[s
     loaded = work.val_loader.read(batches)
     look = lambda: detect(parts.model, loaded, run.device, config.precision, run.leave_if_asked)  # noqa: E731
     with plain():
-        found = gather_found(run.unless_asked(look))
+        table = gather_detections(run.unless_asked(look))
     metrics: dict[str, Any] = {}
     if run.is_writer:
-        metrics = coco_metrics(work.ground_truth, found)
+        metrics = coco_metrics(work.ground_truth, table)
         if config.evaluation.save_predictions:
-            run.folder.write_predictions(found.results())
+            run.folder.write_predictions(table.results())
     return metrics, {"evaluation_seconds": time.monotonic() - begin}
 
 

@@ -235,6 +235,12 @@ def test_all_metrics_are_shown_on_demand(write, show):
     assert table[1].count("0.250") == len(METRICS)
 
 
+def test_a_metric_that_older_folders_lack_is_blank(write, show):
+    write("smooth=4", result={"last": {"AP": 0.4}})
+    write("smooth=8", result={"last": {"AP": 0.5, METRICS[-1]: 0.25}})
+    assert [row[3:5] for row in show("--metrics", f"AP,{METRICS[-1]}")[1:]] == [["0.400", "-"], ["0.500", "0.250"]]
+
+
 def test_an_unknown_metric_is_named():
     with pytest.raises(UserError, match="there is no metric ap"):
         Options(metrics=("ap",))

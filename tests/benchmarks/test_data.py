@@ -13,12 +13,15 @@ from benchmarks.photos import write_photos
 from benchmarks.plain import data as plain
 from fovea_detr.data.coco import CocoDataset, Draw
 from fovea_detr.data.loader import collate_images
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import train_transform
 from fovea_detr.model.pixels import IMAGENET_STD, normalised
 
 
 def test_the_plain_pipeline_is_the_same_but_for_rounding(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_photos(tmp_path, 2), "train", train_transform("coco", short_sides=(96,), max_side=140))
+    dataset = CocoDataset(
+        read_coco(write_photos(tmp_path, 2), "train"), train_transform("coco", short_sides=(96,), max_side=140)
+    )
     bench = benchmark.Bench(dataset)
     level = 1 / 255 / min(IMAGENET_STD)
     for draw in (Draw(index, epoch) for index in range(2) for epoch in range(4)):

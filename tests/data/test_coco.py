@@ -1,4 +1,4 @@
-"""Reading COCO's layout: what is kept, what is left out, and that everything broken is refused in one line."""
+"""Reading COCO's layout: what is kept, what is left out, and that anything broken is an error of one line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from fovea_detr.data.annotations import check_layout, read_split
 from fovea_detr.data.coco import CocoDataset, Draw, check_images, decode
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import Transform, eval_transform, train_transform
 from fovea_detr.errors import DataError
 from tests.data.builders import annotation_path, box, edit, image_path, truncate, write_awkward, write_coco
@@ -39,7 +39,7 @@ BROKEN_CONTENT: dict[str, tuple[Change, str]] = {
     "no annotations table": (lambda content: content.pop("annotations"), "annotations"),
     "no categories": (lambda content: content.update(categories=[]), "categories"),
     "unknown category": (set_field("annotations", category_id=5), "annotation 2 (image 000002.jpg, box"),
-    "unknown image": (set_field("annotations", image_id=77), "annotation 2 is of image id 77"),
+    "unknown image": (set_field("annotations", image_id=77), "annotation 2 has image id 77"),
     "category is a word": (set_field("annotations", category_id="cat"), "'category_id'"),
     "negative category": (set_field("categories", id=-1), "-1"),
     "box of three numbers": (set_box(1, 2, 3), "'bbox'"),
@@ -51,7 +51,7 @@ BROKEN_CONTENT: dict[str, tuple[Change, str]] = {
     "outside on the left": (set_box(-1.5, 1, 5, 5), "annotation 2 (image 000002.jpg"),
     "outside on the right": (set_box(20, 1, 14, 5), "annotation 2 (image 000002.jpg"),
     "wholly in the margin": (set_box(32, 1, 0.5, 5), "annotation 2 (image 000002.jpg"),
-    "image id used twice": (set_field("images", id=1), "image id 1 is that of 000001.jpg and 000002.jpg"),
+    "image id used twice": (set_field("images", id=1), "image id 1 is used by 000001.jpg and 000002.jpg"),
     "image without name": (without("images", "file_name"), "'file_name'"),
     "image without height": (set_field("images", height=0), "000002.jpg"),
     "image listed but missing": (set_field("images", file_name="gone.jpg"), "gone.jpg"),
@@ -78,7 +78,7 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def refusal_of(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        read_split(root, "train")
+        read_coco(root, "train")
     return str(caught.value)
 
 
@@ -96,24 +96,12 @@ def test_everything_broken_is_refused_in_one_line_that_names_it(tmp_path: Path, 
     assert "\n" not in message
 
 
-def test_an_unset_root_is_refused_with_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"^data\.root is not set: [^\n]*data=shapes$"):
-        check_layout(None)
-
-
-def test_evaluation_needs_only_its_own_split(tmp_path: Path) -> None:
-    root = write_coco(tmp_path, splits=("val",))
-    assert check_layout(root, ("val",)) == root
-    with pytest.raises(DataError, match="train2017"):
-        check_layout(root)
-
-
 def test_few_broken_boxes_are_left_out_with_one_warning(tmp_path: Path) -> None:
     annotations = [box(1 + i % 2, 1, (4.0, 4.0, 8.0, 8.0)) for i in range(10_001)]
     annotations[5]["bbox"][2] = 0.0
     root = write_coco(tmp_path, annotations=annotations)
-    with pytest.warns(UserWarning, match=r"annotation 6 \(image 000002.jpg.*1 such of 10001") as caught:
-        split = read_split(root, "train")
+    with pytest.warns(UserWarning, match=r"annotation 6 \(image 000002.jpg.*1 of 10001") as caught:
+        split = read_coco(root, "train")
     assert len(caught) == 1
     assert len(split.labels) == 10_000
     assert len(split.ground_truth()["annotations"]) == 10_001
@@ -125,12 +113,14 @@ def test_a_pixel_outside_is_rounding_and_clamped(tmp_path: Path) -> None:
     root = write_coco(tmp_path, annotations=[box(1, 1, (-1.0, -0.5, 50.0, 33.0))])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        split = read_split(root, "train")
+        split = read_coco(root, "train")
     assert split.boxes_xyxy.tolist() == [[0, 0, 48, 32]]
 
 
 def test_an_awkward_data_set(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_awkward(tmp_path), "train", eval_transform("coco", short_side=60, max_side=100))
+    dataset = CocoDataset(
+        read_coco(write_awkward(tmp_path), "train"), eval_transform("coco", short_side=60, max_side=100)
+    )
     split = dataset.annotations
     assert split.categories == {3: "three", 7: "seven", 90: "ninety"}
     assert split.num_classes == 91
@@ -147,7 +137,7 @@ def test_an_awkward_data_set(tmp_path: Path) -> None:
 
 
 def test_an_annotation_file_without_annotations(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_coco(tmp_path, annotations=[]), "val", eval_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path, annotations=[]), "val"), eval_transform("tiny"))
     assert [len(dataset[index].target) for index in range(2)] == [0, 0]
 
 
@@ -156,8 +146,8 @@ def test_an_annotation_file_without_annotations(tmp_path: Path) -> None:
 )
 def test_in_memory_makes_no_difference(tmp_path: Path, transform: Transform) -> None:
     root = write_awkward(tmp_path)
-    from_disk = CocoDataset(root, "train", transform)
-    in_memory = CocoDataset(root, "train", transform, in_memory=True)
+    from_disk = CocoDataset(read_coco(root, "train"), transform)
+    in_memory = CocoDataset(read_coco(root, "train"), transform, in_memory=True)
     image_path(root, 1).unlink()
     for draw in (Draw(0, 1, 5), Draw(0, 2, 5), Draw(0, 1, 5), Draw(2, 3, 5)):
         again = in_memory[draw]
@@ -172,7 +162,7 @@ def test_ground_truth_fills_in_defaults_and_leaves_the_file_alone(tmp_path: Path
     edit(root, lambda content: content["annotations"][0].update(id=0))
     edit(root, lambda content: [a.pop(key) for a in content["annotations"] for key in ("area", "iscrowd")])
     before = annotation_path(root).read_bytes()
-    truth = read_split(root, "train").ground_truth()
+    truth = read_coco(root, "train").ground_truth()
     assert [(a["id"], a["iscrowd"], a["area"]) for a in truth["annotations"]] == [(1, 0, 24 * 16), (2, 0, 16 * 24)]
     assert truth["info"] == {}
     assert annotation_path(root).read_bytes() == before
@@ -183,9 +173,9 @@ def test_ground_truth_fills_in_defaults_and_leaves_the_file_alone(tmp_path: Path
 
 
 def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None:
-    first, second = (read_split(write_coco(tmp_path / name), "train").fingerprint for name in "ab")
+    first, second = (read_coco(write_coco(tmp_path / name), "train").fingerprint for name in "ab")
     edit(tmp_path / "b", lambda content: content["annotations"][0].update(bbox=[1, 1, 2, 2]))
-    assert first == second != read_split(tmp_path / "b", "train").fingerprint
+    assert first == second != read_coco(tmp_path / "b", "train").fingerprint
     assert len(first) == 16
 
 
@@ -201,7 +191,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.write_text("no image"), lambda path: path.unlink()])
 def test_an_unreadable_image_is_named(tmp_path: Path, damage: Callable[[Path], object]) -> None:
-    dataset = CocoDataset(write_coco(tmp_path), "train", eval_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path), "train"), eval_transform("tiny"))
     damage(image_path(tmp_path, 2))
     for read in (lambda: dataset[1], lambda: check_images(dataset)):
         with pytest.raises(DataError, match=r"000002\.jpg") as caught:
@@ -210,7 +200,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, damage: Callable[[Path], o
 
 
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_coco(tmp_path), "train", eval_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path), "train"), eval_transform("tiny"))
     check_images(dataset)
     Image.new("RGB", (40, 30)).save(image_path(tmp_path, 2))
     with pytest.raises(DataError, match=r"000002\.jpg: 40 x 30 pixels on disk, but 32 x 48"):
@@ -222,5 +212,5 @@ def test_images_may_lie_in_folders_below(tmp_path: Path) -> None:
     (root / "train2017" / "below").mkdir()
     image_path(root, 2).rename(root / "train2017" / "below" / "second.jpg")
     edit(root, lambda content: content["images"][1].update(file_name="below/second.jpg"))
-    assert CocoDataset(root, "train", eval_transform("tiny"))[1].image_id == 2
+    assert CocoDataset(read_coco(root, "train"), eval_transform("tiny"))[1].image_id == 2
     assert json.loads(annotation_path(root).read_text())["images"][1]["id"] == 2

@@ -16,6 +16,7 @@ import torch
 from fovea_detr.data.batches import epoch_batches
 from fovea_detr.data.coco import CocoDataset, Draw, Example
 from fovea_detr.data.loader import Loader, collate_images
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.errors import DataError
 from fovea_detr.types import Batch, Target
@@ -28,7 +29,7 @@ Step = tuple[Batch, list[Target]]
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     root = write_coco(tmp_path_factory.mktemp("coco"), images=[(40 + i, 60 - i) for i in range(12)])
     transform = train_transform("coco", short_sides=range(24, 40), max_side=64, crop_sides=(16, 30))
-    return CocoDataset(root, "train", transform)
+    return CocoDataset(read_coco(root, "train"), transform)
 
 
 def steps_of(dataset: CocoDataset, batches: list[list[int]], workers: int = 0, epoch: int = 0) -> list[Step]:
@@ -58,7 +59,9 @@ def test_collate_pads_at_the_bottom_and_the_right() -> None:
 
 
 def test_batches_carry_sizes_ids_and_targets(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_awkward(tmp_path), "val", eval_transform("coco", short_side=48, max_side=100))
+    dataset = CocoDataset(
+        read_coco(write_awkward(tmp_path), "val"), eval_transform("coco", short_side=48, max_side=100)
+    )
     ((first, targets), (second, _)) = steps_of(dataset, [[0, 1, 2], [3]])
     assert first.image_ids == (1, 2, 3)
     assert first.images.shape == (3, 3, 64, 100)
@@ -128,8 +131,8 @@ def test_a_pass_left_in_the_middle_leaves_nothing_to_the_next(dataset: CocoDatas
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_in_memory_are_the_same_through_workers(tmp_path: Path, workers: int) -> None:
     root, transform = write_coco(tmp_path), train_transform("tiny", long_side=32)
-    in_memory = CocoDataset(root, "train", transform, in_memory=True)
-    from_disk = CocoDataset(root, "train", transform)
+    in_memory = CocoDataset(read_coco(root, "train"), transform, in_memory=True)
+    from_disk = CocoDataset(read_coco(root, "train"), transform)
     assert_same(steps_of(in_memory, [[0, 1]], workers, epoch=3), steps_of(from_disk, [[0, 1]], 0, epoch=3))
 
 
@@ -153,7 +156,7 @@ def test_the_ratios_of_an_epoch_are_those_of_its_images(dataset: CocoDataset) ->
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_truncated_image_reaches_the_main_process_in_one_line(tmp_path: Path, workers: int) -> None:
-    dataset = CocoDataset(write_coco(tmp_path), "train", eval_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path), "train"), eval_transform("tiny"))
     truncate(image_path(tmp_path, 2))
     with closing(Loader(dataset, seed=0, workers=workers)) as loader:
         steps = loader.read([[0], [1]])
@@ -202,10 +205,11 @@ import os, signal, sys
 from pathlib import Path
 from contextlib import closing
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.loader import Loader
 from fovea_detr.data.transforms import eval_transform
 
-dataset = CocoDataset(Path(sys.argv[1]), "train", eval_transform("tiny"))
+dataset = CocoDataset(read_coco(Path(sys.argv[1]), "train"), eval_transform("tiny"))
 with closing(Loader(dataset, seed=0, workers=2)) as loader:
     for batch, _ in loader.read([[0], [1]] * 20):
         print(*(worker.pid for worker in loader._packs._workers), flush=True)

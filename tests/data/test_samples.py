@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from fovea_detr.data.coco import CocoDataset, Draw
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.samples import Sample, Window, as_target, crop, horizontal_flip, interleaved, resize
 from fovea_detr.data.transforms import draws, short_side_size, train_transform
 from tests.data.builders import write_coco
@@ -95,7 +96,9 @@ def test_each_step_is_torchvisions() -> None:
 
 
 def test_pixels_stay_interleaved_and_dense_through_every_step(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_coco(tmp_path, [(80, 60)]), "train", train_transform("coco", short_sides=(48,)))
+    dataset = CocoDataset(
+        read_coco(write_coco(tmp_path, [(80, 60)]), "train"), train_transform("coco", short_sides=(48,))
+    )
     read = dataset.sample(0)
     for sample in (read, horizontal_flip(read), crop(read, Window(5, 9, 33, 44)), resize(read, (48, 64))):
         assert sample.image.permute(1, 2, 0).is_contiguous()

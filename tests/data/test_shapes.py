@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.shapes import drawing, generate
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError
@@ -98,7 +99,7 @@ def test_two_processes_at_once_write_it_once(tmp_path: Path, capfd: pytest.Captu
     assert [process.exitcode for process in processes] == [0, 0]
     assert capfd.readouterr().out.count("generating") == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["shapes-v1-train30-val5-seed0"]
-    assert len(CocoDataset(generate.generate(tmp_path, 30, 5), "train", eval_transform("tiny"))) == 30
+    assert len(CocoDataset(read_coco(generate.generate(tmp_path, 30, 5), "train"), eval_transform("tiny"))) == 30
 
 
 def test_who_loses_a_race_without_locks_uses_the_winners_folder(
@@ -130,7 +131,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: p
 
 
 def test_the_data_set_reads_it_without_its_crowds(folder: Path) -> None:
-    dataset = CocoDataset(folder, "val", eval_transform("tiny"), in_memory=True)
+    dataset = CocoDataset(read_coco(folder, "val"), eval_transform("tiny"), in_memory=True)
     objects = [a for a in content_of(folder, "val")["annotations"] if not a["iscrowd"]]
     assert sum(len(dataset[index].target) for index in range(len(dataset))) == len(objects)
     assert dataset.annotations.num_classes == 7
@@ -140,4 +141,4 @@ def test_a_lost_image_is_a_data_error(tmp_path: Path) -> None:
     root = generate.generate(tmp_path, 2, 1, seed=3)
     (root / "train2017" / "000000000002.jpg").unlink()
     with pytest.raises(DataError, match=r"000000000002\.jpg"):
-        CocoDataset(root, "train", eval_transform("tiny"))
+        CocoDataset(read_coco(root, "train"), eval_transform("tiny"))

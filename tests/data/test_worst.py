@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import train_transform
 from fovea_detr.data.worst import worst_batch
 from tests.data.builders import box, write_coco
@@ -24,7 +25,7 @@ ONE_WITH_BOTH = [(90, 30), (30, 30), (31, 30)]  # its crops are the tallest and 
 def test_padding_is_that_of_the_worst_of_all_batches(
     tmp_path: Path, sizes_wh: list[tuple[int, int]], kind: str, batch_size: int
 ) -> None:
-    dataset = CocoDataset(write_coco(tmp_path, sizes_wh), "train", train_transform(kind))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path, sizes_wh), "train"), train_transform(kind))
     worst = worst_batch(dataset, batch_size)
     choices = [dataset.transform.largest_sizes((height, width)) for width, height in sizes_wh]
     areas = [
@@ -38,7 +39,7 @@ def test_padding_is_that_of_the_worst_of_all_batches(
 
 
 def test_portraits_and_landscapes_are_padded_to_the_square_of_the_longest_side(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_coco(tmp_path, [(64, 36), (36, 64)]), "train", train_transform("coco"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path, [(64, 36), (36, 64)]), "train"), train_transform("coco"))
     assert worst_batch(dataset, 2).padded_hw == (1333, 1333)
     assert worst_batch(dataset, 1).padded_hw in ((1250, 800), (800, 1250)), (
         "a crop of an image that would be 1333 x 750"
@@ -48,13 +49,13 @@ def test_portraits_and_landscapes_are_padded_to_the_square_of_the_longest_side(t
 def test_objects_are_the_largest_counts(tmp_path: Path) -> None:
     boxes = [box(image, 1, (1, 1, 5, 5)) for image, count in ((1, 2), (2, 0), (3, 7)) for _ in range(count)]
     boxes.append(box(2, 1, (1, 1, 9, 9), iscrowd=1))
-    dataset = CocoDataset(write_coco(tmp_path, [(64, 48)] * 3, boxes), "train", train_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path, [(64, 48)] * 3, boxes), "train"), train_transform("tiny"))
     assert worst_batch(dataset, 2).objects == (7, 2)
     assert str(worst_batch(dataset, 3)) == "3 x 96 x 128, 9 objects"
 
 
 def test_a_made_up_batch_looks_like_a_loaded_one(tmp_path: Path) -> None:
-    dataset = CocoDataset(write_coco(tmp_path, [(64, 36), (36, 64)]), "train", train_transform("tiny"))
+    dataset = CocoDataset(read_coco(write_coco(tmp_path, [(64, 36), (36, 64)]), "train"), train_transform("tiny"))
     generators = torch.get_rng_state()
     batch, targets = worst_batch(dataset, 2).made_up()
     assert torch.equal(torch.get_rng_state(), generators)

@@ -16,35 +16,38 @@ from pycocotools.cocoeval import COCOeval
 
 from fovea_detr.config.checks import CHOICES
 from fovea_detr.config.schema import Config
-from fovea_detr.evaluation.coco import BACKENDS, Found, GroundTruth, coco_metrics
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.evaluation import coco
+from fovea_detr.evaluation.coco import BACKENDS, DetectionTable, GroundTruth, coco_metrics
+from fovea_detr.runs import folder
+from fovea_detr.runs.folder import METRICS, Metric
+from tests.predictions import TWELVE
 
 Results = list[dict[str, Any]]
 CATEGORIES = {1: "one", 17: "seventeen", 44: "forty-four", 90: "ninety"}
 
 
-def found_of(results: Results) -> Found:
+def table_of(results: Results) -> DetectionTable:
     image_ids = torch.tensor([one["image_id"] for one in results], dtype=torch.int64)
     rows = [[*one["bbox"], one["score"], one["category_id"]] for one in results]
-    return Found(image_ids, torch.tensor(rows, dtype=torch.float64).reshape(-1, 6))
+    return DetectionTable(image_ids, torch.tensor(rows, dtype=torch.float64).reshape(-1, 6))
 
 
 def metrics_of(truth: dict[str, Any], results: Results, backend: str = "faster_coco_eval") -> dict[str, Any]:
-    return coco_metrics(GroundTruth(truth, backend), found_of(results))
+    return coco_metrics(GroundTruth(truth, backend), table_of(results))
 
 
 def by_pycocotools(truth: dict[str, Any], results: Results, folder: Path, categories: list[int] | None = None) -> Any:
     """Through files, as one does it at a prompt. loadRes knows no empty list of results."""
     (folder / "truth.json").write_text(json.dumps(truth))
     (folder / "results.json").write_text(json.dumps(results))
-    coco = COCO(str(folder / "truth.json"))
+    index = COCO(str(folder / "truth.json"))
     found: Any = COCO()
     if results:
-        found = coco.loadRes(str(folder / "results.json"))
+        found = index.loadRes(str(folder / "results.json"))
     else:
         found.dataset = {**truth, "annotations": []}
         found.createIndex()
-    evaluation = COCOeval(coco, found, "bbox")
+    evaluation = COCOeval(index, found, "bbox")
     if categories is not None:
         evaluation.params.catIds = categories
     evaluation.evaluate()
@@ -150,11 +153,54 @@ def test_the_numbers_are_pycocotools(kind: str, seed: int, backend: str, tmp_pat
     metrics = metrics_of(truth, results, backend)
     tolerance = 0 if backend == "pycocotools" else 1e-12
     assert list(metrics) == [*METRICS, "AP_by_category"]
-    assert [metrics[name] for name in METRICS] == pytest.approx(expected.stats.tolist(), rel=0, abs=tolerance)
+    assert [metrics[name] for name in TWELVE] == pytest.approx(expected.stats.tolist(), rel=0, abs=tolerance)
     assert list(metrics["AP_by_category"]) == list(CATEGORIES.values())
     for category, name in CATEGORIES.items():
         alone = by_pycocotools(truth, results, tmp_path, [category])
         assert metrics["AP_by_category"][name] == pytest.approx(float(alone.stats[0]), rel=0, abs=1e-12), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", MADE)
+def test_the_twelve_are_the_backends_own_summary_bit_for_bit(kind: str, backend: str) -> None:
+    truth, results = MADE[kind](0)
+    evaluation = GroundTruth(truth, backend).evaluate(table_of(results))
+    evaluation.summarize()
+    metrics = metrics_of(truth, results, backend)
+    assert [metrics[name] for name in TWELVE] == evaluation.stats[:12].tolist()
+
+
+NEW = (Metric("AP90", "precision", iou=0.9), Metric("AR50_large_10", "recall", 0.5, "large", 10))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", NEW, ids=lambda metric: metric.name)
+def test_a_new_metric_is_one_line(
+    metric: Metric, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coco, "COCO_METRICS", (*folder.COCO_METRICS, metric))
+    truth, results = MADE["crowds"](0)
+    expected = mean_by_loop(by_pycocotools(truth, results, tmp_path), metric)
+    assert 0.01 < expected < 1
+    assert metrics_of(truth, results, backend)[metric.name] == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def mean_by_loop(evaluation: Any, metric: Metric) -> float:
+    """Over categories, and over recalls for a precision, number by number."""
+    params, values = evaluation.params, evaluation.eval[metric.table]
+    (i,) = (i for i, iou in enumerate(params.iouThrs) if abs(iou - metric.iou) < 1e-9)
+    a, m = params.areaRngLbl.index(metric.area), params.maxDets.index(metric.detections)
+    known = []
+    for k in range(len(params.catIds)):
+        cells = values[i, :, k, a, m] if metric.table == "precision" else [values[i, k, a, m]]
+        known += [float(cell) for cell in cells if cell > -1]
+    return sum(known) / len(known)
+
+
+def test_a_threshold_that_cocoeval_does_not_have_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco, "COCO_METRICS", (Metric("AP52", "precision", iou=0.52),))
+    with pytest.raises(AssertionError, match=r"AP52: COCOeval has no IoU of 0\.52"):
+        metrics_of(*MADE["plain"](0))
 
 
 def test_the_made_up_splits_have_what_they_promise() -> None:
@@ -163,7 +209,7 @@ def test_the_made_up_splits_have_what_they_promise() -> None:
     assert sorted(of_one)[-100] == sorted(of_one)[-101]
     for kind in ("plain", "crowds", "ties"):
         metrics = metrics_of(*MADE[kind](0))
-        assert all(0.05 < metrics[name] <= 1 for name in METRICS), kind
+        assert all(0.05 < metrics[name] <= 1 for name in TWELVE), kind
         assert metrics["AP50"] < 1, kind
     assert set(metrics_of(*no_objects(0))["AP_by_category"].values()) == {-1.0}
 
@@ -174,9 +220,9 @@ def test_an_evaluation_leaves_no_trace(backend: str) -> None:
     truth, results = MADE["crowds"](0)
     content, other = copy.deepcopy(truth), made_results(truth, 5)
     index = GroundTruth(truth, backend)
-    first = coco_metrics(index, found_of(results))
-    assert coco_metrics(index, found_of(other)) == metrics_of(truth, other, backend) != first
-    assert coco_metrics(index, found_of(results)) == first
+    first = coco_metrics(index, table_of(results))
+    assert coco_metrics(index, table_of(other)) == metrics_of(truth, other, backend) != first
+    assert coco_metrics(index, table_of(results)) == first
     assert truth == content
 
 
@@ -205,15 +251,15 @@ def test_whole_numbers_in_the_file(tmp_path: Path) -> None:
         one["bbox"] = [int(side) for side in one["bbox"]]
     results = made_results(truth, 0)
     expected = by_pycocotools(truth, results, tmp_path).stats.tolist()
-    assert [metrics_of(truth, results)[name] for name in METRICS] == pytest.approx(expected, rel=0, abs=1e-12)
+    assert [metrics_of(truth, results)[name] for name in TWELVE] == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_results_are_those_of_a_results_file() -> None:
     rows = torch.tensor([[1.0, 2.0, 10.0, 20.0, 0.5, 7.0]], dtype=torch.float64)
     expected = {"image_id": 42, "category_id": 7, "bbox": [1.0, 2.0, 10.0, 20.0], "score": 0.5}
-    assert Found(torch.tensor([42]), rows).results() == [expected]
+    assert DetectionTable(torch.tensor([42]), rows).results() == [expected]
     results = made_results(made_truth(0), 0)
-    assert found_of(results).results() == results
+    assert table_of(results).results() == results
 
 
 def test_an_image_of_another_split_is_a_bug() -> None:
@@ -247,7 +293,7 @@ def test_names_are_in_the_order_of_the_printed_summary(capsys: pytest.CaptureFix
         "AR_medium": ("Recall", "0.50:0.95", "medium", "100"),
         "AR_large": ("Recall", "0.50:0.95", " large", "100"),
     }
-    assert tuple(patterns) == tuple(METRICS)
+    assert tuple(patterns) == TWELVE
     for line, (name, words) in zip(lines, patterns.items(), strict=True):
         assert all(word in line for word in words), (name, line)
         assert float(line.rsplit("=", 1)[1]) == pytest.approx(metrics[name], abs=6e-4)
@@ -256,7 +302,7 @@ def test_names_are_in_the_order_of_the_printed_summary(capsys: pytest.CaptureFix
 def test_no_detections_are_zero_where_there_is_something_to_find() -> None:
     truth = made_truth(0)
     metrics = metrics_of(truth, [])
-    assert [metrics[name] for name in METRICS] == [0.0] * 12
+    assert [metrics[name] for name in METRICS] == [0.0] * len(METRICS)
     assert metrics["AP_by_category"] == {"one": 0.0, "seventeen": 0.0, "forty-four": 0.0, "ninety": -1.0}
 
 
@@ -265,7 +311,7 @@ def test_nothing_to_find_is_undefined() -> None:
     results = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5}]
     for found in (results, []):
         metrics = metrics_of(truth, found)
-        assert [metrics[name] for name in METRICS] == [-1.0] * 12
+        assert [metrics[name] for name in METRICS] == [-1.0] * len(METRICS)
 
 
 def test_perfect_detections_are_one() -> None:

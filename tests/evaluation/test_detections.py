@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from fovea_detr.compose import load_config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.evaluation import detections
-from fovea_detr.evaluation.coco import Found
-from fovea_detr.evaluation.detections import detect, detection_rows, gather_found, inference_seconds, postprocess
+from fovea_detr.evaluation.coco import DetectionTable
+from fovea_detr.evaluation.detections import detect, detection_rows, gather_detections, inference_seconds, postprocess
 from fovea_detr.machine import distributed
 from fovea_detr.runs import folder
 from fovea_detr.runs.stop import StopFlag, Stopped
@@ -194,11 +195,11 @@ def test_inference_time_is_per_image_after_a_warmup() -> None:
 def test_gathered_detections_have_the_order_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images dealt out to two ranks; inside an image the order stays: best first."""
 
-    def made(*image_ids: int) -> Found:
+    def made(*image_ids: int) -> DetectionTable:
         ids = torch.tensor(image_ids, dtype=torch.int64).repeat_interleave(3)
         scores = torch.tensor([0.9, 0.9, 0.1], dtype=torch.float64).repeat(len(image_ids))
         number = torch.arange(3.0, dtype=torch.float64).repeat(len(image_ids))
-        return Found(ids, torch.stack([ids.double(), number, scores, scores, scores, number], dim=1))
+        return DetectionTable(ids, torch.stack([ids.double(), number, scores, scores, scores, number], dim=1))
 
     parts, alone = (made(8, 1), made(2, 5), made()), made(1, 2, 5, 8)
     with monkeypatch.context() as patch:
@@ -207,8 +208,8 @@ def test_gathered_detections_have_the_order_of_one_process(monkeypatch: pytest.M
             "gather_rows",
             lambda rows: torch.cat([part.rows if rows.dim() == 2 else part.image_ids for part in parts]),
         )
-        together = gather_found(parts[0])
-    for gathered in (together, gather_found(made(5, 8, 1, 2))):
+        together = gather_detections(parts[0])
+    for gathered in (together, gather_detections(made(5, 8, 1, 2))):
         assert torch.equal(gathered.image_ids, alone.image_ids)
         assert torch.equal(gathered.rows, alone.rows)
 
@@ -237,7 +238,7 @@ def evaluation(tmp_path: Path) -> tuple[Run, Parts, loop.Work]:
     run.position.epoch, run.position.batches_done = 2, 7
     root = write_coco(tmp_path / "data", images=[(48, 32)] * 5, splits=("val",))
     model: Any = Watching(run)
-    dataset = CocoDataset(root, "val", eval_transform("tiny"))
+    dataset = CocoDataset(read_coco(root, "val"), eval_transform("tiny"))
     loader = Loader(dataset, seed=0, workers=0)
     work: Any = loop.Work(None, dataset, None, None, "faster_coco_eval", None, loader)  # type: ignore[arg-type]
     return run, Parts(model, model, None), work  # type: ignore[arg-type]

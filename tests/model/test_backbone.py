@@ -1,4 +1,4 @@
-"""Backbones: their real stride, what is frozen, and where pretrained weights come from."""
+"""Backbones: that they are what their specs say, what is frozen, and where pretrained weights come from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional
 
+from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.errors import WeightsError
-from fovea_detr.model.backbone import Backbone, build_backbone
-from fovea_detr.training.checkpoint import pretrained_state
-from tests.model.builders import random_image, small_model
+from fovea_detr.model.backbone import BODIES, Backbone, build_backbone
+from fovea_detr.model.detr import padding_of_cells
+from fovea_detr.training.checkpoint import load_weights, pretrained_state
+from tests.model.builders import random_batch, random_image, small_model
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +25,73 @@ def resnet18() -> Backbone:
     return build_backbone("resnet18", dc5=False, batch_norm="frozen")
 
 
+# Of each family of torchvision's, and where the features that it shares with ours come out of it.
+NETWORKS = {"resnet18": "layer4", "convnext_tiny": "features", "swin_t": "permute"}
+
+
 @pytest.mark.parametrize(
-    ("name", "dc5", "stride", "channels"),
-    [
-        ("tiny", False, 16, 128),
-        ("resnet18", False, 32, 512),
-        ("resnet34", False, 32, 512),
-        ("resnet50", False, 32, 2048),
-        ("resnet50", True, 16, 2048),
-    ],
+    ("name", "dc5"), [*((name, False) for name in BACKBONES), *((n, True) for n, spec in BACKBONES.items() if spec.dc5)]
 )
-def test_the_stride_is_real(name: str, dc5: bool, stride: int, channels: int) -> None:
+def test_channels_and_stride_are_those_of_the_spec(name: str, dc5: bool) -> None:
+    spec = BACKBONES[name]
     backbone = build_backbone(name, dc5=dc5, batch_norm="frozen").eval()
-    assert (backbone.stride, backbone.channels) == (stride, channels)
+    assert backbone.stride == (spec.stride // 2 if dc5 else spec.stride)
     with torch.no_grad():
         features = backbone(random_image(64, 96)[None])
-    assert features.shape == (1, channels, 64 // stride, 96 // stride)
+    assert features.shape == (1, spec.channels, 64 // backbone.stride, 96 // backbone.stride)
 
 
-@pytest.mark.parametrize("size", [(33, 64), (64, 65), (1, 31)])
-def test_any_size_has_a_cell_for_every_started_stride(size: tuple[int, int], resnet18: Backbone) -> None:
-    features = resnet18(random_image(*size)[None])
-    assert features.shape[-2:] == tuple(-(-side // 32) for side in size)
+def test_every_spec_has_a_body_and_weights_if_it_says_so() -> None:
+    assert {spec.body for spec in BACKBONES.values()} == set(BODIES)
+    known = torchvision.models.list_models(torchvision.models)
+    assert {name: name in known for name in BACKBONES} == {name: spec.imagenet for name, spec in BACKBONES.items()}
+    for name in set(BACKBONES) & set(known):
+        assert "IMAGENET1K_V1" in torchvision.models.get_model_weights(name).__members__
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_only_a_backbone_with_batch_norm_says_so(name: str) -> None:
+    backbone = build_backbone(name, dc5=False, batch_norm="trainable")
+    assert any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) == BACKBONES[name].batch_norm
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_size_has_a_cell_for_every_started_stride(name: str) -> None:
+    backbone = build_backbone(name, dc5=False, batch_norm="frozen").eval()
+    for size in ((33, 64), (64, 65), (1, 31), (95, 100)):
+        with torch.no_grad():
+            features = backbone(random_image(*size)[None])
+        assert features.shape[-2:] == tuple(-(-side // 32) for side in size)
+        for side, cells in zip(size, features.shape[-2:], strict=True):
+            assert not padding_of_cells(torch.tensor([side]), side, cells).any()
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t"])
+def test_an_odd_size_is_padded_with_zeros_to_whole_strides(name: str) -> None:
+    backbone = build_backbone(name, dc5=False, batch_norm="frozen").eval()
+    images = random_image(40, 70)[None]
+    with torch.no_grad():
+        assert torch.equal(backbone(images), backbone(functional.pad(images, (0, 26, 0, 24))))
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t"])
+def test_the_memory_format_of_the_images_changes_no_feature(name: str) -> None:
+    backbone = build_backbone(name, dc5=False, batch_norm="frozen").eval()
+    images = random_image(64, 96)[None]
+    with torch.no_grad():
+        first = backbone(images)
+        backbone.channels_last = True
+        torch.testing.assert_close(backbone(images), first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["convnext_tiny", "swin_t"])
+def test_a_detector_trains_every_parameter_of_a_backbone_without_frozen_parts(backbone: str) -> None:
+    model = small_model(f"model.backbone={backbone}").train()
+    predictions = model(random_batch((33, 70), (64, 45)))
+    predictions.logits.sum().backward()
+    for name, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18"])
@@ -81,11 +129,12 @@ def test_a_learning_rate_of_zero_freezes_all_of_it(backbone: str) -> None:
     assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("backbone."))
 
 
-def test_the_tiny_one_has_no_frozen_stem() -> None:
-    assert build_backbone("tiny", dc5=False, batch_norm="frozen").get_submodule("body.conv1").weight.requires_grad
+@pytest.mark.parametrize("name", ["tiny", "convnext_tiny", "swin_t"])
+def test_the_others_have_no_frozen_part(name: str) -> None:
+    assert all(p.requires_grad for p in build_backbone(name, dc5=False, batch_norm="trainable").parameters())
 
 
-def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def offline(*_: object, **__: object) -> None:
         raise URLError("Name or service not known")
 
@@ -100,36 +149,43 @@ def test_no_network_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "model.backbone_weights" in line
 
 
-def test_a_torchvision_file_as_it_is_downloaded(tmp_path: Path) -> None:
-    """The same features as torchvision's own network with these weights."""
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_torchvision_file_as_it_is_downloaded(name: str, tmp_path: Path) -> None:
+    """The same features as torchvision's own network with these weights; the classifier is left out."""
     torch.manual_seed(1)
-    whole = torchvision.models.resnet18(weights=None).eval()
+    whole = torchvision.models.get_model(name, weights=None).eval()
     for module in whole.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-    torch.save(whole.state_dict(), tmp_path / "resnet18.pth")
-    state = pretrained_state("resnet18", str(tmp_path / "resnet18.pth"))
+    torch.save(whole.state_dict(), tmp_path / "file.pth")
+    state = pretrained_state(name, str(tmp_path / "file.pth"))
     assert state.keys() == whole.state_dict().keys()
-    body = build_backbone("resnet18", dc5=False, batch_norm="frozen").body
-    report = body.load_state_dict(state, strict=False)
-    assert not report.missing_keys
-    assert {key.split(".")[-1] for key in report.unexpected_keys} <= {"weight", "bias", "num_batches_tracked"}
-    images = random_image(64, 64)[None]
+    model = small_model(f"model.backbone={name}")
+    report = load_weights(model, state)
+    assert not report.skipped
+    assert not any(key.startswith("backbone.") for key in report.missing)
+    images = random_image(64, 96)[None]
     features: list[Any] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         features.append(output)
 
-    whole.layer4.register_forward_hook(keep)
+    whole.get_submodule(NETWORKS[name]).register_forward_hook(keep)
     with torch.no_grad():
         whole(images)
-        assert torch.allclose(body(images), features[0], atol=1e-4)
+        assert torch.allclose(model.backbone(images), features[0], atol=1e-4)
 
 
-def test_a_missing_file_is_said_in_one_line(tmp_path: Path) -> None:
+def test_the_file_of_another_network_is_refused_in_one_line() -> None:
+    state = torchvision.models.swin_t(weights=None).state_dict()
+    with pytest.raises(WeightsError, match=r"the model has no backbone\.body\.features[^\n]*$"):
+        load_weights(small_model("model.backbone=resnet18"), state)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file") as caught:
         pretrained_state("resnet18", str(tmp_path / "nowhere.pth"))
     assert "\n" not in str(caught.value)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fovea_detr import build
 from fovea_detr.compose import load_config
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import train_transform
 from fovea_detr.data.worst import WorstBatch
 from fovea_detr.errors import OutOfMemoryError
@@ -40,7 +41,9 @@ Everything = tuple[Run, Parts, Work]
 def everything(folder: Path, *overrides: str) -> Everything:
     """A run that stands before its first step, on 16 images."""
     config = load_config(["experiment=tiny", "data.num_classes=3", "model.dropout=0.1", *overrides])
-    dataset = CocoDataset(write_coco(folder / "data", [(64, 48), (48, 64)] * 8), "train", train_transform("tiny"))
+    dataset = CocoDataset(
+        read_coco(write_coco(folder / "data", [(64, 48), (48, 64)] * 8), "train"), train_transform("tiny")
+    )
     run = Run(config, RunFolder(folder / "run"), StopFlag(), CPU)
     run.folder.path.mkdir()
     model = build.build_model(config)

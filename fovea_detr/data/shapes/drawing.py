@@ -1,4 +1,4 @@
-"""The pictures of the tiny data set: coloured shapes on a noisy background, each a function of (seed, split, index)."""
+"""The images of the tiny data set: coloured shapes on a noisy background, a function of (seed, split, index)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Shape:
 
 
 def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """One image and its annotations (without ids): a function of the arguments alone."""
+    """One image and its annotations (without ids), which depend on the arguments only."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_wh = SIZES_WH[rng.integers(len(SIZES_WH))]
     crowd = _crowd(rng, size_wh) if index % CROWD_EVERY == 0 else []
@@ -48,7 +48,7 @@ def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dic
 
 
 def _unit_outline(category: int) -> np.ndarray:
-    """[P, 2] points around the origin, about one unit across. A ring is an outline with a slit: COCO knows no holes."""
+    """[P, 2] points around the origin, about one unit across. A ring has a slit: polygons in COCO have no holes."""
 
     def around(count: int, *radii: float) -> np.ndarray:
         angles = np.arange(count) * 2 * np.pi / count
@@ -73,7 +73,7 @@ def _unit_outline(category: int) -> np.ndarray:
 
 
 def _shape(rng: Generator, category: int, diameters: tuple[float, float], area_xyxy: np.ndarray) -> _Shape | None:
-    """A shape of random diameter, aspect and rotation at a random place wholly inside the area; None if too large."""
+    """A shape of random diameter, aspect, rotation and place, inside the area; None if it is too large."""
     diameter, aspect = (np.exp(rng.uniform(*np.log(limits))) for limits in (diameters, ASPECTS))
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -86,7 +86,7 @@ def _shape(rng: Generator, category: int, diameters: tuple[float, float], area_x
 
 
 def _layout(rng: Generator, size_wh: tuple[int, int], crowd: list[_Shape]) -> list[_Shape]:
-    """2 to 6 shapes; where one finds no free place in 100 tries there are fewer, but never less than 2."""
+    """2 to 6 shapes. One without a free place after 100 tries is left out; there are at least 2."""
     whole = np.array([0, 0, *size_wh])
     shapes: list[_Shape] = []
     while len(shapes) < 2:
@@ -101,7 +101,7 @@ def _layout(rng: Generator, size_wh: tuple[int, int], crowd: list[_Shape]) -> li
 
 
 def _crowd(rng: Generator, size_wh: tuple[int, int]) -> list[_Shape]:
-    """12 to 24 tiny shapes of one category close together."""
+    """12 to 24 tiny shapes of one category, close together."""
     corner = rng.uniform(0, 1, 2) * (np.array(size_wh) - 80)
     area = np.concatenate([corner, corner + 80])
     category = int(rng.integers(1, len(CATEGORIES) + 1))
@@ -122,7 +122,7 @@ def _overlap(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> float:
 
 
 def _background(rng: Generator, size_wh: tuple[int, int]) -> np.ndarray:
-    """[h, w, 3] float: a gradient between two greyish colours, clouds of low frequency, and stripes."""
+    """[h, w, 3] float: a gradient between two greyish colours, low-frequency clouds, and stripes."""
     width, height = size_wh
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / 256
     first, second = rng.uniform(60, 200, (2, 1)) + rng.uniform(-15, 15, (2, 3))

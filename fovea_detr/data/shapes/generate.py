@@ -1,8 +1,8 @@
-"""A generated data set in COCO's layout: coloured shapes on dull backgrounds, for a real ablation in minutes on a CPU.
+"""A generated data set in COCO's layout: coloured shapes on dull backgrounds, for an ablation in minutes on a CPU.
 
 Six categories differ in outline and hue. An image holds 2 to 6 objects with boxes that overlap by at most a quarter of
-the smaller one; polygons are amodal (they go on behind what covers them). Every twentieth image also holds a crowd of
-tiny shapes under one run-length mask. An image is a function of (seed, split, index) and of nothing else.
+the smaller one; polygons are amodal (they include covered parts). Every twentieth image also holds a crowd of tiny
+shapes with one run-length mask. An image depends on (seed, split, index) only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 from fovea_detr.data.shapes.drawing import CATEGORIES, SPLITS, draw_image
 
-VERSION = 1  # of the generator: a change to any pixel or annotation takes the next number, hence another folder
+VERSION = 1  # of the generator: increase it when any pixel or annotation changes: it is in the folder's name
 
 
 def generate(cache: Path, train_images: int = 1024, val_images: int = 200, seed: int = 0) -> Path:
-    """The folder of the data set below `cache`, written by whoever comes first; the others wait for it and share it."""
+    """The data set's folder in `cache`, written by the first process that needs it; others wait for it."""
     folder = Path(cache) / f"shapes-v{VERSION}-train{train_images}-val{val_images}-seed{seed}"
     if folder.is_dir():
         return folder
@@ -37,7 +37,7 @@ def generate(cache: Path, train_images: int = 1024, val_images: int = 200, seed:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        with suppress(OSError):  # a file system without locks: the rename still lets only one folder win
+        with suppress(OSError):  # a file system without locks: still, only one process succeeds in the rename
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -50,7 +50,7 @@ def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
             _write_split(temporary, split, count, seed)
         temporary.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process won the race: use what it wrote
+        if not folder.is_dir():  # otherwise another process was first: use its folder
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""The layouts of data sets that `data.name` may name: a function for each reads one split.
+
+A new layout needs a function and a line in READERS, and a file of that name in conf/data/. The function builds the
+content of COCO's instances_*.json from its own files and returns `CocoSplit.of(path, folder, content)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from fovea_detr.config.schema import Data
+from fovea_detr.data.annotations import CocoSplit, load_json
+from fovea_detr.data.shapes.generate import generate
+from fovea_detr.errors import DataError
+from fovea_detr.runs.provenance import file_fingerprint
+
+SplitName = Literal["train", "val"]
+LAYOUT = "annotations/instances_{train,val}2017.json, train2017/ and val2017/"
+
+
+def read_coco(root: Path | str, split: SplitName) -> CocoSplit:
+    """A split of a data set in COCO 2017's layout. DataError: a folder or file is missing, or the content is broken."""
+    root = Path(root).expanduser()
+    path, folder = root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017"
+    for wanted in (root, folder, path.parent, path):
+        if not (wanted.is_file() if wanted is path else wanted.is_dir()):
+            kind = "file" if wanted is path else "folder"
+            raise DataError(f"{wanted}: no such {kind}; data.root must name a folder that holds {LAYOUT}")
+    return CocoSplit.of(path, folder, partial(load_json, path), file_fingerprint(path))
+
+
+def coco(data: Data, split: SplitName) -> CocoSplit:
+    if data.root is None:
+        raise DataError(f"data.root is not set: give the folder that holds {LAYOUT}, or use data=shapes")
+    return read_coco(data.root, split)
+
+
+def shapes(data: Data, split: SplitName) -> CocoSplit:
+    return read_coco(generate(Path(data.cache), data.train_images, data.val_images), split)
+
+
+READERS: dict[str, Callable[[Data, SplitName], CocoSplit]] = {"coco": coco, "shapes": shapes}
