@@ -49,6 +49,7 @@ class Model:
 @dataclass
 class Fovea:
     smooth: float = 8.0
+    cell_centre: bool = False
 
 
 @dataclass
@@ -131,11 +132,15 @@ class Config:
     fovea: Fovea = field(default_factory=Fovea)
     dynamic_scale: dict[str, Any] = field(default_factory=dict)
     mixture: dict[str, Any] = field(default_factory=dict)
+    kernel: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     cluster: Cluster = field(default_factory=Cluster)
+
+
+AXES = tuple(f.name for f in fields(Config) if f.default_factory is dict)  # chosen by a class name, `_target_`
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,8 +26,8 @@ LARGEST_OFFSET = 1e6  # type5: cells
 class DynamicScale(nn.Module):
     """Base of the axis: `scales_per_head` learned values Linear(z), with weight 0 and bias `start` at initialisation.
 
-    kernel: see kernel.py. per_axis: the distance is `magnitude(sx) magnitude(dx) + magnitude(sy) magnitude(dy)`, without
-    a product term; only such a class works with every kernel. Raises ConfigError for a kernel that needs it and has not.
+    per_axis: the distance is `magnitude(sx) magnitude(dx) + magnitude(sy) magnitude(dy)` with the kernel's magnitude,
+    without a product term. Raises ConfigError for a kernel that is per_axis where the dynamic scale is not.
     """
 
     scales_per_head: ClassVar[int]
@@ -113,10 +113,10 @@ class Type5(DynamicScale):
     """distance = a dx^2 + 2 b dx dy + c dy^2: a true precision matrix, tilted at any angle. Ours, never published.
 
     [[a, b], [b, c]] = L L^T with the Cholesky factor L = [[l11, 0], [l21, l22]] of three learned u, v, w:
-    l11 = exp(u), l22 = exp(w), l21 = v l22; so a = l11^2, b = l11 l21, c = l21^2 + l22^2, and the correlation is
-    v / sqrt(1 + v^2). u, v, w start at 0 (the identity: type1) and pass through `limit tanh(. / limit)`, offsets are
+    l11 = exp(u), l22 = exp(w), l21 = v l22; so a = l11^2, b = l11 l21, c = l21^2 + l22^2, and b / sqrt(a c) =
+    v / sqrt(1 + v^2). u, v, w start at 0 (the identity: type1) and pass through `limit tanh(. / limit)`; offsets are
     clamped. Hence every term is finite whatever the weights, and the distance is at least 0.0019 (a dx^2 + c dy^2), a
-    thousand times its rounding error in float32: the computed sum of x, y and product term is never below 0, denormal numbers aside.
+    thousand times its rounding error: in float32 the sum of its parts is never below 0, except among denormal numbers.
     """
 
     scales_per_head = 3

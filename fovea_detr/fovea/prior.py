@@ -46,8 +46,8 @@ class FoveaPrior(nn.Module):
     """One decoder layer's fovea.
 
     smooth: in squared cells. reference: the MLP of layer 0; None in the later layers, which are given layer 0's
-    reference. selected_heads [H] and selected_queries [Q]: bool, which use the prior; None: all. cell_centre: cells lie at
-    their centres, index + 0.5, instead of at their indices, as published.
+    reference. selected_heads [H] and selected_queries [Q]: bool, which use the prior; None: all. cell_centre: cells lie
+    at index + 0.5 instead of at their index, as published.
     """
 
     selected: Tensor | None  # [H or 1, Q or 1, 1] bool

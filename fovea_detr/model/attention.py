@@ -28,13 +28,14 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        *,
         may_attend: Tensor | None = None,
         prior: Separable | None = None,
     ) -> Tensor:
         """query [B, Q, D], key and value [B, K, D] -> [B, Q, D].
 
-        may_attend: bool, broadcastable to [B, H, Q, K]; False hides a key from a query. prior: a log-prior, added to the
-        scaled scores; it is -inf on hidden keys itself, so only one of the two is given.
+        may_attend: bool, broadcastable to [B, H, Q, K]; False hides a key from a query. prior: a log-prior, added to
+        the scaled scores, which hides keys itself by -inf. At most one of the two is given.
         """
         assert may_attend is None or prior is None
         weights = self.in_proj_weight.chunk(3)

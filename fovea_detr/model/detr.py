@@ -21,7 +21,7 @@ CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin
 class DETR(nn.Module):
     """Plain, or with the fovea prior in its decoder. Its input is images (uint8, or normalised floats) and sizes.
 
-    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes are relative to the fovea's
+    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes start from the fovea's
     reference point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at
     probability 0.01) or "softmax".
     """

@@ -57,7 +57,7 @@ class EncoderLayer(_Layer):
 
         def attend(x: Tensor) -> Tensor:
             place = x + position
-            return self.self_attention(place, place, x, may_attend)
+            return self.self_attention(place, place, x, may_attend=may_attend)
 
         cells = self.residual(cells, self.norm1, attend)
         return self.residual(cells, self.norm2, self.feed_forward)
@@ -81,6 +81,7 @@ class DecoderLayer(_Layer):
         query_embed: Tensor,
         memory: Tensor,
         keys: Tensor,
+        *,
         may_attend: Tensor | None = None,
         prior: Separable | None = None,
     ) -> Tensor:
@@ -94,7 +95,7 @@ class DecoderLayer(_Layer):
             return self.self_attention(place, place, x)
 
         def attend_cells(x: Tensor) -> Tensor:
-            return self.cross_attention(x + query_embed, keys, memory, may_attend, prior)
+            return self.cross_attention(x + query_embed, keys, memory, may_attend=may_attend, prior=prior)
 
         content = self.residual(content, self.norm1, attend_queries)
         content = self.residual(content, self.norm2, attend_cells)
@@ -140,9 +141,9 @@ class Decoder(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             if layer.prior is None:
-                content = layer(content, query_embed, memory, keys, may_attend)
+                content = layer(content, query_embed, memory, keys, may_attend=may_attend)
             else:
                 prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
-                content = layer(content, query_embed, memory, keys, None, prior)
+                content = layer(content, query_embed, memory, keys, prior=prior)
             outputs.append(self.norm(content))
         return outputs, reference
