@@ -49,7 +49,7 @@ class LearnedPosition(nn.Module):
         batch, rows, columns = is_padding.shape
         if max(rows, columns) > self.LONGEST:
             raise ValueError(
-                f"model.position=learned has {self.LONGEST} rows and columns, the feature map {rows} x {columns}:"
+                f"model.position=learned has {self.LONGEST} rows and columns, the feature map has {rows} x {columns}:"
                 " use model.position=sine, smaller images, or no dc5"
             )
         y = self.row_embed.weight[:rows, None].expand(-1, columns, -1)
