@@ -54,8 +54,8 @@ class Case:
     dropout: float
 
     def core_ours(self) -> Tensor:
-        bias = self.prior.log_prior(self.content, self.centres, self.grid)
-        return attend(self.q, self.k, self.v, bias, self.dropout)
+        prior = self.prior.log_prior(self.content, self.centres, self.grid)
+        return attend(self.q, self.k, self.v, prior, self.dropout)
 
     def core_plain(self) -> Tensor:
         plain, scales = self.plain_prior, None
@@ -67,8 +67,8 @@ class Case:
         return plainly_attend(self.q, self.k, self.v, prior, self.is_padding, self.dropout)[0]
 
     def layer_ours(self) -> Tensor:
-        bias, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
-        return self.attention(self.content + self.query_embed, self.places, self.memory, bias)
+        prior, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
+        return self.attention(self.content + self.query_embed, self.places, self.memory, prior=prior)
 
     def layer_plain(self) -> Tensor:
         embed = self.query_embed[None].repeat(len(self.content), 1, 1)

@@ -24,7 +24,7 @@ def generalised_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     overlap = _area(a_low.maximum(b_low), a_high.minimum(b_high))
     hull = _area(a_low.minimum(b_low), a_high.maximum(b_high))
     union = _area(a_low, a_high) + _area(b_low, b_high) - overlap
-    tiny = 1e-12  # two boxes without area share nothing: 0, not 0 / 0
+    tiny = 1e-12  # two boxes without area give 0, not 0 / 0
     return overlap / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 
 

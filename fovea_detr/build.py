@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class
 from torch import nn
 
 from fovea_detr.config.schema import Config
@@ -77,11 +77,12 @@ def build_prior(config: Config, layer: int) -> FoveaPrior:
     return FoveaPrior(
         model.hidden,
         model.heads,
-        _axis(config.dynamic_scale, hidden=model.hidden, heads=model.heads),
+        _axis(config.dynamic_scale, hidden=model.hidden, heads=model.heads, kernel=_axis(config.kernel)),
         config.fovea.smooth,
         FeedForward(model.hidden, model.hidden, 2, num_layers=3) if layer == 0 else None,
         mixture.heads(model.heads),
         mixture.queries(model.num_queries),
+        cell_centre=config.fovea.cell_centre,
     )
 
 
@@ -123,5 +124,6 @@ def class_outputs(config: Config) -> int:
 
 
 def _axis(node: dict[str, Any], **arguments: Any) -> Any:
-    """An axis' value: the class named by `_target_`, with the node's other keys as arguments; `name` is for people."""
-    return instantiate({key: value for key, value in node.items() if key != "name"}, **arguments)
+    """An axis' value: the class named by `_target_`, with the node's other keys as arguments; `name` is a label."""
+    options = {key: value for key, value in node.items() if key not in ("name", "_target_")}
+    return get_class(node["_target_"])(**options, **arguments)

@@ -1,4 +1,4 @@
-"""The three things that travel between modules, and the legend of shape letters used in every docstring.
+"""The data types shared by all modules, and the legend of shape letters used in every docstring.
 
     L decoder layers     B images in a batch     Q queries     K feature cells (rows x columns, row-major)
     H heads              D model width           C class outputs (number of classes + 1)     T targets of one image
@@ -21,11 +21,11 @@ from torch import Tensor
 class Batch:
     """Images of one step, padded at the bottom and the right to a common size.
 
-    images: [B, 3, h, w], zeros in the padding: uint8 as loaded, which the model normalises where it runs, or float32,
-        normalised with ImageNet's mean and deviation already.
+    images: [B, 3, h, w], zeros in the padding: uint8 as loaded, which the model normalises on its own device, or
+        float32, already normalised with ImageNet's mean and deviation.
     sizes_hw: [B, 2] int64, each image's own size inside `images`, in pixels.
-    original_sizes_hw: [B, 2] int64, its size on disk, in pixels (what detections are scaled to).
-    image_ids: the data set's ids, one an image; empty for images that came from no data set.
+    original_sizes_hw: [B, 2] int64, its size on disk, in pixels (detections are scaled to it).
+    image_ids: the data set's ids, one per image; empty for images without a data set.
     """
 
     images: Tensor
@@ -62,11 +62,11 @@ def as_target(target: Target | Mapping[str, Tensor]) -> Target:
 
 @dataclass
 class Predictions:
-    """What the model says, after every decoder layer; the last layer is the answer.
+    """The model's output of every decoder layer; the last layer's is the result.
 
     logits: [L, B, Q, C] before sigmoid or softmax.
     boxes_cxcywh: [L, B, Q, 4] in 0..1, fractions of each image's own unpadded size.
-    activation: what turns logits into scores, "sigmoid" (focal loss) or "softmax" (the last class is "no object").
+    activation: from logits to scores, "sigmoid" (focal loss) or "softmax" (the last class is "no object").
     """
 
     logits: Tensor

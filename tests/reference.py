@@ -1,6 +1,6 @@
-"""The slow twins: the formulas themselves, with everything materialised and looped over, that fast code is compared to.
+"""The slow twins: the formulas themselves, with everything materialised and looped over; fast code is compared to them.
 
-Written for obviousness and from the formulas alone; nothing here is imported from the package but its plain types.
+Written for obviousness and from the formulas alone; only plain types are imported from the package.
 Letters as in `fovea_detr/types.py`; n is the number of scales a head has.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fovea_detr.types import Predictions, Target
 
-SCALES_PER_HEAD = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
+SCALES_PER_HEAD = {"type1": 0, "type2": 1, "type3": 2, "type4": 3, "type5": 3}  # the types that have a formula here
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 Parameters = Mapping[str, Tensor]
 
@@ -40,26 +40,42 @@ def mlp3(x: Tensor, parameters: Parameters, name: str) -> Tensor:
     return linear(x, parameters, f"{name}.layers.2")
 
 
-def cells_xy(rows: int, columns: int) -> Tensor:
+def cells_xy(rows: int, columns: int, cell_centre: bool = False) -> Tensor:
     """-> [K, 2] the (x, y) of every cell, row by row."""
-    return torch.tensor([[x, y] for y in range(rows) for x in range(columns)], dtype=torch.float64)
+    cells = torch.tensor([[x, y] for y in range(rows) for x in range(columns)], dtype=torch.float64)
+    return cells + 0.5 if cell_centre else cells
 
 
-def distance(scale_type: str, d2: Tensor, s: Tensor) -> Tensor:
-    """d2 [B, Q, H, K, 2] squared offsets (x, y), s [B, Q, H, n] -> distance [B, Q, H, K]."""
-    dx2, dy2 = d2[..., 0], d2[..., 1]
-    s2 = [s[..., i, None] ** 2 for i in range(s.shape[-1])]
+def distance(scale_type: str, d: Tensor, s: Tensor, kernel: str = "gaussian") -> Tensor:
+    """d [B, Q, H, K, 2] offsets (x, y), s [B, Q, H, n] -> distance [B, Q, H, K], in squares, or in cells (laplace)."""
+    if scale_type == "type5":
+        return quadratic_form(precision(s)[:, :, :, None], d)
+    d, s = (d**2, s**2) if kernel == "gaussian" else (d * d.sign(), s * s.sign())
+    dx, dy = d[..., 0], d[..., 1]
     if scale_type == "type1":
-        return dx2 + dy2
+        return dx + dy
     if scale_type == "type2":
-        return s2[0] * (dx2 + dy2)
-    if scale_type == "type3":
-        return s2[0] * dx2 + s2[1] * dy2
-    return s2[0] * dx2 + s2[1] * dy2 + s2[2] * dx2 * dy2
+        return s[..., 0, None] * (dx + dy)
+    along_axes = s[..., 0, None] * dx + s[..., 1, None] * dy
+    return along_axes if scale_type == "type3" else along_axes + s[..., 2, None] * dx * dy
 
 
-def feels(mixture: str, heads: int, num_queries: int) -> Tensor:
-    """-> [Q, H] bool, which query feels the prior in which head."""
+def precision(s: Tensor) -> Tensor:
+    """s [..., 3] -> the precision matrix L L^T [..., 2, 2] of type5."""
+    u, v, w = 5 * torch.tanh(s[..., 0] / 5), 16 * torch.tanh(s[..., 1] / 16), 5 * torch.tanh(s[..., 2] / 5)
+    upper = torch.stack((torch.exp(u), torch.zeros_like(u)), dim=-1)
+    lower = torch.stack((v * torch.exp(w), torch.exp(w)), dim=-1)
+    cholesky = torch.stack((upper, lower), dim=-2)
+    return cholesky @ cholesky.transpose(-1, -2)
+
+
+def quadratic_form(matrix: Tensor, d: Tensor) -> Tensor:
+    """matrix [..., 2, 2], d [..., 2] -> d^T matrix d [...]."""
+    return (d[..., None, :] @ matrix @ d[..., :, None])[..., 0, 0]
+
+
+def uses_prior(mixture: str, heads: int, num_queries: int) -> Tensor:
+    """-> [Q, H] bool, which query uses the prior in which head."""
     table = torch.ones(num_queries, heads, dtype=torch.bool)
     if mixture in ("head", "head_query"):
         table[:, (heads + 1) // 2 :] = False
@@ -80,6 +96,8 @@ def prior(
     scale_type: str,
     smooth: float,
     mixture: str = "none",
+    kernel: str = "gaussian",
+    cell_centre: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] or None in layer 0, sizes_hw [B, 2]; grid: rows,
     columns and the stride in pixels; parameters: of a FoveaPrior, by its own names.
@@ -97,9 +115,9 @@ def prior(
         s = linear(z, parameters, "dynamic_scale.scale").reshape(batch, num_queries, heads, -1)
     else:
         s = z.new_zeros(batch, num_queries, heads, 0)
-    d2 = (centre[:, :, :, None] - cells_xy(rows, columns).to(z)) ** 2  # [B, Q, H, K, 2]
-    log_prior = -distance(scale_type, d2, s) / smooth
-    table = feels(mixture, heads, num_queries)[None, :, :, None].to(z.device)
+    d = centre[:, :, :, None] - cells_xy(rows, columns, cell_centre).to(z)  # [B, Q, H, K, 2]
+    log_prior = -distance(scale_type, d, s, kernel) / (smooth if kernel == "gaussian" else math.sqrt(smooth))
+    table = uses_prior(mixture, heads, num_queries)[None, :, :, None].to(z.device)
     log_prior = torch.where(table, log_prior, torch.zeros_like(log_prior))
     return log_prior.permute(0, 2, 1, 3), reference
 

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from fovea_detr import cli, compose
 from fovea_detr.compose import load_config
-from fovea_detr.config.schema import CONF_DIR, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, leaves
 from fovea_detr.errors import DataError
 from fovea_detr.runs.folder import RunFolder
 
-GROUPS = ["dynamic_scale", "mixture", "smooth", "model", "schedule", "data", "cluster"]
+GROUPS = [*AXES, "smooth", "model", "schedule", "data", "cluster"]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
-from fovea_detr.config.schema import CONF_DIR, Config, is_infrastructure, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name
 
@@ -58,6 +58,10 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("+model.foo=1", "Key 'foo' not in"),
         ("model=fovea_r18", "model=fovea_r18: there is no such value; choose detr_focal_r50, "),
         ("dynamic_scale=type9", "dynamic_scale=type9: there is no such value; choose type1, type2, type3, type4"),
+        ("kernel=laplace dynamic_scale=type4", "kernel=laplace does not work with dynamic_scale=type4: choose "),
+        ("kernel=laplace dynamic_scale=type5", "choose dynamic_scale=type1, type2, type3 or another kernel"),
+        ("kernel=box", "choose gaussian, laplace"),
+        ("fovea.cell_centre=middle", "fovea.cell_centre: Value 'middle'"),
         ("mixture=heads", "choose head, head_query, none, query"),
         ("smooth=5", "any other number: fovea.smooth="),
         ("schedule=", "choose 50ep, 150ep"),
@@ -135,6 +139,9 @@ def test_refused_in_one_line(overrides, words):
         ("model=detr_focal_r50", "model.fovea", False),
         ("schedule.kind=cosine schedule.lr_drop=null", "schedule.lr_drop", None),
         ("mixture=head_query", "mixture._target_", "fovea_detr.fovea.mixture.HalfTheHeadsAndQueries"),
+        ("kernel=laplace dynamic_scale=type3", "kernel.name", "laplace"),
+        ("kernel=laplace dynamic_scale=type4 model.fovea=false", "kernel.name", "laplace"),
+        ("fovea.cell_centre=true", "fovea.cell_centre", True),
     ],
 )
 def test_taken(overrides, key, value):
@@ -147,7 +154,7 @@ def test_weights_that_exist_are_taken(tmp_path):
     assert config.weights == f"{tmp_path}/best.pth"
 
 
-@pytest.mark.parametrize("group", ["model", "dynamic_scale", "mixture", "smooth", "schedule", "data", "cluster"])
+@pytest.mark.parametrize("group", [*AXES, "model", "smooth", "schedule", "data", "cluster"])
 def test_every_value_of_a_group_composes_under_its_own_name(group):
     for name in names(CONF_DIR / group):
         config = load_config([f"{group}={name}"])
@@ -159,7 +166,7 @@ def test_defaults_are_written_down_twice_and_agree():
     by_class, composed = leaves(Config()), leaves(load_config())
     assert set(by_class) - set(composed) == set()
     beyond = {key.partition(".")[0] for key in set(composed) - set(by_class)}
-    assert beyond <= {"dynamic_scale", "mixture"}, "the axes have no default in the dataclasses"
+    assert beyond <= set(AXES), "the axes have no default in the dataclasses"
     assert {key: composed[key] for key in by_class} == by_class
 
 
@@ -192,7 +199,7 @@ def test_a_published_experiment_has_exactly_the_published_flags(name):
     config, base = load_config([f"experiment={name}"]), leaves(load_config())
     assert axes(config) == PUBLISHED[name]
     changed = {key.partition(".")[0] for key, value in leaves(config).items() if value != base[key]}
-    assert changed <= {"dynamic_scale", "mixture", "fovea", "schedule"}
+    assert changed <= {*AXES, "fovea", "schedule"}
     (flags,) = re.findall(r"^# Published: (.*)$", (CONF_DIR / "experiment" / f"{name}.yaml").read_text(), re.MULTILINE)
     assert flags_of(config, name) == set(re.findall(r"--\w+(?: [^\s-]\S*)?", flags))
 

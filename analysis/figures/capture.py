@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fovea_detr.fovea.prior import CellGrid
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.attention import Attention
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.transformer import DecoderLayer
@@ -67,14 +67,14 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
     captured: list[dict[str, Any]] = [{"prior": layer.prior, "log_prior": None} for layer in layers]
 
     def of_attention(kept: dict[str, Any]) -> Any:
-        return lambda module, inputs, _: kept.update(attention=attention_weights(module, *inputs))
+        return lambda module, inputs, options, _: kept.update(attention=attention_weights(module, *inputs, **options))
 
     def of_prior(kept: dict[str, Any]) -> Any:
         return lambda _, __, output: kept.update(log_prior=output[0].dense())
 
     handles = [model.decoder.register_forward_pre_hook(lambda _, inputs: grids.append(inputs[4]))]
     for layer, kept in zip(layers, captured, strict=True):
-        handles.append(layer.cross_attention.register_forward_hook(of_attention(kept)))
+        handles.append(layer.cross_attention.register_forward_hook(of_attention(kept), with_kwargs=True))
         if layer.prior is not None:
             handles.append(layer.prior.register_forward_hook(of_prior(kept)))
     try:
@@ -85,9 +85,15 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
 
 
 def attention_weights(
-    module: nn.Module, query: Tensor, key: Tensor, _value: Tensor, bias: Tensor | LogPrior | None
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    _value: Tensor,
+    *,
+    may_attend: Tensor | None = None,
+    prior: Separable | None = None,
 ) -> Tensor:
-    """An Attention's inputs -> softmax(q k^T / sqrt(d) + bias) [B, H, Q, K]."""
+    """An Attention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
     assert isinstance(module, Attention)
     weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     q, k = (
@@ -95,10 +101,10 @@ def attention_weights(
         for x, w, b in zip((query, key), weights[:2], biases[:2], strict=True)
     )
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    if isinstance(bias, LogPrior):
-        scores = scores + bias.dense()
-    elif bias is not None:
-        scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
+    if prior is not None:
+        scores = scores + prior.dense()
+    elif may_attend is not None:
+        scores = scores.masked_fill(~may_attend, float("-inf"))
     return scores.softmax(-1)
 
 
@@ -113,7 +119,7 @@ def _layer_maps(kept: dict[str, Any], grid: CellGrid, image: int) -> LayerMaps:
     everywhere = torch.full(attention.shape[:2], kept["prior"] is not None)
     if kept["log_prior"] is None:
         return LayerMaps(attention, None, everywhere)
-    feels = kept["prior"].feels
+    feels = kept["prior"].selected
     return LayerMaps(attention, maps(kept["log_prior"]), everywhere if feels is None else feels[..., 0] & everywhere)
 
 

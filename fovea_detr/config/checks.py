@@ -33,6 +33,9 @@ ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
 AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
+# Cross-axis rules: (axis, value) -> another axis, and its values that this one works with. Values that are not listed,
+# new ones among them, are refused.
+WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
 
 def check(config: Config) -> None:
@@ -49,8 +52,7 @@ def check(config: Config) -> None:
             _refuse(low(values[key]), f"{key}={values[key]} {words}")
     _check_model(config.model)
     _check_schedule(config.schedule)
-    for axis in AXES:
-        _refuse("_target_" not in getattr(config, axis), f"{axis} has no _target_: choose {axis}=..., see conf/{axis}/")
+    _check_axes(config)
     _check_data(config.data)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
@@ -63,6 +65,17 @@ def check(config: Config) -> None:
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
+
+
+def _check_axes(config: Config) -> None:
+    for axis in AXES:
+        _refuse("_target_" not in getattr(config, axis), f"{axis} has no _target_: choose {axis}=..., see conf/{axis}/")
+    for (axis, value), (other, allowed) in WORKS_WITH.items():
+        found = getattr(config, other).get("name")
+        _refuse(
+            config.model.fovea and getattr(config, axis).get("name") == value and found not in allowed,
+            f"{axis}={value} does not work with {other}={found}: choose {other}={', '.join(allowed)} or another {axis}",
+        )
 
 
 def _check_model(model: Model) -> None:

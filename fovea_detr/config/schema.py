@@ -49,6 +49,7 @@ class Model:
 @dataclass
 class Fovea:
     smooth: float = 8.0
+    cell_centre: bool = False
 
 
 @dataclass
@@ -131,6 +132,7 @@ class Config:
     fovea: Fovea = field(default_factory=Fovea)
     dynamic_scale: dict[str, Any] = field(default_factory=dict)
     mixture: dict[str, Any] = field(default_factory=dict)
+    kernel: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)

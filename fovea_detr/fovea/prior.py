@@ -1,13 +1,13 @@
-"""The fovea: from a decoder layer's input to the Gaussian log-prior on its cross-attention, in separable form.
+"""The fovea: from a decoder layer's input to the log-prior on its cross-attention, in separable form.
 
     z        = LayerNorm(content + query_embed)                    the layer's input, before its self-attention
     ref      = MLP(z), in layer 0 only                             a logit (x, y), reused by every later layer
     centre   = sigmoid(ref) * (w, h) / stride + offset(z)          cells, one offset (x, y) per head
-    log_prior = -distance(centre, cell) / smooth                   distance: see dynamic_scale.py
+    log_prior = -distance(centre - cell) / divisor                 see dynamic_scale.py and kernel.py
 
 Source: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention" (SMCA), 2021, and its code, which
-fixes 8 heads, width 256 and stride 32; here none of these is fixed. Everything runs in float32 whatever autocast
-does: rounding centres and scales to bfloat16 costs up to 6e-2 of the output, and type4 overflows float16.
+fixes 8 heads, width 256 and stride 32; none of these is fixed here. Everything runs in float32, also under autocast:
+rounding centres and scales to bfloat16 costs up to 6e-2 of the output, and type4 overflows float16.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.fovea.dynamic_scale import Distance, DynamicScale
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.dynamic_scale import DynamicScale
+from fovea_detr.fovea.separable import Separable
 
 
 @dataclass(frozen=True)
 class CellGrid:
-    """The feature map a batch is looked at through: rows x columns cells, each `stride` pixels wide.
+    """The feature map of a batch: rows x columns cells, each `stride` pixels wide.
 
     row_is_padding [B, rows] and column_is_padding [B, columns]: bool; an image is a rectangle, so its padding is
     separable, too. None: no padding.
@@ -45,11 +45,12 @@ class CellGrid:
 class FoveaPrior(nn.Module):
     """One decoder layer's fovea.
 
-    reference: the MLP of layer 0; None in the later layers, which are handed layer 0's reference.
-    feels_heads [H] and feels_queries [Q]: bool, who feels the prior; None means everyone. smooth: in squared cells.
+    smooth: in squared cells. reference: the MLP of layer 0; None in the later layers, which are given layer 0's
+    reference. selected_heads [H] and selected_queries [Q]: bool, which use the prior; None: all. cell_centre: cells lie
+    at index + 0.5 instead of at their index, as published.
     """
 
-    feels: Tensor | None
+    selected: Tensor | None  # [H or 1, Q or 1, 1] bool
 
     def __init__(
         self,
@@ -58,21 +59,24 @@ class FoveaPrior(nn.Module):
         dynamic_scale: DynamicScale,
         smooth: float,
         reference: nn.Module | None,
-        feels_heads: Tensor | None = None,
-        feels_queries: Tensor | None = None,
+        selected_heads: Tensor | None = None,
+        selected_queries: Tensor | None = None,
+        *,
+        cell_centre: bool = False,
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.smooth = smooth
+        self.divisor = dynamic_scale.kernel.divisor(smooth)
+        self.first_cell = 0.5 if cell_centre else 0.0
         self.norm = nn.LayerNorm(hidden)
         self.reference = reference
         self.offset = nn.Linear(hidden, 2 * heads)
         self.dynamic_scale = dynamic_scale
-        self.register_buffer("feels", _who_feels(feels_heads, feels_queries), persistent=False)
+        self.register_buffer("selected", _selection(selected_heads, selected_queries), persistent=False)
 
     def forward(
         self, content: Tensor, query_embed: Tensor, reference: Tensor | None, sizes_hw: Tensor, grid: CellGrid
-    ) -> tuple[LogPrior, Tensor]:
+    ) -> tuple[Separable, Tensor]:
         """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] (None in layer 0), sizes_hw [B, 2] pixels.
 
         Returns the log-prior, float32, never above 0 and -inf on padding, and the reference logits [B, Q, 2].
@@ -86,30 +90,32 @@ class FoveaPrior(nn.Module):
             return self.log_prior(z, centres, grid), reference
 
     def centres_cells(self, z: Tensor, reference: Tensor, sizes_hw: Tensor, stride: int) -> Tensor:
-        """z [B, Q, D], reference [B, Q, 2] -> the Gaussian's centre (x, y) of every head, in cells [B, H, Q, 2]."""
+        """z [B, Q, D], reference [B, Q, 2] -> the prior's centre (x, y) of every head, in cells [B, H, Q, 2]."""
         extent_cells = sizes_hw.flip(-1).to(z.dtype)[:, None] / stride  # [B, 1, 2] as (w, h)
         offsets = self.offset(z).unflatten(-1, (self.heads, 2))  # [B, Q, H, 2]
         return ((reference.sigmoid() * extent_cells)[:, :, None] + offsets).transpose(1, 2)
 
-    def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> LogPrior:
-        """centres [B, H, Q, 2] -> the log-prior in its separable form."""
-        columns = torch.arange(grid.columns, device=z.device, dtype=z.dtype)
-        rows = torch.arange(grid.rows, device=z.device, dtype=z.dtype)
-        dx2 = (centres_cells[..., 0:1] - columns).square()
-        dy2 = (centres_cells[..., 1:2] - rows).square()
-        return self._smoothed(self._select(self.dynamic_scale(z, dx2, dy2)), grid)
+    def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Separable:
+        """centres [B, H, Q, 2] -> the log-prior in separable form."""
+        columns, rows = (
+            torch.arange(self.first_cell, self.first_cell + cells, device=z.device, dtype=z.dtype)
+            for cells in (grid.columns, grid.rows)
+        )
+        distance = self.dynamic_scale(z, centres_cells[..., 0:1] - columns, centres_cells[..., 1:2] - rows)
+        assert distance.xy_x is None or not self.dynamic_scale.per_axis, "a per_axis dynamic scale has no product term"
+        return self._divided(self._select(distance), grid)
 
-    def _select(self, distance: Distance) -> Distance:
-        """Zero, by selection, the distance of heads and queries that do not feel the prior."""
-        if self.feels is None:
+    def _select(self, distance: Separable) -> Separable:
+        """Zero, by selection, the distance of heads and queries that do not use the prior."""
+        if self.selected is None:
             return distance
-        return Distance(*(None if part is None else part.where(self.feels, 0.0) for part in distance))  # type: ignore[arg-type]
+        return Separable(*(None if part is None else part.where(self.selected, 0.0) for part in distance))  # type: ignore[arg-type]
 
-    def _smoothed(self, distance: Distance, grid: CellGrid) -> LogPrior:
-        """-distance / smooth, hidden on padding."""
-        x = _hide(distance.x / -self.smooth, grid.column_is_padding)
-        y = _hide(distance.y / -self.smooth, grid.row_is_padding)
-        return LogPrior(x, y, None if distance.xy_x is None else distance.xy_x / -self.smooth, distance.xy_y)
+    def _divided(self, distance: Separable, grid: CellGrid) -> Separable:
+        """-distance / divisor, -inf on padding."""
+        x = _hide(distance.x / -self.divisor, grid.column_is_padding)
+        y = _hide(distance.y / -self.divisor, grid.row_is_padding)
+        return Separable(x, y, None if distance.xy_x is None else distance.xy_x / -self.divisor, distance.xy_y)
 
 
 def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:
@@ -117,11 +123,11 @@ def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:
     return part if is_padding is None else part.masked_fill(is_padding[:, None, None], float("-inf"))
 
 
-def _who_feels(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:
-    """[H] and [Q] bool (None: all) -> [H or 1, Q or 1, 1] bool, or None where everyone feels the prior."""
+def _selection(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:
+    """[H] and [Q] bool (None: all) -> [H or 1, Q or 1, 1] bool, or None where every head of every query is selected."""
     if heads is None and queries is None:
         return None
-    everyone = torch.ones(1, dtype=torch.bool)
-    heads = everyone if heads is None else heads
-    queries = everyone if queries is None else queries
+    everything = torch.ones(1, dtype=torch.bool)
+    heads = everything if heads is None else heads
+    queries = everything if queries is None else queries
     return (heads[:, None] & queries[None, :])[..., None]

@@ -1,4 +1,4 @@
-"""The log-prior in the separable form in which it travels from the fovea to the attention."""
+"""A value for every (query, cell) pair in separable form: parts per column and per row instead of one per cell."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class LogPrior(NamedTuple):
-    """What is added to a query's attention scores, `x[column] + y[row] + xy_x[column] * xy_y[row]` at every cell.
+class Separable(NamedTuple):
+    """`x[column] + y[row] + xy_x[column] * xy_y[row]` at every cell: a distance, or a log-prior.
 
-    x, xy_x: [B, H, Q, columns]; y, xy_y: [B, H, Q, rows]; float32. x and y are -inf on padding; xy_* are None where
-    there is no product term (types 1 to 3). Cells are numbered row by row.
+    x, xy_x: [B, H, Q, columns]; y, xy_y: [B, H, Q, rows]; xy_* are None where there is no product term. Cells are
+    numbered row by row. A log-prior is float32, and its x and y are -inf on padding; its product term is finite there.
     """
 
     x: Tensor
@@ -20,7 +20,7 @@ class LogPrior(NamedTuple):
     xy_y: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """The same as one tensor [B, H, Q, rows * columns], never above 0 and -inf on padding."""
+        """The same as one tensor [B, H, Q, rows * columns]."""
         values = self.x[..., None, :] + self.y[..., :, None]
         if self.xy_x is not None and self.xy_y is not None:
             values.addcmul_(self.xy_x[..., None, :], self.xy_y[..., :, None])

@@ -1,7 +1,7 @@
 """DETR's set loss: match, then classify every query and regress the boxes of the matched ones, on every decoder layer.
 
 Sources: Carion et al., DETR (softmax, L1, GIoU); Lin et al., focal loss, as used by SMCA (sum over queries and classes,
-divided by the number of objects). The mean number of objects per rank is the normaliser, so that ranks weigh alike.
+divided by the number of objects). All ranks divide by the same number, the mean number of objects per rank.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fovea_detr.types import Predictions, Target, as_target
 
 @dataclass
 class Losses:
-    """by_layer: "classification", "l1", "giou" -> [L], unweighted, the last entry is the last decoder layer's.
+    """by_layer: "classification", "l1", "giou" -> [L], unweighted; the last entry is the last decoder layer's.
 
-    total: their weighted sum over parts and layers, what is differentiated. matches[layer][image]: (queries, objects).
+    total: their weighted sum over parts and layers, to be differentiated. matches[layer][image]: (queries, objects).
     """
 
     by_layer: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Losses:
 
 
 class Criterion(nn.Module):
-    """weights: factors of the parts in the total. loss: "focal" or "softmax", no_object: softmax weight of "none"."""
+    """weights: factors of the parts in the total. loss: "focal" or "softmax". no_object: its class weight (softmax)."""
 
     class_weights: Tensor
 
@@ -54,9 +54,9 @@ class Criterion(nn.Module):
         targets: list[Target] | list[Mapping[str, Tensor]],
         fetch: Fetch | None = None,
     ) -> Losses:
-        """targets: one an image, as Target or as DETR's dict of `labels` and `boxes`; empty ones are welcome.
+        """targets: one per image, a Target or DETR's dict of `labels` and `boxes`; it may be empty.
 
-        fetch: how the matching costs come to the host; None: by a copy of their own.
+        fetch: copies the matching costs to the host; None: `to_host`.
 
         Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite.
         """
@@ -96,7 +96,7 @@ class Criterion(nn.Module):
 def _matched(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
     """All N matched pairs of all layers: (layer, image, query) [3, N], the objects' labels [N] and boxes [N, 4].
 
-    Put together where the targets are, on the host: three copies to the device instead of two an image.
+    Assembled on the host, where the targets are: three copies to the device instead of two per image.
     """
     pairs = [pair for images in matches for pair in images]
     counts = torch.tensor([len(queries) for queries, _ in pairs])

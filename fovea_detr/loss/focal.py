@@ -1,7 +1,7 @@
-"""Focal loss (Lin et al., 2017) with alpha 0.25 and gamma 2, of logits almost all of which are of no object.
+"""Focal loss (Lin et al., 2017) with alpha 0.25 and gamma 2, for logits that are almost all negatives.
 
-torchvision's `sigmoid_focal_loss`, bit for bit, in a third of its operations: every value is taken for a negative, in
-place, and the few positives are put right afterwards. Source of the constants: Lin et al.; SMCA trains with them.
+Bit-identical to torchvision's `sigmoid_focal_loss` in a third of its operations: every value is computed as a negative,
+in place, and the few positives are corrected afterwards. Source of the constants: Lin et al.; SMCA trains with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-ALPHA = 0.25  # weight of a positive; a negative weighs 1 - ALPHA
+ALPHA = 0.25  # weight of a positive; that of a negative is 1 - ALPHA
 
 Places = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -21,7 +21,7 @@ Places = tuple[Tensor, Tensor, Tensor, Tensor]
 def focal_loss(logits: Tensor, positives: Places) -> Tensor:
     """logits [L, B, Q, C]; positives: (layer, image, query, class) of the N that are 1, [N] each -> [L], summed.
 
-    A positive p counts -ALPHA (1 - p)^2 log p, a negative -(1 - ALPHA) p^2 log(1 - p). Differentiable once.
+    A positive p adds -ALPHA (1 - p)^2 log p, a negative -(1 - ALPHA) p^2 log(1 - p). Differentiable once.
     """
     return _FocalLoss.apply(logits, *positives)  # type: ignore[return-value]
 
@@ -33,7 +33,7 @@ class _FocalLoss(Function):
         entropy = logits - log_p  # -log(1 - p)
         entropy[positives] = -log_p[positives]
         ctx.save_for_backward(p, entropy, *positives)
-        wrong = 1 - (1 - p)  # torchvision's rounding, 1 - (probability of what is right)
+        wrong = 1 - (1 - p)  # as torchvision rounds it: 1 - (probability of the right answer)
         loss = wrong.mul_(wrong).mul_(entropy).mul_(1 - ALPHA)
         missed = 1 - p[positives]
         loss[positives] = entropy[positives] * (missed * missed) * ALPHA
@@ -58,5 +58,5 @@ class _FocalLoss(Function):
 
 
 def _through_factor(weight: Tensor, entropy: Tensor, wrong: Tensor, right: Tensor, p: Tensor) -> Tensor:
-    """weight * entropy * d(wrong^2) / dp * dp / dlogit; `wrong` rises with p."""
+    """weight * entropy * d(wrong^2) / dp * dp / dlogit; `wrong` increases with p."""
     return (wrong * 2).mul_(weight * entropy).mul_(right).mul_(p)

@@ -1,4 +1,4 @@
-"""Hungarian matching of queries to objects, of every decoder layer and image at once (Carion et al., DETR, 2020)."""
+"""Hungarian matching of queries to objects, for all decoder layers and images (Carion et al., DETR, 2020)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.types import Predictions, Target
 
-Fetch = Callable[[Tensor], np.ndarray]  # a tensor of any device -> the same on the host
+Fetch = Callable[[Tensor], np.ndarray]  # a tensor on any device -> its copy on the host
 Match = tuple[Tensor, Tensor]  # (queries, objects), each [min(Q, T)] int64 on the CPU, in ascending order of the query
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """Weights of the three costs, and how a class is scored: "focal" (sigmoid) or "softmax"."""
+    """Weights of the three costs, and the classification cost: "focal" (sigmoid) or "softmax"."""
 
     classification: float
     l1: float
@@ -33,7 +33,7 @@ class Matcher:
     def __call__(
         self, predictions: Predictions, targets: list[Target], fetch: Fetch | None = None
     ) -> list[list[Match]]:
-        """-> matches[layer][image]. One copy to the host, by `fetch`.
+        """-> matches[layer][image], with one copy to the host, by `fetch`.
 
         Raises NonFiniteError where a cost is NaN or infinite.
         """
@@ -48,7 +48,7 @@ class Matcher:
         return _by_layer(pairs, len(targets))
 
     def costs(self, predictions: Predictions, labels: Tensor, boxes_cxcywh: Tensor) -> Tensor:
-        """labels [B, T], boxes [B, T, 4], padded -> cost [L, B, Q, T] in float32; padded columns mean nothing."""
+        """labels [B, T], boxes [B, T, 4], padded -> cost [L, B, Q, T] in float32; ignore padded columns."""
         boxes = predictions.boxes_cxcywh.float()
         l1 = (boxes[..., :, None, :] - boxes_cxcywh[:, None]).abs().sum(-1)
         giou = generalised_iou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(boxes_cxcywh)[:, None])
@@ -67,12 +67,12 @@ class Matcher:
 
 
 def to_host(values: Tensor) -> np.ndarray:
-    """The host waits here until the device has computed them; a training step does so once."""
+    """Waits until the device has computed them: the one synchronisation of a training step."""
     return values.cpu().numpy()
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:
-    """B targets of T_b objects -> labels [B, max T] and boxes [B, max T, 4], zeros behind each image's own objects."""
+    """B targets of T_b objects -> labels [B, max T] and boxes [B, max T, 4], zeros after each image's own objects."""
     labels = torch.nn.utils.rnn.pad_sequence([t.labels for t in targets], batch_first=True)
     boxes = torch.nn.utils.rnn.pad_sequence([t.boxes_cxcywh for t in targets], batch_first=True)
     return labels, boxes
@@ -80,7 +80,7 @@ def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:
 
 def _by_layer(pairs: list[tuple[np.ndarray, np.ndarray]], batch: int) -> list[list[Match]]:
     """(queries, objects) of every image, layer after layer -> matches[layer][image], views of one tensor."""
-    together = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
-    queries, objects = (part.split([len(pair[0]) for pair in pairs]) for part in together)
-    each = list(zip(queries, objects, strict=True))
-    return [each[start : start + batch] for start in range(0, len(each), batch)]
+    joined = torch.from_numpy(np.concatenate(pairs, axis=1).astype(np.int64))
+    queries, objects = (part.split([len(pair[0]) for pair in pairs]) for part in joined)
+    matches = list(zip(queries, objects, strict=True))
+    return [matches[start : start + batch] for start in range(0, len(matches), batch)]

@@ -1,4 +1,4 @@
-"""Multi-head attention, batch first: plain or masked through `scaled_dot_product_attention`, or through a fovea."""
+"""Multi-head attention, batch first: plain, masked, or with a log-prior on its scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fovea_detr.fovea.attend import attend
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.separable import Separable
 
 
 class Attention(nn.Module):
@@ -23,12 +23,21 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | LogPrior | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        may_attend: Tensor | None = None,
+        prior: Separable | None = None,
+    ) -> Tensor:
         """query [B, Q, D], key and value [B, K, D] -> [B, Q, D].
 
-        bias: what is added to the scaled scores, as a tensor broadcastable to [B, H, Q, K] or in separable form; or
-        bool, True where a key may be seen.
+        may_attend: bool, broadcastable to [B, H, Q, K]; False hides a key from a query. prior: a log-prior, added to
+        the scaled scores, which hides keys itself by -inf. At most one of the two is given.
         """
+        assert may_attend is None or prior is None
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
@@ -36,8 +45,8 @@ class Attention(nn.Module):
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        if isinstance(bias, LogPrior):
-            attended = attend(q, k, v, bias, dropout)
+        if prior is not None:
+            attended = attend(q, k, v, prior, dropout)
         else:
-            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

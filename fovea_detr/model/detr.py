@@ -19,9 +19,9 @@ CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin
 
 
 class DETR(nn.Module):
-    """Plain or foveated, as its decoder is. It sees images (uint8, or normalised floats) and sizes, never targets.
+    """Plain, or with the fovea prior in its decoder. Its input is images (uint8, or normalised floats) and sizes.
 
-    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes carry the fovea's
+    class_outputs: C, the number of classes + 1. has_reference: [Q] bool, queries whose boxes start from the fovea's
     reference point; None: all of them, if the decoder has a fovea. activation: "sigmoid" (its outputs start at
     probability 0.01) or "softmax".
     """
@@ -56,7 +56,7 @@ class DETR(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """As published: Xavier for every matrix of the transformer; learned scales keep their own start."""
+        """As published: Xavier for every matrix of the transformer; learned scales keep their own initialisation."""
         for stack in (self.encoder, self.decoder):
             for parameter in stack.parameters():
                 if parameter.dim() > 1:

@@ -1,8 +1,8 @@
-"""Frozen batch norm folded into the convolution before it: `w' = w * scale` and a bias, one operation instead of three.
+"""Frozen batch norm folded into the convolution before it: `w' = w * scale` and a bias, one operation, not three.
 
-Nothing is cached between forward passes, so nothing can be out of date: the scales and shifts of a whole body are
-computed together from the norms' current buffers, in about ten small operations whatever the depth. Gradients reach the
-convolution's weight through `w'`, so they equal those of the unfolded form.
+Folded weights are computed in every forward pass, so they are never stale: the scales and shifts of all norms at once,
+from their current buffers, in about ten small operations whatever the depth. Gradients reach the convolution's own
+weight through `w'` and equal those of the unfolded form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 class ConvNorm:
     """A convolution and its norm in one operation, for one forward pass: `conv_norm(x, conv, norm)`.
 
-    norms: those to fold; any other norm is called. channels_last: the memory format of the images, and of the weights.
+    norms: the frozen ones; any other norm is applied unfolded. channels_last: the memory format of images and weights.
     """
 
     def __init__(self, norms: Sequence[FrozenBatchNorm2d], channels_last: bool = False) -> None:
@@ -28,7 +28,7 @@ class ConvNorm:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-        """x [B, channels, rows, columns] -> `norm(conv(x))`; the caller may change the result in place."""
+        """x [B, channels, rows, columns] -> the same as `norm(conv(x))`; the result may be changed in place."""
         if norm not in self.folded:
             return norm(conv(x))
         scale, shift = self.folded[norm]
@@ -38,7 +38,7 @@ class ConvNorm:
 
 
 def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
-    """Each norm as `x * scale + shift`: [channels] each, views of two tensors that hold all norms."""
+    """Each norm as `x * scale + shift`, [channels] each: views of two tensors that hold all norms."""
     weight, bias, mean, variance = (
         torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
     )
@@ -50,7 +50,7 @@ def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, 
 
 
 class BasicBlock(resnet.BasicBlock):
-    """torchvision's block of ResNet-18 and 34, each convolution and its norm in one operation."""
+    """torchvision's block of ResNet-18 and 34, with its convolutions and norms folded."""
 
     def forward(self, x: Tensor, conv_norm: ConvNorm) -> Tensor:
         out = conv_norm(x, self.conv1, self.bn1).relu_()

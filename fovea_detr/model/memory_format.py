@@ -1,4 +1,4 @@
-"""Whether the backbone is faster on a GPU with channels last in memory: measured there, once."""
+"""Whether the backbone is faster with channels last in GPU memory: measured once per run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast, seconds
 from fovea_detr.model.backbone import Backbone
 
-WORTH_IT = 0.97  # of the time, at most: less than this is noise
+LARGEST_RATIO = 0.97  # of the times; a smaller gain is noise
 
 
 def pays_channels_last(backbone: Backbone, images: Tensor, precision: str, runs: int = 5) -> bool:
-    """Measured on images [B, 3, h, w] as training has them; the first rank's answer on every rank.
+    """Measured on images [B, 3, h, w] like those of training; every rank returns the first rank's result.
 
-    To be asked before the backbone is compiled; the answer goes into `backbone.channels_last`. Leaves weights,
-    gradients, statistics and random numbers as they were.
+    Call it before the backbone is compiled, and store the result in `backbone.channels_last`. Weights, gradients,
+    statistics and random numbers are unchanged.
     """
     if images.device.type != "cuda":
         return False
@@ -32,26 +32,27 @@ def pays_channels_last(backbone: Backbone, images: Tensor, precision: str, runs:
 
 
 def is_faster(backbone: Backbone, images: Tensor, precision: str, runs: int) -> bool:
-    """Forward and backward in either format, in turn; a first pass of each, which chooses kernels, is not counted."""
-    modes, before = {module: module.training for module in backbone.modules()}, backbone.channels_last
-    took: dict[bool, list[float]] = {False: [], True: []}
+    """Alternating forward and backward passes in both formats; the first of each, a warm-up, is not counted."""
+    modes = {module: module.training for module in backbone.modules()}
+    before = backbone.channels_last
+    times: dict[bool, list[float]] = {False: [], True: []}
     try:
         backbone.eval()  # trainable norms keep their statistics
         for _ in range(runs + 1):
-            for channels_last, taken in took.items():
+            for channels_last, measured in times.items():
                 backbone.channels_last = channels_last
-                taken.append(pass_seconds(backbone, images, precision))
+                measured.append(pass_seconds(backbone, images, precision))
     finally:
         backbone.channels_last = before
         for module, mode in modes.items():
             module.training = mode
-    return median(took[True][1:]) < WORTH_IT * median(took[False][1:])
+    return median(times[True][1:]) < LARGEST_RATIO * median(times[False][1:])
 
 
 def pass_seconds(
     backbone: nn.Module, images: Tensor, precision: str, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """One forward and backward pass, to its end on the device."""
+    """The time of one forward and backward pass, until the device has finished it."""
     trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what a backbone takes, on the device of the model: ImageNet's mean and deviation taken out."""
+"""From uint8 pixels to the backbone's input, on the model's device: normalised with ImageNet's mean and deviation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def normalised(images: Tensor, sizes_hw: Tensor) -> Tensor:
     """uint8 [B, 3, h, w] and the images' own sizes [B, 2] in pixels -> float32, contiguous, zeros in the padding.
 
-    Images that are floating-point already were normalised by whoever made them, and are given back as they are. Bit
-    for bit what torchvision's `to_dtype` and `normalize` make of each image alone. Nothing here waits for a GPU.
+    Floating-point images are taken as normalised and returned unchanged. Bit-identical to torchvision's `to_dtype` and
+    `normalize` of each image alone. Nothing here synchronises with a GPU.
     """
     if images.is_floating_point():
         return images
     mean, deviation = _constants(images.device)
-    # The loader's memory is interleaved (h, w, 3); on planes a convolution rounds as it does for normalised floats.
+    # The loader's memory is interleaved (h, w, 3); a convolution rounds planes as it does normalised floats.
     pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
     pixels = pixels.mul_(1 / 255).sub_(mean).div_(deviation)
     return pixels.masked_fill_(is_padding(sizes_hw, images.shape[-2], images.shape[-1]), 0.0)
@@ -36,7 +36,7 @@ def is_padding(sizes_hw: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, [3, 1, 1] each, filled in on the device: a copy from the host would wait for it."""
+    """Mean and deviation, [3, 1, 1] each, created on the device: a copy from the host would synchronise with it."""
     return _column(IMAGENET_MEAN, device), _column(IMAGENET_STD, device)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SinePosition(nn.Module):
-    """Sines and cosines of the cell's place inside its own image, normalised to 0..2 pi; first half of D is y."""
+    """Sines and cosines of the cell's position in its own image, normalised to 0..2 pi; the first half of D is y."""
 
     def __init__(self, hidden: int, temperature: float = 10000.0) -> None:
         super().__init__()
@@ -20,8 +20,8 @@ class SinePosition(nn.Module):
 
     def forward(self, is_padding: Tensor) -> Tensor:
         """is_padding [B, rows, columns] -> [B, rows * columns, D] float32."""
-        own = ~is_padding
-        y, x = (own.cumsum(dim, dtype=torch.float32) for dim in (1, 2))
+        inside = ~is_padding
+        y, x = (inside.cumsum(dim, dtype=torch.float32) for dim in (1, 2))
         y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
         x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
         return torch.cat((self._waves(y), self._waves(x)), dim=-1).flatten(1, 2)
@@ -33,7 +33,7 @@ class SinePosition(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """A learned vector per column and per row, as DETR's: 50 of each; the first half of D is the column."""
+    """A learned vector per column and per row, 50 of each as in DETR; the first half of D is the column."""
 
     LONGEST = 50
 
@@ -49,7 +49,7 @@ class LearnedPosition(nn.Module):
         batch, rows, columns = is_padding.shape
         if max(rows, columns) > self.LONGEST:
             raise ValueError(
-                f"model.position=learned knows {self.LONGEST} rows and columns, the feature map has {rows} x {columns}:"
+                f"model.position=learned has {self.LONGEST} rows and columns, the feature map has {rows} x {columns}:"
                 " use model.position=sine, smaller images, or no dc5"
             )
         y = self.row_embed.weight[:rows, None].expand(-1, columns, -1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# Applied in this order, each wherever it occurs; the reverse direction applies them backwards.
+# Applied in this order, at every occurrence; the reverse direction applies them in reverse order.
 RENAMED = (
     ("backbone.0.body.", "backbone.body."),
     ("backbone.1.", "position."),
@@ -48,7 +48,7 @@ def is_torchvision(state: Mapping[str, Tensor]) -> bool:
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in our, the published or torchvision's naming -> ours. DDP's `module.` prefix is taken off."""
+    """A state dict in our, the published or torchvision's naming -> ours. DDP's `module.` prefix is removed."""
     state = {name.removeprefix("module."): value for name, value in state.items()}
     if is_torchvision(state):
         return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith(CLASSIFIERS)}

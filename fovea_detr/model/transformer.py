@@ -1,4 +1,4 @@
-"""DETR's transformer (Carion et al., 2020), batch first; a decoder layer may look through a fovea."""
+"""DETR's transformer (Carion et al., 2020), batch first; a decoder layer may have a fovea prior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.attention import Attention
 
 
@@ -27,7 +27,7 @@ class FeedForward(nn.Module):
 
 
 class _Layer(nn.Module):
-    """What encoder and decoder layers share: residual blocks with the norm after (as published) or before."""
+    """Base of encoder and decoder layers: residual blocks with the norm after (as published) or before."""
 
     def __init__(self, hidden: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -52,19 +52,19 @@ class EncoderLayer(_Layer):
         super().__init__(hidden, feedforward, dropout, pre_norm)
         self.self_attention = Attention(hidden, heads, dropout)
 
-    def forward(self, cells: Tensor, position: Tensor, may_see: Tensor) -> Tensor:
-        """cells, position [B, K, D]; may_see [B, 1, 1, K] bool -> [B, K, D]."""
+    def forward(self, cells: Tensor, position: Tensor, may_attend: Tensor) -> Tensor:
+        """cells, position [B, K, D]; may_attend [B, 1, 1, K] bool -> [B, K, D]."""
 
         def attend(x: Tensor) -> Tensor:
             place = x + position
-            return self.self_attention(place, place, x, may_see)
+            return self.self_attention(place, place, x, may_attend=may_attend)
 
         cells = self.residual(cells, self.norm1, attend)
         return self.residual(cells, self.norm2, self.feed_forward)
 
 
 class DecoderLayer(_Layer):
-    """Self-attention over the queries, cross-attention to the cells (with a prior, if there is one), feed-forward."""
+    """Self-attention over the queries, cross-attention to the cells (with a prior or without), feed-forward."""
 
     def __init__(
         self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool, prior: FoveaPrior | None
@@ -76,16 +76,26 @@ class DecoderLayer(_Layer):
         self.prior = prior
 
     def forward(
-        self, content: Tensor, query_embed: Tensor, memory: Tensor, places: Tensor, bias: Tensor | LogPrior | None
+        self,
+        content: Tensor,
+        query_embed: Tensor,
+        memory: Tensor,
+        keys: Tensor,
+        *,
+        may_attend: Tensor | None = None,
+        prior: Separable | None = None,
     ) -> Tensor:
-        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], places = memory + position, bias: see Attention."""
+        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], keys = memory + position -> [B, Q, D].
+
+        may_attend, prior: of the cross-attention, see Attention.
+        """
 
         def attend_queries(x: Tensor) -> Tensor:
             place = x + query_embed
             return self.self_attention(place, place, x)
 
         def attend_cells(x: Tensor) -> Tensor:
-            return self.cross_attention(x + query_embed, places, memory, bias)
+            return self.cross_attention(x + query_embed, keys, memory, may_attend=may_attend, prior=prior)
 
         content = self.residual(content, self.norm1, attend_queries)
         content = self.residual(content, self.norm2, attend_cells)
@@ -100,9 +110,9 @@ class Encoder(nn.Module):
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
         """cells, position [B, K, D]; is_padding [B, K] -> memory [B, K, D]."""
-        may_see = ~is_padding[:, None, None]
+        may_attend = ~is_padding[:, None, None]
         for layer in self.layers:
-            cells = layer(cells, position, may_see)
+            cells = layer(cells, position, may_attend)
         return cells if self.norm is None else self.norm(cells)
 
 
@@ -125,14 +135,15 @@ class Decoder(nn.Module):
         Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(len(memory), *query_embed.shape)
-        places, reference, outputs = memory + position, None, []
+        keys, reference, outputs = memory + position, None, []
         is_padding = grid.is_padding()
-        may_see = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
+        may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            bias: Tensor | LogPrior | None = may_see
-            if layer.prior is not None:
-                bias, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
-            content = layer(content, query_embed, memory, places, bias)
+            if layer.prior is None:
+                content = layer(content, query_embed, memory, keys, may_attend=may_attend)
+            else:
+                prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
+                content = layer(content, query_embed, memory, keys, prior=prior)
             outputs.append(self.norm(content))
         return outputs, reference

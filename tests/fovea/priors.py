@@ -7,24 +7,37 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fovea_detr.config.schema import CONF_DIR
-from fovea_detr.fovea import mixture as mixtures
-from fovea_detr.fovea.dynamic_scale import DynamicScale, Type1, Type2, Type3, Type4
+from fovea_detr.fovea.dynamic_scale import DynamicScale
+from fovea_detr.fovea.kernel import Gaussian
+from fovea_detr.fovea.mixture import Everywhere
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.transformer import FeedForward
 from tests import reference
 
-TYPES: dict[str, type[DynamicScale]] = {"type1": Type1, "type2": Type2, "type3": Type3, "type4": Type4}
-MIXTURES: dict[str, mixtures.Everywhere] = {
-    "none": mixtures.Everywhere(),
-    "head": mixtures.HalfTheHeads(),
-    "query": mixtures.HalfTheQueries(),
-    "head_query": mixtures.HalfTheHeadsAndQueries(),
-}
+
+def yamls(axis: str) -> dict[str, Any]:
+    """Every value of an axis in `conf/` by the name of its file."""
+    return {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted((CONF_DIR / axis).glob("*.yaml"))
+    }
+
+
+def classes(axis: str) -> dict[str, Any]:
+    """The class of every value of an axis; a new value is tested as soon as its yaml is there."""
+    return {name: get_class(node["_target_"]) for name, node in yamls(axis).items()}
+
+
+TYPES: dict[str, type[DynamicScale]] = classes("dynamic_scale")
+MIXTURES: dict[str, Everywhere] = {name: mixture() for name, mixture in classes("mixture").items()}
+KERNELS: dict[str, Gaussian] = {name: kernel() for name, kernel in classes("kernel").items()}
+# Every dynamic scale with every kernel that it works with.
+SHAPES = [(t, k) for k in KERNELS for t in TYPES if TYPES[t].per_axis or not KERNELS[k].per_axis]
 RELATIVE = {torch.float64: 1e-12, torch.float32: 1e-5}
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 GRID = CellGrid(rows=4, columns=6, stride=32)
@@ -48,12 +61,14 @@ class Setting:
 
     scale_type: str = "type3"
     mixture: str = "none"
+    kernel: str = "gaussian"
     smooth: float = 8.0
     heads: int = 4
     num_queries: int = 5
     hidden: int = 24
     grid: CellGrid = GRID
     first: bool = True
+    cell_centre: bool = False
     dtype: torch.dtype = torch.float64
 
     def build(self) -> FoveaPrior:
@@ -62,11 +77,12 @@ class Setting:
         prior = FoveaPrior(
             self.hidden,
             self.heads,
-            TYPES[self.scale_type](self.hidden, self.heads),
+            TYPES[self.scale_type](self.hidden, self.heads, KERNELS[self.kernel]),
             self.smooth,
             FeedForward(self.hidden, self.hidden, 2, num_layers=3) if self.first else None,
             mixture.heads(self.heads),
             mixture.queries(self.num_queries),
+            cell_centre=self.cell_centre,
         )
         randomise(prior, seed=1)
         return prior.to(self.dtype)
@@ -88,6 +104,8 @@ class Setting:
 
     def by_reference(self, prior: FoveaPrior, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """-> log-prior [B, H, Q, K] and reference [B, Q, 2], materialised."""
+        if self.scale_type not in reference.SCALES_PER_HEAD or self.kernel not in ("gaussian", "laplace"):
+            pytest.skip(f"{self.scale_type} with {self.kernel} has no formula in tests/reference.py")
         return reference.prior(
             dict(prior.named_parameters()),
             *inputs,
@@ -96,6 +114,8 @@ class Setting:
             scale_type=self.scale_type,
             smooth=self.smooth,
             mixture=self.mixture,
+            kernel=self.kernel,
+            cell_centre=self.cell_centre,
         )
 
     def but(self, **changes: Any) -> Setting:
@@ -115,10 +135,11 @@ SIZES = {
     "smooth_4": Setting(smooth=4.0),
     "smooth_16": Setting(smooth=16.0),
     "smooth_6.5": Setting(smooth=6.5),
+    "cell_centre": Setting(cell_centre=True),
 }
 
 
-def by_the_prior(prior: FoveaPrior, inputs: Inputs, grid: CellGrid) -> tuple[LogPrior, Tensor]:
+def by_the_prior(prior: FoveaPrior, inputs: Inputs, grid: CellGrid) -> tuple[Separable, Tensor]:
     """-> the log-prior and the reference [B, Q, 2]: `forward`, or in float64, which it rounds away, its steps."""
     if inputs.content.dtype == torch.float32:
         return prior(*inputs, grid)
@@ -129,17 +150,12 @@ def by_the_prior(prior: FoveaPrior, inputs: Inputs, grid: CellGrid) -> tuple[Log
     return prior.log_prior(z, centres, grid), point
 
 
-def yamls(axis: str) -> dict[str, Any]:
-    """Every value of an axis in `conf/` by the name of its file."""
-    return {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in (CONF_DIR / axis).glob("*.yaml")}
-
-
 def randomise(module: nn.Module, seed: int) -> None:
-    """Small noise around 0, and around 1 for what is multiplied: norm weights and the scales' biases."""
+    """Small noise around 0; norm weights and the scales' biases, constant so far, around what they are."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            around = 1.0 if name.endswith(("norm.weight", "scale.bias")) else 0.0
+            around = parameter.mean() if name.endswith(("norm.weight", "scale.bias")) else 0.0
             parameter.copy_(around + 0.2 * torch.randn(parameter.shape, generator=draw))
 
 

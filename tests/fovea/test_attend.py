@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from fovea_detr.fovea import attend, tiled
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
-from fovea_detr.fovea.separable import LogPrior
+from fovea_detr.fovea.separable import Separable
 from tests.fovea.priors import (
     MIXTURES,
     PRECISIONS,
     RELATIVE,
+    SHAPES,
     SIZES,
     TYPES,
     Inputs,
@@ -27,7 +28,6 @@ from tests.fovea.priors import (
 )
 
 PATHS = list(attend.PATHS)
-OFFERED = [(path, scale_type) for path in PATHS for scale_type in TYPES if (path, scale_type) != ("one_hot", "type4")]
 TILES = {"one_tile": 2**19, "two_maps_a_tile": 2 * 5 * 24, "some_queries_a_tile": 3 * 24, "one_query_a_tile": 1}
 
 
@@ -43,7 +43,7 @@ class Look:
     key: Tensor
     value: Tensor
 
-    def log_prior(self) -> LogPrior:
+    def log_prior(self) -> Separable:
         return by_the_prior(self.prior, self.inputs, self.grid)[0]
 
     def leaves(self) -> list[Tensor]:
@@ -81,22 +81,27 @@ def assert_exact(path: str, setting: Setting) -> None:
         assert_near(a, b, RELATIVE[setting.dtype])
 
 
+PRODUCT_TERM = [name for name in TYPES if look(Setting(name)).log_prior().xy_x is not None]
+OFFERED = [(path, *shape) for path in PATHS for shape in SHAPES if path != "one_hot" or shape[0] not in PRODUCT_TERM]
+OF_EVERY_SIZE = [kind for kind in OFFERED if kind[1] in ("type3", "type4", "type5")]
+
+
 @PRECISIONS
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize(("path", "scale_type"), OFFERED)
-def test_every_type_and_mixture(path: str, scale_type: str, mixture: str, dtype: torch.dtype) -> None:
-    assert_exact(path, Setting(scale_type, mixture, dtype=dtype))
+@pytest.mark.parametrize(("path", "scale_type", "kernel"), OFFERED)
+def test_every_shape_and_mixture(path: str, scale_type: str, kernel: str, mixture: str, dtype: torch.dtype) -> None:
+    assert_exact(path, Setting(scale_type, mixture, kernel, dtype=dtype))
 
 
 @PRECISIONS
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("path", "scale_type"), [pair for pair in OFFERED if pair[1] in ("type3", "type4")])
-def test_every_size(path: str, scale_type: str, sizes: Setting, dtype: torch.dtype) -> None:
-    assert_exact(path, sizes.but(scale_type=scale_type, mixture="head_query", dtype=dtype))
+@pytest.mark.parametrize(("path", "scale_type", "kernel"), OF_EVERY_SIZE)
+def test_every_size(path: str, scale_type: str, kernel: str, sizes: Setting, dtype: torch.dtype) -> None:
+    assert_exact(path, sizes.but(scale_type=scale_type, kernel=kernel, mixture="head_query", dtype=dtype))
 
 
 @pytest.mark.parametrize("entries", TILES.values(), ids=TILES)
-@pytest.mark.parametrize("scale_type", ["type3", "type4"])
+@pytest.mark.parametrize("scale_type", ["type3", "type4", "type5"])
 def test_every_size_of_tile(entries: int, scale_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", entries)
     assert_exact("tiled", Setting(scale_type, "head_query"))
@@ -129,7 +134,7 @@ def test_far_away_centres_are_exact_too(path: str) -> None:
     assert_near(ours.double(), double.by_formula(), 1e-3)
 
 
-@pytest.mark.parametrize("scale_type", ["type3", "type4"])
+@pytest.mark.parametrize("scale_type", ["type3", "type4", "type5"])
 @pytest.mark.parametrize("entries", TILES.values(), ids=TILES)
 def test_dropout_is_the_formulas_with_what_was_dropped(
     entries: int, scale_type: str, monkeypatch: pytest.MonkeyPatch
@@ -174,10 +179,10 @@ def test_dropout_draws_anew_and_repeats_with_the_seed() -> None:
     assert torch.equal(once(), first)
 
 
-@pytest.mark.parametrize(("path", "scale_type"), OFFERED)
-def test_bfloat16_is_right_to_its_own_noise(path: str, scale_type: str) -> None:
+@pytest.mark.parametrize(("path", "scale_type", "kernel"), OFFERED)
+def test_bfloat16_is_right_to_its_own_noise(path: str, scale_type: str, kernel: str) -> None:
     """No path is further from the exact result than rounding query, key, value and result to bfloat16 explains."""
-    setting = Setting(scale_type, dtype=torch.float32, grid=CellGrid(9, 13, 32), num_queries=40)
+    setting = Setting(scale_type, kernel=kernel, dtype=torch.float32, grid=CellGrid(9, 13, 32), num_queries=40)
     exact, rounded = look(setting, width=8), look(setting, width=8)
     rounded.query, rounded.key, rounded.value = (
         x.detach().bfloat16().requires_grad_() for x in (exact.query, exact.key, exact.value)
@@ -195,7 +200,9 @@ def test_bfloat16_is_right_to_its_own_noise(path: str, scale_type: str) -> None:
 
 
 def test_a_product_of_column_and_row_is_not_offered_as_one_hots() -> None:
-    assert "one_hot" not in attend.offered(look(Setting("type4")).log_prior())
+    assert {"type4", "type5"} <= set(PRODUCT_TERM)
+    for name in PRODUCT_TERM:
+        assert "one_hot" not in attend.offered(look(Setting(name)).log_prior())
 
 
 @pytest.mark.parametrize(
@@ -237,7 +244,7 @@ def test_timing_a_path_leaves_generators_and_gradients_alone(backward: bool) -> 
 def test_a_gpu_chooses_once_and_stays(scale_type: str) -> None:
     seen = look(Setting(scale_type, dtype=torch.float32))
     query, key, value = (x.detach().cuda().requires_grad_() for x in (seen.query, seen.key, seen.value))
-    log_prior = LogPrior(*(None if part is None else part.detach().cuda() for part in seen.log_prior()))  # type: ignore[arg-type]
+    log_prior = Separable(*(None if part is None else part.detach().cuda() for part in seen.log_prior()))  # type: ignore[arg-type]
     first = attend.choose(query, key, value, log_prior, 0.1)
     assert first in attend.offered(log_prior)
     assert attend.choose(query, key, value, log_prior, 0.1) == first

@@ -1,25 +1,25 @@
-"""Who feels the prior, and that nobody else does: not its values, not its infinities, not in the gradient."""
+"""Which heads and queries use the prior; elsewhere neither its values nor its infinities reach result or gradient."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hydra.utils import get_class
 from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import FoveaPrior
 from tests import reference
-from tests.fovea.priors import MIXTURES, TYPES, Inputs, Setting, yamls
+from tests.fovea.priors import MIXTURES, TYPES, Inputs, Setting
 
 SELECTIVE = [name for name in MIXTURES if name != "none"]
+LEARNED = [name for name, cls in TYPES.items() if cls.scales_per_head]
 
 
-@pytest.mark.parametrize(("num_heads", "felt"), [(1, 1), (2, 1), (3, 2), (8, 4)])
-def test_the_first_half_of_the_heads(num_heads: int, felt: int) -> None:
+@pytest.mark.parametrize(("num_heads", "selected"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+def test_the_first_half_of_the_heads(num_heads: int, selected: int) -> None:
     assert MIXTURES["head"].queries(5) is None
     heads = MIXTURES["head"].heads(num_heads)
     assert heads is not None
-    assert heads.tolist() == [head < felt for head in range(num_heads)]
+    assert heads.tolist() == [head < selected for head in range(num_heads)]
 
 
 @pytest.mark.parametrize(("num_queries", "plain"), [(1, 0), (2, 1), (5, 2), (300, 150)])
@@ -43,35 +43,36 @@ def test_none_and_both() -> None:
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("num_queries", [1, 5, 6])
 @pytest.mark.parametrize("heads", [1, 3, 4])
-def test_log_prior_is_exactly_zero_elsewhere(mixture: str, num_queries: int, heads: int) -> None:
-    setting = Setting("type4", mixture, heads=heads, num_queries=num_queries, dtype=torch.float32)
+@pytest.mark.parametrize("scale_type", ["type4", "type5"])
+def test_log_prior_is_exactly_zero_elsewhere(mixture: str, num_queries: int, heads: int, scale_type: str) -> None:
+    setting = Setting(scale_type, mixture, heads=heads, num_queries=num_queries, dtype=torch.float32)
     log_prior = setting.build()(*setting.inputs(), setting.grid)[0].dense()
-    felt = reference.feels(mixture, heads, num_queries).T  # [H, Q]
-    assert (log_prior[:, ~felt] == 0).all()
-    assert (log_prior[:, felt] != 0).all()
+    selected = reference.uses_prior(mixture, heads, num_queries).T  # [H, Q]
+    assert (log_prior[:, ~selected] == 0).all()
+    assert (log_prior[:, selected] != 0).all()
 
 
 def explosive(setting: Setting, scale: float, mixture: str) -> tuple[FoveaPrior, Inputs]:
-    """A prior whose scales are `scale` for the heads and queries that do not feel it, and about 1 for those that do.
+    """A prior whose scales are `scale` for the heads and queries that do not use it, and about 1 for the others.
 
-    The norm is taken out so that the first number of a query's content says whether it explodes.
+    Without the norm, so that the first number of a query's content decides whether it explodes.
     """
     prior, inputs = setting.build(), setting.inputs()
-    felt = reference.feels(mixture, setting.heads, setting.num_queries)  # [Q, H]
+    selected = reference.uses_prior(mixture, setting.heads, setting.num_queries)  # [Q, H]
     prior.norm = nn.Identity()  # type: ignore[assignment]
     dynamic = prior.dynamic_scale.scale
     assert dynamic is not None
     with torch.no_grad():
-        inputs.content[..., 0] = torch.where(felt.any(1), 0.0, 1.0)
+        inputs.content[..., 0] = torch.where(selected.any(1), 0.0, 1.0)
         inputs.query_embed[:, 0] = 0
         dynamic.weight[:, 0] = scale
-        plain_heads = ~felt.any(0).repeat_interleave(prior.dynamic_scale.scales_per_head)
+        plain_heads = ~selected.any(0).repeat_interleave(prior.dynamic_scale.scales_per_head)
         dynamic.bias[plain_heads] = scale
     return prior, inputs
 
 
 def assert_harmless(scale_type: str, mixture: str, scale: float) -> None:
-    """Exploding where it is not felt: the forward is as with a tame scale, and every gradient is finite."""
+    """Exploding where it is not used: the forward pass is as with a scale of 1, and every gradient is finite."""
     setting = Setting(scale_type, mixture, dtype=torch.float32)
     prior, inputs = explosive(setting, scale, mixture)
     log_prior, point = prior(*inputs, setting.grid)
@@ -83,22 +84,14 @@ def assert_harmless(scale_type: str, mixture: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("mixture", SELECTIVE)
-@pytest.mark.parametrize("scale_type", [name for name in TYPES if name != "type1"])
-def test_overflowing_distances_do_not_reach_those_who_do_not_feel_them(scale_type: str, mixture: str) -> None:
+@pytest.mark.parametrize("scale_type", LEARNED)
+def test_overflowing_distances_do_not_reach_unselected_heads_and_queries(scale_type: str, mixture: str) -> None:
     """Squared, it is still finite; times the squared offsets it is not."""
     assert_harmless(scale_type, mixture, 8e18)
 
 
 @pytest.mark.parametrize("mixture", SELECTIVE)
-@pytest.mark.parametrize("scale_type", [name for name in TYPES if name != "type1"])
-def test_infinite_scales_do_not_reach_those_who_do_not_feel_them(scale_type: str, mixture: str) -> None:
+@pytest.mark.parametrize("scale_type", LEARNED)
+def test_infinite_scales_do_not_reach_unselected_heads_and_queries(scale_type: str, mixture: str) -> None:
     """1e25 squared is infinite in float32: 0 x inf must not appear on the way back either."""
     assert_harmless(scale_type, mixture, 1e25)
-
-
-def test_every_value_has_a_yaml_of_its_name() -> None:
-    nodes = yamls("mixture")
-    assert {name: get_class(node["_target_"]) for name, node in nodes.items()} == {
-        name: type(value) for name, value in MIXTURES.items()
-    }
-    assert all(node["name"] == name for name, node in nodes.items())

@@ -10,6 +10,7 @@ from tests.fovea.priors import (
     MIXTURES,
     PRECISIONS,
     RELATIVE,
+    SHAPES,
     SIZES,
     TYPES,
     Setting,
@@ -33,21 +34,21 @@ def assert_equals_reference(setting: Setting) -> None:
 
 @PRECISIONS
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("scale_type", TYPES)
-def test_every_type_and_mixture(scale_type: str, mixture: str, dtype: torch.dtype) -> None:
-    assert_equals_reference(Setting(scale_type, mixture, dtype=dtype))
+@pytest.mark.parametrize(("scale_type", "kernel"), SHAPES)
+def test_every_shape_and_mixture(scale_type: str, kernel: str, mixture: str, dtype: torch.dtype) -> None:
+    assert_equals_reference(Setting(scale_type, mixture, kernel, dtype=dtype))
 
 
 @PRECISIONS
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("scale_type", "mixture"), [("type3", "none"), ("type4", "head_query")])
+@pytest.mark.parametrize(("scale_type", "mixture"), [("type3", "none"), ("type4", "head_query"), ("type5", "none")])
 def test_every_size(sizes: Setting, scale_type: str, mixture: str, dtype: torch.dtype) -> None:
     assert_equals_reference(sizes.but(scale_type=scale_type, mixture=mixture, dtype=dtype))
 
 
-@pytest.mark.parametrize("scale_type", TYPES)
-def test_shape_and_never_above_zero(scale_type: str) -> None:
-    setting = Setting(scale_type, dtype=torch.float32)
+@pytest.mark.parametrize(("scale_type", "kernel"), SHAPES)
+def test_shape_and_never_above_zero(scale_type: str, kernel: str) -> None:
+    setting = Setting(scale_type, kernel=kernel, dtype=torch.float32)
     log_prior = setting.build()(*setting.inputs(), setting.grid)[0].dense()
     assert log_prior.shape == (2, setting.heads, setting.num_queries, setting.grid.rows * setting.grid.columns)
     assert (log_prior <= 0).all()
@@ -63,6 +64,15 @@ def test_the_centre_is_in_cells_of_the_images_own_size() -> None:
     centres = prior.centres_cells(inputs.content, middle, torch.tensor([[128, 192], [64, 96]]), stride=32)
     assert torch.equal(centres[0], torch.tensor([3.0, 2.0]).expand_as(centres[0]))
     assert torch.equal(centres[1], torch.tensor([1.5, 1.0]).expand_as(centres[1]))
+
+
+@pytest.mark.parametrize(("cell_centre", "place"), [(False, (2.0, 1.0)), (True, (2.5, 1.5))])
+def test_a_cell_lies_at_its_index_or_at_its_centre(cell_centre: bool, place: tuple[float, float]) -> None:
+    setting = Setting("type1", cell_centre=cell_centre, dtype=torch.float32)
+    log_prior = setting.build().log_prior(torch.zeros(1, 1, 24), torch.tensor(place).view(1, 1, 1, 2), setting.grid)
+    grid = log_prior.dense().view(setting.grid.rows, setting.grid.columns)
+    assert (grid == 0).nonzero().tolist() == [[1, 2]]
+    assert grid[1, 3] == grid[0, 2] == -1 / 8
 
 
 def test_later_layers_are_handed_the_reference() -> None:

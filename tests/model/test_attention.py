@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.attention import Attention
 from tests import reference
 from tests.fovea.priors import assert_near, gradients, randomise
 
-HIDDEN, NUM_QUERIES, NUM_KEYS = 12, 5, 7
+HIDDEN, NUM_QUERIES, ROWS, COLUMNS = 12, 5, 2, 4
+NUM_KEYS = ROWS * COLUMNS
 HEADS = pytest.mark.parametrize("heads", [1, 3, 4])
 
 
@@ -22,19 +24,33 @@ def twins(heads: int) -> tuple[Attention, nn.MultiheadAttention]:
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """query [2, 5, D], key and value [2, 7, D]."""
+    """query [2, Q, D], key and value [2, K, D]."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(2, NUM_QUERIES, HIDDEN), (2, NUM_KEYS, HIDDEN), (2, NUM_KEYS, HIDDEN)]
     query, key, value = (torch.randn(shape, generator=draw).requires_grad_() for shape in shapes)
     return query, key, value
 
 
-def masks(heads: int) -> tuple[Tensor, Tensor]:
-    """bias [2, H, Q, K] and is_padding [2, K]."""
-    bias = torch.randn(2, heads, NUM_QUERIES, NUM_KEYS, generator=torch.Generator().manual_seed(2))
-    is_padding = torch.zeros(2, NUM_KEYS, dtype=torch.bool)
-    is_padding[1, 4:] = True
-    return bias, is_padding
+def padding() -> Tensor:
+    """[2, K] bool: of the second image the last column of the grid."""
+    is_padding = torch.zeros(2, ROWS, COLUMNS, dtype=torch.bool)
+    is_padding[1, :, -1] = True
+    return is_padding.flatten(1)
+
+
+def some_keys(heads: int) -> Tensor:
+    """[2, H, Q, K] bool, every query with a key that it may attend to."""
+    allowed = torch.rand(2, heads, NUM_QUERIES, NUM_KEYS, generator=torch.Generator().manual_seed(2)) > 0.5
+    allowed[..., 0] = True
+    return allowed
+
+
+def random_prior(heads: int, padded: bool) -> Separable:
+    draw = torch.Generator().manual_seed(2)
+    x, y, xy_x, xy_y = (torch.randn(2, heads, NUM_QUERIES, n, generator=draw) for n in (COLUMNS, ROWS, COLUMNS, ROWS))
+    if padded:
+        x[1, ..., -1] = float("-inf")
+    return Separable(x, y, xy_x, xy_y)
 
 
 def assert_same_with_gradients(ours: Tensor, theirs: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
@@ -45,35 +61,39 @@ def assert_same_with_gradients(ours: Tensor, theirs: Tensor, pairs: list[tuple[T
 
 
 @HEADS
-@pytest.mark.parametrize("masked", ["nothing", "padding", "bias", "bias_and_padding"])
+@pytest.mark.parametrize("masked", ["nothing", "padding", "some_keys", "prior", "prior_and_padding"])
 def test_equals_torch(heads: int, masked: str) -> None:
+    """torch's boolean masks are True where a key is hidden; its float masks are added to the scores."""
     ours, theirs = twins(heads)
     query, key, value = inputs()
-    bias, is_padding = masks(heads)
-    both = bias.masked_fill(is_padding[:, None, None], float("-inf"))
-    mask = {"nothing": None, "padding": ~is_padding[:, None, None], "bias": bias, "bias_and_padding": both}[masked]
-    expected, _ = theirs(
-        query,
-        key,
-        value,
-        key_padding_mask=is_padding if masked == "padding" else None,
-        attn_mask=None if mask is None or masked == "padding" else mask.flatten(0, 1),
-        need_weights=True,
-    )
+    options, torchs = {}, {}
+    if masked == "padding":
+        options, torchs = {"may_attend": ~padding()[:, None, None]}, {"key_padding_mask": padding()}
+    elif masked == "some_keys":
+        options, torchs = {"may_attend": some_keys(heads)}, {"attn_mask": ~some_keys(heads).flatten(0, 1)}
+    elif masked != "nothing":
+        prior = random_prior(heads, padded=masked == "prior_and_padding")
+        options, torchs = {"prior": prior}, {"attn_mask": prior.dense().flatten(0, 1)}
+    expected, _ = theirs(query, key, value, **torchs, need_weights=True)
     named = dict(theirs.named_parameters())
     pairs = [(x, x) for x in (query, key, value)] + [(p, named[name]) for name, p in ours.named_parameters()]
-    assert_same_with_gradients(ours(query, key, value, mask), expected, pairs)
+    assert_same_with_gradients(ours(query, key, value, **options), expected, pairs)
 
 
 @HEADS
 def test_equals_the_formula(heads: int) -> None:
     ours, _ = twins(heads)
     query, key, value = inputs()
-    bias, is_padding = masks(heads)
-    expected = reference.attention(dict(ours.named_parameters()), query, key, value, heads, bias, is_padding)
+    log_prior = random_prior(heads, padded=False).dense()
+    expected = reference.attention(dict(ours.named_parameters()), query, key, value, heads, log_prior, padding())
     leaves = [query, key, value, *ours.parameters()]
-    mask = bias.masked_fill(is_padding[:, None, None], float("-inf"))
-    assert_same_with_gradients(ours(query, key, value, mask), expected, [(x, x) for x in leaves])
+    result = ours(query, key, value, prior=random_prior(heads, padded=True))
+    assert_same_with_gradients(result, expected, [(x, x) for x in leaves])
+
+
+def test_a_mask_and_a_prior_exclude_each_other() -> None:
+    with pytest.raises(AssertionError):
+        twins(1)[0](*inputs(), may_attend=some_keys(1), prior=random_prior(1, padded=False))
 
 
 def test_starts_as_torch_does() -> None:

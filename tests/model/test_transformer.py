@@ -60,7 +60,7 @@ def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
     content, memory = drawn(2, 5, HIDDEN, seed=2), drawn(2, 7, HIDDEN, seed=3)
     twin = torch_twin(layer, nn.TransformerDecoderLayer, pre_norm)
     theirs = twin(content, memory, memory_key_padding_mask=padding())
-    ours = layer(content, torch.zeros(5, HIDDEN), memory, memory, ~padding()[:, None, None])
+    ours = layer(content, torch.zeros(5, HIDDEN), memory, memory, may_attend=~padding()[:, None, None])
     assert_near(ours, theirs, 1e-5)
 
 
