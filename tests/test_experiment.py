@@ -1,4 +1,4 @@
-"""Runs as a user starts them: odd data sets, every refusal in one line, what the run folder says afterwards."""
+"""Runs as a user starts them: unusual data sets, one-line errors, and the run folder afterwards."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def annotated(**changes: Any) -> Callable[[Path], None]:
         (annotated(category_id=77), "77"),
     ],
 )
-def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Path], None], named: str) -> None:
+def test_broken_data_is_a_one_line_error(tmp_path: Path, break_it: Callable[[Path], None], named: str) -> None:
     root = write_coco(tmp_path / "broken")
     break_it(root)
     done = run(*own_data(root, tmp_path))
@@ -94,7 +94,7 @@ def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Pa
         (("model=fovea_r50", "model.backbone=resnet18", "data.train_images=16", "data.val_images=4"), "resnet18"),
     ],
 )
-def test_other_refusals_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
+def test_other_errors_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
     if "device=cuda" in overrides and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     cache = () if "data=coco" in overrides else (f"data.cache={tmp_path / 'cache'}",)
@@ -119,7 +119,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...],
     return small, only_folder(runs)
 
 
-def test_the_same_command_again_says_done(finished: tuple[tuple[str, ...], RunFolder]) -> None:
+def test_the_same_command_again_prints_done(finished: tuple[tuple[str, ...], RunFolder]) -> None:
     overrides, folder = finished
     before = folder.checkpoint_path.stat().st_mtime_ns
     assert "done already: AP " in run_well(*overrides)
@@ -175,7 +175,7 @@ def test_non_finite_losses_stop_the_run_and_name_the_images(
     assert (state["state"], state["kind"]) == ("failed", "NonFiniteError")
 
 
-def test_tensorboard_when_asked(tmp_path: Path) -> None:
+def test_tensorboard_when_configured(tmp_path: Path) -> None:
     small = ("data.train_images=16", "data.val_images=4", f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path}")
     run_well(*ONE_EPOCH, *small, "tracker=tensorboard", "precision=bf16")
     folder = only_folder(tmp_path)
