@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from fovea_detr.experiment import announce
 from fovea_detr.runs.folder import RunFolder
 from tests.data.builders import box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
+from tests.training.test_preflight import new_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +175,16 @@ def test_non_finite_losses_stop_the_run_and_name_the_images(
     state = only_folder(tmp_path).state()
     assert state is not None
     assert (state["state"], state["kind"]) == ("failed", "NonFiniteError")
+
+
+@pytest.mark.parametrize(("size", "warned", "lower"), [(4, True, False), (8, False, False), (16, True, True)])
+def test_another_total_batch_than_the_recipes_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, warned: bool, lower: bool
+) -> None:
+    announce(new_trainer(tmp_path, f"schedule.batch_size={size}"))
+    out = capsys.readouterr().out
+    assert (f"warning: the total batch is {size}, the recipe's is 8: results are not comparable" in out) == warned
+    assert ("AP is usually lower with larger batches" in out) == lower
 
 
 def test_tensorboard_when_configured(tmp_path: Path) -> None:

@@ -37,13 +37,14 @@ class Console:
             self.folder.log(line)
 
     def start(self, history: list[dict[str, Any]], seconds: float, evaluate_every: int, gpus: int) -> None:
-        """Learn the cost of finished epochs. seconds: training time of the current epoch in earlier processes."""
+        """Read the cost so far from the history. seconds: training time of the current epoch in earlier processes."""
         self._every, self._gpus = evaluate_every, gpus
         for line in history:
             self._update_rates(line)
         self._gpu_hours += gpus * seconds / 3600
 
     def start_epoch(self, epoch: int, batches: int, done: int) -> None:
+        """epoch: counted from 0. done: its batches that were trained on before."""
         self.epoch, self.batches, self.done, self._first = epoch, batches, done, done
         self._begin = self._last_line = time.monotonic()
         self._images = 0
@@ -53,6 +54,7 @@ class Console:
             )
 
     def step_done(self, losses: dict[str, float], images: int) -> None:
+        """Update the progress bar, and write a line every 30 s. losses: the latest, empty before the first report."""
         self.done += 1
         self._images += images
         if not self.enabled:
@@ -68,6 +70,7 @@ class Console:
                 print(f"[{self.name}] {line}", flush=True)
 
     def epoch_done(self, history_line: dict[str, Any]) -> None:
+        """Write a line for a finished epoch, and its numbers to TensorBoard."""
         self._update_rates(history_line)
         scores = [f"{key} {history_line[key]:.3f}" for key in ("AP", "AP50") if key in history_line]
         timing, epoch = history_line["timing"], history_line["epoch"]

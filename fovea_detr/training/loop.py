@@ -72,7 +72,7 @@ class Trainer:
             self.commit({**losses, **metrics}, timing)
 
     def start(self) -> None:
-        """Start the clock, and tell the console what the run has taken so far."""
+        """Start the clock, and pass the cost of the run so far to the console."""
         self.saver.start_clock()
         state, every = self.state, self.config.evaluation.every
         self.console.start(state.history, state.train_seconds, every, self.saver.gpus)
@@ -193,7 +193,7 @@ class Trainer:
         return {name: value / batches for name, value in self.state.sums.items()}
 
     def _stop_or_write_heartbeat(self) -> None:
-        """Stopping between batches of an evaluation loses nothing: its epoch is saved."""
+        """Called between batches of an evaluation. Stopping there loses no training: the epoch is saved."""
         if self.stop.number:
             raise Stopped(self.stop.number)
         self._write_heartbeat()
