@@ -1,7 +1,7 @@
 """One training step on both sides, its optimizer step, and its host reads.
 
-`Sides` runs ours with `fovea_detr.training.loop.train_step`, and the plain model with the same weights, images and
-objects with benchmarks/plain/step.py. Batches are assembled before; benchmarks/data.py measures their cost.
+`Sides` runs ours with `Trainer.train_step` of fovea_detr/training/loop.py, and the plain model with the same weights,
+images and objects with benchmarks/plain/step.py. Batches are assembled before; benchmarks/data.py measures their cost.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from fovea_detr.data.loader import collate_images
 from fovea_detr.machine.device import seconds
 from fovea_detr.model.detr import DETR
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.stop import StopFlag
-from fovea_detr.training.loop import train_step
+from fovea_detr.training.console import Console
+from fovea_detr.training.loop import Trainer
 from fovea_detr.training.optim import build_optimizer
-from fovea_detr.training.state import Parts, Run
+from fovea_detr.training.state import TrainState
 from fovea_detr.types import Batch
 
 Wrap = Callable[[torch.nn.Module], torch.nn.Module]
@@ -77,10 +77,11 @@ class Sides:
     def _build_ours(self, model: DETR, wrap: Wrap) -> None:
         self.model: DETR = model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, self.config.schedule)
-        self.parts = Parts(self.model, wrap(self.model), self.optimizer)
-        self.criterion = build_criterion(self.config).to(self.device)
         self.folder = tempfile.TemporaryDirectory()
-        self.run = Run(self.config, RunFolder(Path(self.folder.name) / "run"), StopFlag(), self.device)
+        folder, state = RunFolder(Path(self.folder.name) / "run"), TrainState(self.model, self.optimizer)
+        criterion, console = build_criterion(self.config).to(self.device), Console(folder, "step", 1, enabled=False)
+        self.trainer = Trainer(self.config, folder, self.device, state, criterion, console)
+        self.trainer.wrapped = wrap(self.model)
         self.batch, self.targets = pinned(collate_images(self.images), self.device), as_targets(self.objects)
 
     def _build_plain(self, model: torch.nn.Module, wrap: Wrap) -> None:
@@ -91,12 +92,12 @@ class Sides:
         self.plain_batch, self.log = pad(self.images), new_log()
 
     def ours(self) -> None:
-        train_step(self.run, self.parts, self.criterion, self.batch, self.targets, step=0)
+        self.trainer.train_step(self.batch, self.targets, step=0)
 
     def loss_of_ours(self) -> float:
-        """The total loss of the last step; a run reads it during the next step."""
-        self.run.ledger.settle()
-        return self.run.ledger.latest["loss"]
+        """The total loss of the last step, which training reads in the next one."""
+        self.trainer.reports.settle()
+        return self.trainer.reports.latest["loss"]
 
     def plain(self) -> float:
         images, is_padding = (part.to(self.device) for part in self.plain_batch)

@@ -33,14 +33,14 @@ def start(*overrides: str, ranks: int = 1, cwd: Path = ROOT) -> subprocess.Popen
 
 
 def run(*overrides: str, ranks: int = 1, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """To the end; the test looks at the exit code."""
+    """Run to the end; the test checks the exit code."""
     process = start(*overrides, ranks=ranks, cwd=cwd)
     out, error = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
 def run_well(*overrides: str, ranks: int = 1) -> str:
-    """To the end, which must be a good one -> stdout."""
+    """Run to the end, which must succeed -> stdout."""
     done = run(*overrides, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -53,7 +53,7 @@ def only_folder(runs: Path, study: str = "tiny") -> RunFolder:
 
 
 def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> bool:
-    """Until the condition holds (True) or the process has ended (False)."""
+    """Wait until the condition holds (True) or the process has ended (False)."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -1,4 +1,4 @@
-"""Runs as a user starts them: odd data sets, every refusal in one line, what the run folder says afterwards."""
+"""Runs as a user starts them: unusual data sets, one-line errors, and the run folder afterwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from fovea_detr.experiment import announce
 from fovea_detr.runs.folder import RunFolder
 from tests.data.builders import box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
+from tests.training.test_preflight import new_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +75,7 @@ def annotated(**changes: Any) -> Callable[[Path], None]:
         (annotated(category_id=77), "77"),
     ],
 )
-def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Path], None], named: str) -> None:
+def test_broken_data_is_a_one_line_error(tmp_path: Path, break_it: Callable[[Path], None], named: str) -> None:
     root = write_coco(tmp_path / "broken")
     break_it(root)
     done = run(*own_data(root, tmp_path))
@@ -94,7 +96,7 @@ def test_broken_data_is_named_in_one_line(tmp_path: Path, break_it: Callable[[Pa
         (("model=fovea_r50", "model.backbone=resnet18", "data.train_images=16", "data.val_images=4"), "resnet18"),
     ],
 )
-def test_other_refusals_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
+def test_other_errors_in_one_line(tmp_path: Path, overrides: tuple[str, ...], named: str) -> None:
     if "device=cuda" in overrides and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     cache = () if "data=coco" in overrides else (f"data.cache={tmp_path / 'cache'}",)
@@ -119,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...],
     return small, only_folder(runs)
 
 
-def test_the_same_command_again_says_done(finished: tuple[tuple[str, ...], RunFolder]) -> None:
+def test_the_same_command_again_prints_done(finished: tuple[tuple[str, ...], RunFolder]) -> None:
     overrides, folder = finished
     before = folder.checkpoint_path.stat().st_mtime_ns
     assert "done already: AP " in run_well(*overrides)
@@ -175,7 +177,17 @@ def test_non_finite_losses_stop_the_run_and_name_the_images(
     assert (state["state"], state["kind"]) == ("failed", "NonFiniteError")
 
 
-def test_tensorboard_when_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "warned", "lower"), [(4, True, False), (8, False, False), (16, True, True)])
+def test_another_total_batch_than_the_recipes_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, warned: bool, lower: bool
+) -> None:
+    announce(new_trainer(tmp_path, f"schedule.batch_size={size}"))
+    out = capsys.readouterr().out
+    assert (f"warning: the total batch is {size}, the recipe's is 8: results are not comparable" in out) == warned
+    assert ("AP is usually lower with larger batches" in out) == lower
+
+
+def test_tensorboard_when_configured(tmp_path: Path) -> None:
     small = ("data.train_images=16", "data.val_images=4", f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path}")
     run_well(*ONE_EPOCH, *small, "tracker=tensorboard", "precision=bf16")
     folder = only_folder(tmp_path)

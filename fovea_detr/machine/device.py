@@ -1,4 +1,4 @@
-"""Work on the device at hand: in which precision, how long it takes to its end, and how it leaves no trace."""
+"""The device: precision, timing, denormals, and restoring a model after a trial."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def seconds(work: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
-    """How long `work` takes, until the device has done it."""
-    wait_for(device)
+    """The seconds that `work` takes, until the device has finished it."""
+    synchronize(device)
     begin = clock()
     work()
-    wait_for(device)
+    synchronize(device)
     return clock() - begin
 
 
-def wait_for(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def denormals_flushed(device: torch.device) -> Iterator[None]:
-    """On a CPU, in this thread and those it starts inside the block: what is below 1.2e-38 counts as 0.
+    """On a CPU, in this thread and those it starts inside the block: numbers below 1.2e-38 count as 0.
 
-    Softmax behind a Gaussian is full of such weights, too small to be seen in any sum, and on some CPUs each costs a
-    hundred cycles: there the attention took 3.7 times as long with them. Afterwards torch's default holds again.
+    Softmax after a Gaussian has many such weights, too small to change a sum, and on some CPUs each costs a hundred
+    cycles: the attention took 3.7 times as long there. Torch's default is restored afterwards.
     """
     is_set = device.type == "cpu" and torch.set_flush_denormal(True)
     try:
@@ -45,8 +45,8 @@ def denormals_flushed(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Afterwards gradients are gone, and buffers, mode and torch's generators are, bit for bit, those of before."""
+def restored_afterwards(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """After the block, buffers, training mode and torch's generators are restored bit for bit; gradients are None."""
     buffers, training = {name: buffer.clone() for name, buffer in model.named_buffers()}, model.training
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

@@ -1,4 +1,4 @@
-"""Processes: who am I, and the few collectives a run needs. Without a process group there is one process."""
+"""The process group: this process's rank, and the collectives of a run. Without a group there is one process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from fovea_detr.errors import UserError
-from fovea_detr.machine.rendezvous import meet
+from fovea_detr.machine.rendezvous import connect
+from fovea_detr.runs.stop import Stopped
 
 T = TypeVar("T")
 _is_alone = False
@@ -24,8 +25,8 @@ _is_alone = False
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group (RANK, WORLD_SIZE, ... in the environment) for the duration of the block, if any.
 
-    torchrun's address comes first, then the file of a SLURM job (FOVEA_RENDEZVOUS), see rendezvous.py.
-    nccl on GPUs, gloo on CPU. Leaving the block on an error does not wait for the other ranks.
+    The address is torchrun's or, in a SLURM job, that of a file (FOVEA_RENDEZVOUS), see rendezvous.py. The backend is
+    nccl on GPUs, gloo on CPUs. Leaving the block on an error does not wait for the other ranks.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -35,9 +36,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     if file is None or "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     else:
-        me, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = meet(Path(file), me, world, os.environ["MASTER_ADDR"])
-        dist.init_process_group(backend, store=store, rank=me, world_size=world, timeout=timedelta(minutes=30))
+        own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = connect(Path(file), own, world, os.environ["MASTER_ADDR"])
+        dist.init_process_group(backend, store=store, rank=own, world_size=world, timeout=timedelta(minutes=30))
     yield
     dist.destroy_process_group()
 
@@ -52,7 +53,7 @@ def is_active() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """For what a rank does by itself, and may fail at while the others do not: nothing in the block waits for them."""
+    """Turn the collectives in the block into local operations, for work at which one rank alone may fail."""
     global _is_alone
     _is_alone = True
     try:
@@ -90,11 +91,11 @@ def gather(value: Any) -> list[Any]:
 def gather_rows(rows: Tensor) -> Tensor:
     """Every rank's rows [N of the rank, ...] one after another, in the order of the ranks, on every rank.
 
-    N differs between ranks, and may be 0; the rest of the shape and the dtype do not.
+    N may differ between ranks, and may be 0; the rest of the shape and the dtype must be equal.
     """
     if not is_active():
         return rows
-    # A backend moves tensors of its own kind of device only.
+    # nccl takes tensors on GPUs only, gloo on CPUs.
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=device))
@@ -107,9 +108,9 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def first_on_node(function: Callable[[], T]) -> T:
-    """Call a function on every rank, on each node's first one before the others, so that a cache is filled once.
+    """Call a function on every rank, on each node's first rank before the others, so that a cache is filled once.
 
-    A UserError of a first rank is raised there; the other ranks leave quietly with exit code 2.
+    A UserError of a first rank is raised there; the other ranks exit with code 2 and print nothing.
     """
     value, error = None, None
     if local_rank() == 0:
@@ -125,8 +126,21 @@ def first_on_node(function: Callable[[], T]) -> T:
     return function() if value is None else value
 
 
+def stop_together(function: Callable[[], T]) -> T:
+    """Call a function, without collectives, that may raise Stopped: if one rank raises it, all do."""
+    value, number = None, 0
+    try:
+        value = function()
+    except Stopped as stopped:
+        number = stopped.number
+    numbers = gather(number)
+    if any(numbers):
+        raise Stopped(max(numbers))
+    return cast(T, value)
+
+
 def share_buffers(model: torch.nn.Module) -> None:
-    """Every rank evaluates with rank 0's buffers (running statistics of batch norm), those that are saved."""
+    """Copy rank 0's buffers (running statistics of batch norm), which checkpoints hold, to every rank."""
     if is_active():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

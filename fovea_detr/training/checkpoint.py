@@ -1,4 +1,4 @@
-"""Checkpoints: read what is published without executing it, load weights and say what fitted, save a run."""
+"""Checkpoints: read files without executing code, load weights with a report of what fitted, save and read a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass
 class Loaded:
-    """What `load_weights` did: names in our naming. skipped: not loaded, and why; missing: left as it was."""
+    """The result of `load_weights`, in our naming. skipped: names not loaded, and why; missing: left unchanged."""
 
     source: str
     loaded: int
@@ -40,9 +40,9 @@ class Loaded:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """A checkpoint file as a dict, on the CPU. Nothing in it is executed; an argparse.Namespace is admitted as data.
+    """A checkpoint file as a dict, on the CPU. No code in it is executed; an argparse.Namespace is allowed as data.
 
-    Raises WeightsError in one line: no such file, not a checkpoint, truncated, or a pickle that wants to run code.
+    Raises WeightsError, one line: no such file, not a checkpoint, truncated, or a pickle that needs to run code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -51,11 +51,11 @@ def read(path: Path | str) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch says "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".
+        # torch's messages: "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".
         unsafe = "GLOBAL " in str(error)
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
-    except Exception as error:  # of damaged bytes torch.load raises almost anything, at times without a message
+    except Exception as error:  # torch.load of damaged bytes raises many types, some without a message
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, Mapping):
@@ -85,9 +85,9 @@ def load_weights(
 ) -> Loaded:
     """Load a checkpoint (ours, DETR's or SMCA's naming, a torchvision network) or a state dict into a model, in place.
 
-    other_classes: a class head of another size is skipped and reported instead of refused (finetuning).
+    other_classes: a class head of another size is skipped and reported instead of an error (finetuning).
     backbone_alone: a torchvision network, which fills only the backbone, is accepted.
-    Raises WeightsError, one line, where the rest does not fit: the model is then unchanged.
+    Raises WeightsError, one line, where anything else does not fit: the model is then unchanged.
     """
     name = "a state dict" if isinstance(source, Mapping) else str(source)
     theirs = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
@@ -137,14 +137,14 @@ def pretrained_state(name: str, source: str) -> dict[str, Tensor]:
 
 
 def save(folder: RunFolder, content: Mapping[str, Any]) -> None:
-    """Write checkpoint.pt whole, keeping the one before it as checkpoint_before.pt."""
+    """Write checkpoint.pt atomically, and keep the previous one as checkpoint_before.pt."""
     if folder.checkpoint_path.exists():
         folder.checkpoint_path.replace(folder.checkpoint_before_path)
     write_atomic(folder.checkpoint_path, lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
 def latest(folder: RunFolder) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run folder, or None. A damaged newest one falls back to the one before."""
+    """The newest readable checkpoint of a run folder, or None. If the newest one is damaged, the one before it."""
     paths = [path for path in (folder.checkpoint_path, folder.checkpoint_before_path) if path.exists()]
     for i, path in enumerate(paths):
         try:
@@ -152,7 +152,7 @@ def latest(folder: RunFolder) -> dict[str, Any] | None:
         except WeightsError as error:
             if i == len(paths) - 1:
                 raise
-            folder.log(f"warning: {error}; going back to {paths[i + 1].name}")
+            folder.log(f"warning: {error}; using {paths[i + 1].name} instead")
     return None
 
 

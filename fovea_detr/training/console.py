@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line in a terminal, plain lines elsewhere, TensorBoard if asked."""
+"""The output of a run: a progress bar in a terminal, plain lines elsewhere and in train.log, optionally TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ from typing import Any
 from tqdm import tqdm
 
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import METRICS, RunFolder
 
 SECONDS_BETWEEN_LINES = 30.0
 FIRST_STEPS = 20
 
 
-class Progress:
-    """Of one run, on the rank that speaks; the others say nothing. epochs: of the whole run; name: begins each line."""
+class Console:
+    """The output of one run. name: the prefix of each line. epochs: of the whole run. enabled: on rank 0 alone."""
 
-    def __init__(self, folder: RunFolder, name: str, epochs: int, *, speaks: bool, tracker: str = "none") -> None:
+    def __init__(self, folder: RunFolder, name: str, epochs: int, *, enabled: bool, tracker: str = "none") -> None:
         self.folder = folder
         self.name = name
         self.epochs = epochs
-        self.speaks = speaks
+        self.enabled = enabled
         self._gpu_hours = self._step_seconds = 0.0
-        self._evaluation_seconds: float | None = None  # not known before the first one
+        self._evaluation_seconds: float | None = None  # unknown before the first evaluation
         self._steps = 0
         self._bar: tqdm | None = None
-        self._writer = tensorboard_writer(folder) if speaks and tracker == "tensorboard" else None
+        self._writer = tensorboard_writer(folder) if enabled and tracker == "tensorboard" else None
 
-    def say(self, line: str) -> None:
-        """A plain line on stdout and in train.log."""
-        if self.speaks:
+    def log(self, line: str) -> None:
+        """Write a line to stdout and to train.log."""
+        if self.enabled:
             self._close_bar()
             print(f"[{self.name}] {line}", flush=True)
             self.folder.log(line)
 
     def start(self, history: list[dict[str, Any]], seconds: float, evaluate_every: int, gpus: int) -> None:
-        """Where the run stands, `seconds` into an epoch: what its epochs have taken, those to come will take, too."""
+        """Read the cost so far from the history. seconds: training time of the current epoch in earlier processes."""
         self._every, self._gpus = evaluate_every, gpus
         for line in history:
-            self._learn(line)
+            self._update_rates(line)
         self._gpu_hours += gpus * seconds / 3600
 
     def start_epoch(self, epoch: int, batches: int, done: int) -> None:
+        """epoch: counted from 0. done: its batches that were trained on before."""
         self.epoch, self.batches, self.done, self._first = epoch, batches, done, done
         self._begin = self._last_line = time.monotonic()
         self._images = 0
-        if self.speaks and sys.stderr.isatty():
+        if self.enabled and sys.stderr.isatty():
             self._bar = tqdm(
                 total=batches, initial=done, desc=f"epoch {epoch + 1}/{self.epochs}", leave=False, unit="step"
             )
 
     def step_done(self, losses: dict[str, float], images: int) -> None:
+        """Update the progress bar, and write a line every 30 s. losses: the latest, empty before the first report."""
         self.done += 1
         self._images += images
-        if not self.speaks:
+        if not self.enabled:
             return
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._losses(losses)}, {self._pace()}")
+            self._bar.set_postfix_str(self._status(losses))
             self._bar.update()
         if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            line = f"epoch {self.epoch + 1}/{self.epochs} step {self.done}/{self.batches}: {self._losses(losses)}, "
-            line += self._pace()
+            line = f"epoch {self.epoch + 1}/{self.epochs} step {self.done}/{self.batches}: {self._status(losses)}"
             self.folder.log(line)
             if self._bar is None:
                 print(f"[{self.name}] {line}", flush=True)
 
     def epoch_done(self, history_line: dict[str, Any]) -> None:
-        self._learn(history_line)
-        scores = ", ".join(f"{key} {history_line[key]:.3f}" for key in ("AP", "AP50") if key in history_line)
+        """Write a line for a finished epoch, and its numbers to TensorBoard."""
+        self._update_rates(history_line)
+        scores = [f"{key} {history_line[key]:.3f}" for key in ("AP", "AP50") if key in history_line]
         timing, epoch = history_line["timing"], history_line["epoch"]
-        left = f", {self.left(epoch, 0)}" if epoch < self.epochs else ""
-        self.say(
-            f"epoch {epoch}/{self.epochs}: {self._losses(history_line)}{', ' + scores if scores else ''}, "
-            f"{timing['images_per_second']:.1f} images/s, {timing['seconds']:.0f} s{self._cost(0.0)}{left}"
-            f"{_graphs(timing)}"
-        )
+        parts = [*_losses(history_line), *scores, f"{timing['images_per_second']:.1f} images/s"]
+        parts += [f"{timing['seconds']:.0f} s", *self._cost(0.0)]
+        parts += [self.time_left(epoch, 0)] if epoch < self.epochs else []
+        self.log(f"epoch {epoch}/{self.epochs}: {', '.join([*parts, *_graphs(timing)])}")
         if self._writer is not None:
             for key, value in history_line.items():
                 if isinstance(value, float):
@@ -88,11 +88,11 @@ class Progress:
         """Images per second of this epoch's training, over all ranks, since this process began it."""
         return self._images / max(1e-9, time.monotonic() - self._begin)
 
-    def left(self, epoch: int, steps_done: int) -> str:
-        """The time from this step of this epoch to the end of the run, the evaluations to come included.
+    def time_left(self, epoch: int, steps_done: int) -> str:
+        """The estimated time from this step of this epoch to the end of the run, evaluations included.
 
-        A step is expected to take what it took in the last epoch or, after the first of them in this one, which wait
-        for the loader, what it takes now; an evaluation, what the last one took.
+        Seconds per step: as in the last epoch, or, after FIRST_STEPS steps of this one (the first steps wait for the
+        loader), as in this epoch. Seconds per evaluation: as in the last one.
         """
         step, here = self._step_seconds, self.done - self._first
         if steps_done and (here > FIRST_STEPS or not step):
@@ -103,24 +103,22 @@ class Progress:
             return f"{clock(seconds)} and {evaluations} evaluation{'s' if evaluations > 1 else ''} left"
         return f"{clock(seconds + evaluations * self._evaluation_seconds)} left"
 
-    def _pace(self) -> str:
+    def _status(self, losses: dict[str, float]) -> str:
+        """Losses (none before the first report), rate, cost and time left, at this step."""
         elapsed = time.monotonic() - self._begin
-        return f"{self.rate():.1f} images/s{self._cost(elapsed)}, {self.left(self.epoch, self.done)}"
+        parts = [*_losses(losses), f"{self.rate():.1f} images/s", *self._cost(elapsed)]
+        return ", ".join([*parts, self.time_left(self.epoch, self.done)])
 
-    def _cost(self, seconds: float) -> str:
-        """GPU-hours of the epochs that are done and of these seconds; nothing where there is no GPU."""
-        return f", {self._gpu_hours + self._gpus * seconds / 3600:.2f} GPU-hours" if self._gpus else ""
+    def _cost(self, seconds: float) -> list[str]:
+        """GPU-hours of the finished epochs and of these seconds; nothing on CPUs."""
+        return [f"{self._gpu_hours + self._gpus * seconds / 3600:.2f} GPU-hours"] if self._gpus else []
 
-    def _learn(self, history_line: dict[str, Any]) -> None:
+    def _update_rates(self, history_line: dict[str, Any]) -> None:
         timing = history_line["timing"]
         self._gpu_hours = timing.get("gpu_hours", 0.0)
         steps, self._steps = history_line["steps"] - self._steps, history_line["steps"]
         self._step_seconds = (timing["seconds"] - timing.get("evaluation_seconds", 0.0)) / max(1, steps)
         self._evaluation_seconds = timing.get("evaluation_seconds", self._evaluation_seconds)
-
-    def _losses(self, values: dict[str, Any]) -> str:
-        names = ("loss", "loss_classification", "loss_l1", "loss_giou")
-        return ", ".join(f"{name.removeprefix('loss_')} {values[name]:.3f}" for name in names if name in values)
 
     def _close_bar(self) -> None:
         if self._bar is not None:
@@ -134,6 +132,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
+def summary(result: dict[str, Any]) -> str:
+    """result.json in one line: the last and best metrics, and the time it took."""
+    scores = ", ".join(f"{name} {result['last'][name]:.3f}" for name in METRICS[:6] if name in result["last"])
+    best = f"; best AP {result['best']['AP']:.3f} after epoch {result['best']['epoch']}" if "best" in result else ""
+    took = f"; {result['epochs']} epochs in {result['minutes']:.1f} minutes" if "epochs" in result else ""
+    return f"{scores}{best}{took}; inference {result['inference_seconds'] * 1000:.1f} ms an image"
+
+
 def tensorboard_writer(folder: RunFolder) -> Any:
     """A SummaryWriter into the run folder. Raises ConfigError, one line, where tensorboard is not installed."""
     try:
@@ -145,8 +151,13 @@ def tensorboard_writer(folder: RunFolder) -> Any:
     return SummaryWriter(str(folder.path / "tensorboard"))
 
 
-def _graphs(timing: dict[str, Any]) -> str:
-    """With compile=true: what was compiled."""
+def _losses(values: dict[str, Any]) -> list[str]:
+    names = ("loss", "loss_classification", "loss_l1", "loss_giou")
+    return [f"{name.removeprefix('loss_')} {values[name]:.3f}" for name in names if name in values]
+
+
+def _graphs(timing: dict[str, Any]) -> list[str]:
+    """The number of compiled graphs, with compile=true."""
     if "compiled_graphs" not in timing:
-        return ""
-    return f", {timing['compiled_graphs']} compiled graphs ({timing['recompiles']} since the warm-up)"
+        return []
+    return [f"{timing['compiled_graphs']} compiled graphs ({timing['recompiles']} since the warm-up)"]

@@ -1,173 +1,214 @@
-"""Training: the loop of a run on one screen, and one step of it. Every start is a resume."""
+"""The training loop: one `Trainer` per run and rank."""
 
 from __future__ import annotations
 
 import math
+import signal
 import time
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from fovea_detr.data.batches import epoch_batches, eval_batches
-from fovea_detr.data.coco import CocoDataset
-from fovea_detr.data.loader import Loader
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
-from fovea_detr.evaluation.detections import detect, gather_detections
-from fovea_detr.loss.criterion import Criterion, Losses
+from fovea_detr.evaluation.coco import coco_metrics
+from fovea_detr.evaluation.detections import gather_detections
+from fovea_detr.loss.criterion import Criterion
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
-from fovea_detr.machine.memory import shortage_named
-from fovea_detr.training.compiled import plain
-from fovea_detr.training.console import Progress
+from fovea_detr.machine.memory import out_of_memory_as_error
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.stop import StopFlag, Stopped
+from fovea_detr.training.compiled import Compiled
+from fovea_detr.training.console import Console, summary
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
-from fovea_detr.training.reports import Report
-from fovea_detr.training.state import Parts, Run
+from fovea_detr.training.reports import StepReports, average_over_ranks, location
+from fovea_detr.training.saver import Saver
+from fovea_detr.training.split import Split
+from fovea_detr.training.state import TrainState
 from fovea_detr.types import Batch, Target
 
 
 @dataclass
-class Work:
-    """What a run is carried out with, besides what it changes (Parts)."""
+class Trainer:
+    """One run on this rank. All ranks call the same methods in the same order; only rank 0 writes files.
 
-    train: CocoDataset | None
-    val: CocoDataset
+    train: None with mode=eval. wrapped: the module that training calls: DDP around `state.model` with several ranks.
+    compiled: with compile=true. peak_memory_bytes: of the largest batch, see preflight.py.
+    """
+
+    config: Config
+    folder: RunFolder
+    device: torch.device
+    state: TrainState
     criterion: Criterion
-    progress: Progress
-    backend: str  # of COCO's evaluation
-    train_loader: Loader | None
-    val_loader: Loader
+    console: Console
+    stop: StopFlag = field(default_factory=StopFlag)
+    train: Split | None = None
+    val: Split | None = None
+    compiled: Compiled | None = None
+    peak_memory_bytes: int | None = None
 
-    @cached_property
-    def ground_truth(self) -> GroundTruth:
-        """Of the validation split, read at the first evaluation by whoever computes metrics."""
-        return GroundTruth(self.val.annotations.ground_truth(), self.backend)
+    def __post_init__(self) -> None:
+        self.wrapped: nn.Module = self.state.model
+        self.reports = StepReports(self.state.add_losses)
+        gpus = distributed.world_size() if self.device.type == "cuda" else 0
+        self.saver = Saver(self.folder, self.state, self.config.checkpoint.minutes, gpus)
 
     def close(self) -> None:
         """End the loaders' worker processes."""
-        for loader in (self.train_loader, self.val_loader):
-            if loader is not None:
-                loader.close()
+        for split in (self.train, self.val):
+            if split is not None:
+                split.loader.close()
 
+    def fit(self) -> None:
+        """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
+        self.start()
+        for _ in range(self.state.epoch, self.config.schedule.epochs):
+            losses = self.train_epoch()
+            metrics, timing = self.evaluate_if_due()
+            self.commit({**losses, **metrics}, timing)
 
-def fit(run: Run, parts: Parts, work: Work) -> None:
-    """Train to the last epoch from wherever the run stands. Raises Stopped at a step boundary after a signal."""
-    schedule = run.config.schedule
-    run.start_clock()
-    work.progress.start(run.position.history, run.position.train_seconds, run.config.evaluation.every, run.gpus)
-    for epoch in range(run.epoch, schedule.epochs):
-        losses = train_one_epoch(run, parts, work)
-        due = (epoch + 1) % run.config.evaluation.every == 0 or epoch + 1 == schedule.epochs
-        if due:
-            run.save(parts)  # an evaluation that is killed does not cost the epoch
-        with shortage_named(f"evaluation after epoch {epoch + 1}, rank {distributed.rank()}"):
-            metrics, timing = evaluate(run, parts, work) if due else ({}, {})
-        assert work.train_loader is not None
-        timing["padding_share"] = work.train_loader.padding_share
-        if parts.compiled is not None:
-            timing |= parts.compiled.counts()
-        line = {"epoch": epoch + 1, **losses, **metrics, "timing": timing}
-        run.commit(line, parts)
-        work.progress.epoch_done(run.position.history[-1])
+    def start(self) -> None:
+        """Start the clock, and pass the cost of the run so far to the console."""
+        self.saver.start_clock()
+        state, every = self.state, self.config.evaluation.every
+        self.console.start(state.history, state.train_seconds, every, self.saver.gpus)
 
+    def train_epoch(self) -> dict[str, Any]:
+        """Train on the remaining batches of this epoch -> its number, mean losses, rate and steps. Raises Stopped."""
+        assert self.train is not None
+        state, batches = self.state, self.train.epoch_batches(self.state.epoch)
+        first = state.batches_done
+        self.wrapped.train()
+        self.console.start_epoch(state.epoch, len(batches), first)
+        read = self.train.loader.read(batches[first:], epoch=state.epoch)
+        for step, (batch, targets) in enumerate(read, start=state.epoch * len(batches) + first):
+            set_learning_rate(state.optimizer, learning_rate_factor(self.config.schedule, step, len(batches)))
+            with out_of_memory_as_error(location(step, batch)):
+                self.train_step(batch, targets, step)
+            self.console.step_done(self.reports.latest, state.total_batch_size)
+            self.end_step(step)
+        self.reports.settle()
+        rate, steps = state.optimizer.param_groups[0]["lr"], (state.epoch + 1) * len(batches)
+        return {"epoch": state.epoch + 1, **self.epoch_means(), "lr": rate, "steps": steps}
 
-def train_one_epoch(run: Run, parts: Parts, work: Work) -> dict[str, float]:
-    """The batches of this epoch that are still to do -> the epoch's mean losses. Raises Stopped."""
-    config, position, loader = run.config, run.position, work.train_loader
-    assert loader is not None
-    batches = run_batches(run, work)
-    start = position.batches_done
-    parts.wrapped.train()
-    work.progress.start_epoch(position.epoch, len(batches), start)
-    for i, (batch, targets) in enumerate(loader.read(batches[start:], epoch=position.epoch), start=start):
-        step = position.epoch * len(batches) + i
-        factor = learning_rate_factor(config.schedule, step, len(batches))
-        set_learning_rate(parts.optimizer, factor)
-        with shortage_named(_where(step, batch)):
-            train_step(run, parts, work.criterion, batch, targets, step)
-        work.progress.step_done(run.ledger.latest, run.total_batch_size)
-        run.step_done(step, parts)
-    run.ledger.settle()
-    return {
-        **run.epoch_means(),
-        "lr": parts.optimizer.param_groups[0]["lr"],
-        "steps": (position.epoch + 1) * len(batches),
-    }
+    def train_step(self, batch: Batch, targets: list[Target], step: int) -> None:
+        """One optimizer step; its report is posted to `reports`. The host synchronises with the device once.
 
+        Raises NonFiniteError, at the latest in the next step; a step that is not finite never changes the weights.
+        """
+        state, config = self.state, self.config
+        torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
+        state.optimizer.zero_grad(set_to_none=True)  # before the forward pass, so that activations reuse the memory
+        with autocast(self.device, config.precision):
+            predictions = self.wrapped(batch.to(self.device))
+        try:
+            losses = self.criterion(predictions, targets, self.reports.fetch)
+        except NonFiniteError as error:
+            self.reports.check()  # an error of the step before comes first
+            raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
+        self.reports.check()
+        losses.total.backward()
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.schedule.clip or math.inf)
+        stopping = self.stop.number != 0
+        report = average_over_ranks(losses, norm, stopping=stopping, step=step, where=location(step, batch))
+        step_if_finite(state.optimizer, report.values)
+        self.reports.post(report)
 
-def train_step(run: Run, parts: Parts, criterion: Criterion, batch: Batch, targets: list[Target], step: int) -> None:
-    """One step on every rank; what came of it is posted to the run's ledger. The host waits for the device once.
+    def end_step(self, step: int) -> None:
+        """Count one step and save if due. Once all ranks know of a signal, save and raise Stopped.
 
-    Raises NonFiniteError, at the latest in the next step; a step that is not finite never touches the weights.
-    """
-    config = run.config
-    torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
-    parts.optimizer.zero_grad(set_to_none=True)  # before the forward pass, whose activations take their place
-    with autocast(run.device, config.precision):
-        predictions = parts.wrapped(batch.to(run.device))
-    try:
-        losses = criterion(predictions, targets, run.ledger.fetch)
-    except NonFiniteError as error:
-        run.ledger.check()  # the step before comes first
-        raise NonFiniteError(f"{_where(step, batch)}: {error}; {_last_losses(run)}") from None
-    run.ledger.check()
-    losses.total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), config.schedule.clip or math.inf)
-    report = _report(losses, norm, run, step, batch)
-    step_if_finite(parts.optimizer, report.values)
-    run.ledger.post(report)
+        The losses of the last step are read before a checkpoint is written. Raises NonFiniteError.
+        """
+        self.state.batches_done += 1
+        if self.reports.stops_after(step):
+            self.reports.settle()
+            self.saver.save()
+            raise Stopped(self.stop.number or signal.SIGTERM)
+        if self.saver.is_due():
+            self.reports.read()  # no collective here: the ranks' clocks differ
+            if self.reports.all_finite:
+                self.saver.save()
+        self._write_heartbeat()
 
+    def evaluate_if_due(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """`evaluate`, if this epoch is to be evaluated; otherwise two empty dicts."""
+        epoch, every = self.state.epoch + 1, self.config.evaluation.every
+        if epoch % every and epoch != self.config.schedule.epochs:
+            return {}, {}
+        self.saver.save()  # so that the epoch is not lost if the evaluation is killed
+        with out_of_memory_as_error(f"evaluation after epoch {epoch}, rank {distributed.rank()}"):
+            return self.evaluate()
 
-def evaluate(run: Run, parts: Parts, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
-    """Detections of the whole validation split on all ranks -> the metrics (on rank 0, else empty) and what it took."""
-    begin, config = time.monotonic(), run.config
-    distributed.share_buffers(parts.model)
-    batches = eval_batches(len(work.val), config.evaluation.batch_size, distributed.world_size(), distributed.rank())
-    loaded = work.val_loader.read(batches)
-    look = lambda: detect(parts.model, loaded, run.device, config.precision, run.leave_if_asked)  # noqa: E731
-    with plain():
-        table = gather_detections(run.unless_asked(look))
-    metrics: dict[str, Any] = {}
-    if run.is_writer:
-        metrics = coco_metrics(work.ground_truth, table)
-        if config.evaluation.save_predictions:
-            run.folder.write_predictions(table.results())
-    return metrics, {"evaluation_seconds": time.monotonic() - begin}
+    def evaluate(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """Evaluate the whole validation split, on all ranks -> metrics (empty but on rank 0), evaluation_seconds."""
+        assert self.val is not None
+        begin, val, model = time.monotonic(), self.val, self.state.model
+        distributed.share_buffers(model)
+        detect = lambda: val.detect(model, self.device, self._stop_or_write_heartbeat)  # noqa: E731
+        table = gather_detections(distributed.stop_together(detect))
+        metrics: dict[str, Any] = {}
+        if distributed.rank() == 0:
+            metrics = coco_metrics(val.ground_truth, table)
+            if self.config.evaluation.save_predictions:
+                self.folder.write_predictions(table.results())
+        return metrics, {"evaluation_seconds": time.monotonic() - begin}
 
+    def commit(self, line: dict[str, Any], timing: dict[str, float]) -> None:
+        """End the epoch: checkpoint, history and console. line: the epoch's number, losses and metrics."""
+        assert self.train is not None
+        timing = {**timing, "padding_share": self.train.loader.padding_share}
+        if self.compiled is not None:
+            timing |= self.compiled.counts()
+        self.saver.commit({**line, "timing": timing})
+        self.console.epoch_done(self.state.history[-1])
 
-def run_batches(run: Run, work: Work) -> list[list[int]]:
-    """This rank's batches of the present epoch."""
-    assert work.train is not None
-    config, world = run.config, distributed.world_size()
-    ratios = work.train.aspect_ratios(config.seed, run.epoch) if config.data.bucketing else None
-    size = config.schedule.batch_size
-    return epoch_batches(len(work.train), size, world, distributed.rank(), config.seed, run.epoch, ratios)
+    def finish(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write result.json, which marks the run as done. metrics: with mode=eval; else they come from the history."""
+        if distributed.rank() != 0:
+            return
+        assert self.val is not None
+        outcome: dict[str, Any] = {"last": metrics}
+        if self.config.mode == "train":
+            outcome = {**self.state.outcome(), "peak_memory_bytes": self.peak_memory_bytes}
+        result = {
+            "mode": self.config.mode,
+            **outcome,
+            **self.val.inference_time(self.state.model, self.device),
+            "parameters": sum(p.numel() for p in self.state.model.parameters()),
+            "total_batch_size": self.state.total_batch_size,
+            "world_size": distributed.world_size(),
+        }
+        self.folder.write_result(result)
+        self.folder.write_state("done")
+        self.console.log(f"done: {summary(result)}")
+
+    def epoch_means(self) -> dict[str, float]:
+        """The mean of each loss over the batches of this epoch whose losses have been read."""
+        unread = 0 if self.reports.pending is None else 1
+        batches = max(1, self.state.batches_done - unread)
+        return {name: value / batches for name, value in self.state.sums.items()}
+
+    def _stop_or_write_heartbeat(self) -> None:
+        """Called between batches of an evaluation. Stopping there loses no training: the epoch is saved."""
+        if self.stop.number:
+            raise Stopped(self.stop.number)
+        self._write_heartbeat()
+
+    def _write_heartbeat(self) -> None:
+        if distributed.rank() == 0:
+            self.folder.beat(epoch=self.state.epoch, batches_done=self.state.batches_done)
+
+    def _losses_so_far(self) -> str:
+        means = self.epoch_means()
+        if not means:
+            return "there was no finite loss before it in this epoch"
+        return "mean losses of this epoch so far: " + ", ".join(f"{name} {value:g}" for name, value in means.items())
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The generator's seed for one step on one rank: dropout depends on nothing that was drawn before."""
+    """The seed of torch's generator for one step on one rank: dropout does not depend on earlier random numbers."""
     return (seed * 1_000_003 + step) * 4096 + rank
-
-
-def _report(losses: Losses, norm: Tensor, run: Run, step: int, batch: Batch) -> Report:
-    """The total and the last layer's losses, averaged over ranks in one collective with the stop flags."""
-    parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
-    own = torch.stack([losses.total.detach(), *parts.values()])
-    flag = torch.full_like(own[:1], float(run.stop.number != 0))
-    *means, flags = distributed.mean(torch.cat((own, flag))).split(1)
-    values = torch.cat((*means, norm[None], flags))
-    return Report(step, _where(step, batch), ("loss", *parts, "gradient_norm", "stop"), values, own)
-
-
-def _where(step: int, batch: Batch) -> str:
-    return f"step {step}, rank {distributed.rank()}, images {', '.join(map(str, batch.image_ids))}"
-
-
-def _last_losses(run: Run) -> str:
-    means = run.epoch_means()
-    if not means:
-        return "there was no finite loss before it in this epoch"
-    return "mean losses of this epoch so far: " + ", ".join(f"{name} {value:g}" for name, value in means.items())

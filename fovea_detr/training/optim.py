@@ -1,4 +1,4 @@
-"""AdamW with the backbone apart, and the learning rate as a function of the step alone."""
+"""AdamW with a group for the backbone, and the learning rate as a function of the step alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fovea_detr.config.schema import Schedule
 
 
 def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """Two groups, as published: the rest at `lr`, the backbone's trainable part at `lr_backbone`."""
+    """AdamW with two groups, as in DETR: the backbone's trained parameters at `lr_backbone`, the others at `lr`."""
     rest, backbone = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -22,9 +22,9 @@ def build_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, values: Tensor) -> None:
-    """One step, or none if one of the values is NaN or infinite: decided on the device, which nobody waits for.
+    """One step, or none if one of the values [N] is NaN or infinite: decided on the device, without a synchronisation.
 
-    This is how a gradient scaler skips a step; the fused optimizer knows it, counts its steps accordingly.
+    torch's GradScaler skips steps in the same way; the fused optimizer does not count a skipped step.
     """
     optimizer.found_inf = values.isfinite().all().logical_not().float()  # type: ignore[attr-defined]
     optimizer.step()

@@ -1,7 +1,7 @@
-"""Before the first step: what training is going to need is tried on the device at hand, and leaves no trace.
+"""Preflight: before the first step, run the largest batch once, then restore everything.
 
-The worst batch of the data set goes forwards and backwards once, so that a run which does not fit ends before it has
-cost anything, with the batch size that does.
+On a GPU the fastest variants are chosen first, and a batch that does not fit ends the run with the batch size that
+does. On a CPU the peak memory is reported.
 """
 
 from __future__ import annotations
@@ -17,154 +17,102 @@ from fovea_detr.data.worst import WorstBatch, worst_batch
 from fovea_detr.errors import NonFiniteError, OutOfMemoryError
 from fovea_detr.fovea.attend import choices
 from fovea_detr.machine import distributed, memory
-from fovea_detr.machine.child import CAN_FORK, ChildFailed, ChildKilled, in_child
-from fovea_detr.machine.device import autocast, left_as_it_was
+from fovea_detr.machine.device import autocast, restored_afterwards
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.memory_format import pays_channels_last
 from fovea_detr.model.pixels import normalised
 from fovea_detr.training import compiled
-from fovea_detr.training.loop import Work
-from fovea_detr.training.state import Parts, Run
+from fovea_detr.training.loop import Trainer
 
-Outcome = int | str  # of a try on one rank: the peak in bytes, or what was said when memory was out
+Outcome = int | str  # of one attempt on one rank: the peak in bytes, or the message of the exhausted allocator
 
 
-def before_first_step(run: Run, parts: Parts, work: Work) -> None:
-    """Every start passes here, resumed or not: what a GPU does fastest is chosen, then the memory tried with that.
+def before_first_step(trainer: Trainer) -> None:
+    """Every start calls this, resumed or not: choose what is fastest on a GPU, then check the memory with it.
 
-    Raises OutOfMemoryError, the same on every rank, if the worst batch does not fit on one of them; ConfigError where
+    Raises OutOfMemoryError, the same on every rank, if the largest batch does not fit on one of them; ConfigError where
     compile=true does not work.
     """
-    assert work.train is not None
-    if len(work.train) < run.total_batch_size:
-        return  # the first epoch refuses it
-    trial, size = Trial(run, parts, work), run.config.schedule.batch_size
-    if run.device.type == "cuda":
-        choose_for_gpu(trial)
-    outcomes = trial.outcomes(size)
+    assert trainer.train is not None
+    if len(trainer.train.dataset) < trainer.state.total_batch_size:
+        return  # the first epoch fails with an error that names both numbers
+    preflight, on_gpu = Preflight(trainer), trainer.device.type == "cuda"
+    if on_gpu:
+        preflight.choose_for_gpu()
+    outcomes = preflight.outcomes(trainer.config.schedule.batch_size)
     if not fit(outcomes):
-        raise OutOfMemoryError(trial.advice(outcomes))
-    run.peak_memory_bytes = max(peak for peak in outcomes if isinstance(peak, int))
-    kind = "GPU" if run.device.type == "cuda" else "CPU"
-    work.progress.say(
-        f"worst batch: {trial.worst(size)}: peak memory {memory.shown(run.peak_memory_bytes)} of "
-        f"{memory.shown(memory.limit_bytes(run.device))} ({kind})"
-    )
-    if run.config.compile:
-        compile_training(trial)
-
-
-def choose_for_gpu(trial: Trial) -> None:
-    """Measure, on the worst batch: how the backbone's activations lie best, and which path attention takes."""
-    run, model = trial.run, trial.parts.model
-    assert isinstance(model, DETR)
-    worst = trial.worst(run.config.schedule.batch_size)
-    batch = worst.made_up()[0].to(run.device)
-    model.backbone.channels_last = pays_channels_last(
-        model.backbone, normalised(batch.images, batch.sizes_hw), run.config.precision
-    )
-    del batch
-    trial.attempt(worst)  # attention chooses in its first pass, and the trial of the memory is to come without that
-    chosen = [f"channels {'last' if model.backbone.channels_last else 'first'} in the backbone", *choices()]
-    trial.work.progress.say(f"measured on this GPU: {', '.join(chosen)}")
-
-
-def compile_training(trial: Trial) -> None:
-    """compile=true: each node's first rank fills the compiler's cache on disk, the others take it from there."""
-    # inductor's gradients of 1x1 convolutions write their strides in another way; DDP copies them, and remarks on it.
-    warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
-    run, model = trial.run, trial.parts.model
-    assert isinstance(model, DETR)
-    size = run.config.schedule.batch_size
-    longest = max(trial.worst(size).padded_hw)
-    with memory.shortage_named("the warm-up of compile=true"):
-        done = distributed.first_on_node(
-            lambda: compiled.compile_training(model, size, longest, run.device, run.config.precision)
-        )
-    trial.parts.compiled = done
-    trial.work.progress.say(
-        f"compiled backbone and encoder for training: {done.graphs} graphs in {done.seconds:.0f} s; training images "
-        f"are padded to multiples of {model.sides_multiple} px"
-    )
+        raise OutOfMemoryError(preflight.advice(outcomes))
+    trainer.peak_memory_bytes = max(peak for peak in outcomes if isinstance(peak, int))
+    of = f" of {memory.format_bytes(memory.gpu_bytes(trainer.device))} (GPU)" if on_gpu else " (CPU)"
+    peak = f"peak memory {memory.format_bytes(trainer.peak_memory_bytes)}{of}"
+    trainer.console.log(f"worst batch: {preflight.worst(trainer.config.schedule.batch_size)}: {peak}")
+    if trainer.config.compile:
+        preflight.compile_training()
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Of one run on this rank; all but `attempt`, `attempt_here` and `worst` is to be called by all ranks together."""
+class Preflight:
+    """The preflight of one run on this rank. All ranks call its methods, except `attempt`, `step` and `worst`."""
 
-    run: Run
-    parts: Parts
-    work: Work
-    _worst: dict[int, WorstBatch] = field(default_factory=dict)  # by batch size: half a second each on COCO
+    trainer: Trainer
+    _worst: dict[int, WorstBatch] = field(default_factory=dict)  # by batch size: each takes 0.5 s on COCO
 
     def worst(self, batch_size: int) -> WorstBatch:
-        assert self.work.train is not None
+        """The batch of this size that needs the most memory."""
+        assert self.trainer.train is not None
         if batch_size not in self._worst:
-            self._worst[batch_size] = worst_batch(self.work.train, batch_size)
+            self._worst[batch_size] = worst_batch(self.trainer.train.dataset, batch_size)
         return self._worst[batch_size]
 
+    def choose_for_gpu(self) -> None:
+        """Measure on the largest batch: the backbone's memory format, and the path of the attention."""
+        trainer, model = self.trainer, self.trainer.state.model
+        assert isinstance(model, DETR)
+        worst = self.worst(trainer.config.schedule.batch_size)
+        batch = worst.made_up()[0].to(trainer.device)
+        images = normalised(batch.images, batch.sizes_hw)
+        model.backbone.channels_last = pays_channels_last(model.backbone, images, trainer.config.precision)
+        del batch, images
+        self.attempt(worst)  # attention measures its paths in its first pass, which the memory check must not include
+        chosen = [f"channels {'last' if model.backbone.channels_last else 'first'} in the backbone", *choices()]
+        trainer.console.log(f"measured on this GPU: {', '.join(chosen)}")
+
     def outcomes(self, batch_size: int) -> list[Outcome]:
-        """Each rank's, by its number."""
+        """Each rank's outcome with a batch of this size, in the order of the ranks."""
         return distributed.gather(self.attempt(self.worst(batch_size)))
 
     def attempt(self, worst: WorstBatch) -> Outcome:
-        """This rank's. On a CPU a child process': where memory is out, not all that torch calls looks at what it got,
-        and a control group ends the process that took too much."""
-        if self.run.device.type != "cpu" or not CAN_FORK:
-            return self.attempt_here(worst)
-        files = memory.file_bytes()
-        try:
-            return in_child(lambda: self.attempt_twice(worst, files))
-        except ChildKilled as killed:
-            return str(killed)
-        except ChildFailed:
-            return self.attempt_here(worst)
-
-    def attempt_twice(self, worst: WorstBatch, files: int) -> Outcome:
-        """In a copy of a process with this many bytes of files in memory, which are not the copy's before it touches
-        them. The second step finds the memory in the pieces that the first one has left."""
-        outcome = self.attempt_here(worst)
-        if isinstance(outcome, int):
-            outcome = self.attempt_here(worst)
-        return outcome if isinstance(outcome, str) else outcome + max(0, files - memory.file_bytes())
-
-    def attempt_here(self, worst: WorstBatch) -> Outcome:
-        """The bare model, and no collective: one rank may fail where the others do not."""
-        device, said = self.run.device, None
-        older_than_the_step = torch.ones((), requires_grad=True) * 1
+        """One forward and backward pass on this rank. The bare model and no collective: one rank alone may fail."""
+        device = self.trainer.device
         memory.restart_peak(device)
         try:
-            with left_as_it_was(self.parts.model, device), distributed.alone():
+            with restored_afterwards(self.trainer.state.model, device), distributed.alone():
                 self.step(worst)
+            return memory.peak_bytes(device)
         except Exception as error:
             if not memory.is_out_of_memory(error):
                 raise
-            said = memory.words(error)
-        if said is None:
-            return memory.peak_bytes(device)
-        # A backward pass that failed leaves its tasks, and so its tensors, in autograd's queue of this thread: the next
-        # one throws them away before it comes to what is older.
-        older_than_the_step.backward()
-        memory.release(device)  # only here: the exception, whose frames held the tensors, is gone
-        return said
+            message = memory.first_line(error)
+        memory.release(device)  # after the block: the exception's frames refer to the tensors
+        return message
 
     def step(self, worst: WorstBatch) -> None:
         """Forward, loss and backward of a made-up batch."""
-        device, model = self.run.device, self.parts.model
-        held = still_to_come(self.parts, device)
+        trainer, model = self.trainer, self.trainer.state.model
+        reserved = optimizer_memory(trainer.state.optimizer)
         batch, targets = worst.made_up()
         model.train()
-        with autocast(device, self.run.config.precision):
-            predictions = model(batch.to(device))
-        with suppress(NonFiniteError):  # broken weights: the first step says so, and of which images
-            self.work.criterion(predictions, targets).total.backward()
-        held.clear()
+        with autocast(trainer.device, trainer.config.precision):
+            predictions = model(batch.to(trainer.device))
+        with suppress(NonFiniteError):  # broken weights: the first step reports them with its images
+            trainer.criterion(predictions, targets).total.backward()
+        reserved.clear()
 
     def largest_that_fits(self, too_large: int) -> int:
-        """A batch size below that fits on every rank with a tenth to spare, the largest within a tenth; 0 if none does.
+        """A batch size below `too_large` that fits on every rank with a tenth to spare, within a tenth of the largest.
 
-        To spare, because thousands of steps leave memory in more pieces than a try does, and no two processes alike.
-        Doubled from 1, then by bisection: most tries are small ones, and quick.
+        0 if none does. To spare, because thousands of steps fragment the memory more than one attempt does. Doubled
+        from 1, then by bisection: most attempts are small and fast.
         """
         fits, refused = 0, too_large
         while too_large - fits > max(1, fits // 10):
@@ -174,35 +122,53 @@ class Trial:
         return fits
 
     def advice(self, outcomes: list[Outcome]) -> str:
-        """The line for a run whose batch did not fit, the same on every rank."""
-        config, total, world = self.run.config, self.run.total_batch_size, len(outcomes)
-        rank, said = next((i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str))
-        limit = memory.shown(distributed.gather(memory.limit_bytes(self.run.device))[rank])
+        """The error line for a batch that did not fit, the same on every rank. On a GPU it names one that does."""
+        trainer, world = self.trainer, len(outcomes)
+        config, device, total = trainer.config, trainer.device, trainer.state.total_batch_size
+        rank, message = next((i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str))
+        of_rank = f" of rank {rank}" if world > 1 else ""
+        line = f"the worst batch ({self.worst(config.schedule.batch_size)}) does not fit into "
+        if device.type != "cuda":
+            return f"{line}the memory{of_rank} ({message}): lower schedule.batch_size"
+        size = memory.format_bytes(distributed.gather(memory.gpu_bytes(device))[rank])
+        line += f"the GPU{of_rank} ({size}): "
         fits = self.largest_that_fits(config.schedule.batch_size)
-        memory_of = f"{'the GPU' if self.run.device.type == 'cuda' else 'the memory'}{f' of rank {rank}' * (world > 1)}"
-        line = f"the worst batch ({self.worst(config.schedule.batch_size)}) does not fit into {memory_of} ({limit}): "
         if fits == 0:
             smaller = ["precision=bf16"] * (config.precision == "fp32") + ["model.dc5=false"] * config.model.dc5
             remedies = ", ".join([*smaller, "a smaller model (model.backbone)", "smaller images"])
-            return f"{line}not even one image does ({said}); choose among {remedies}"
+            return f"{line}not even one image does ({message}); choose among {remedies}"
         kept = max(size for size in range(1, fits + 1) if total % size == 0)
         return (
             f"{line}schedule.batch_size={fits} fits (tried), a total batch of {fits * world} instead of {total}; to "
             f"keep {total}, take schedule.batch_size={kept} and {total // kept} processes (cluster.gpus, cluster.nodes)"
         )
 
+    def compile_training(self) -> None:
+        """compile=true: each node's first rank fills the compiler's cache on disk, the others read it."""
+        # inductor's gradients of 1x1 convolutions have other strides than DDP's buckets; DDP copies them, and warns.
+        warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
+        trainer, model = self.trainer, self.trainer.state.model
+        assert isinstance(model, DETR)
+        size, precision = trainer.config.schedule.batch_size, trainer.config.precision
+        longest = max(self.worst(size).padded_hw)
+        with memory.out_of_memory_as_error("the warm-up of compile=true"):
+            done = distributed.first_on_node(
+                lambda: compiled.compile_training(model, size, longest, trainer.device, precision)
+            )
+        trainer.compiled = done
+        trainer.console.log(
+            f"compiled backbone and encoder for training: {done.graphs} graphs in {done.seconds:.0f} s; training "
+            f"images are padded to multiples of {model.sides_multiple} px"
+        )
+
 
 def fit(outcomes: list[Outcome]) -> bool:
+    """Whether the batch fits on every rank."""
     return all(isinstance(outcome, int) for outcome in outcomes)
 
 
-def still_to_come(parts: Parts, device: torch.device) -> list[Tensor]:
-    """Stand-ins for what training allocates after the first backward pass: AdamW's two moments of each parameter.
-
-    On a CPU also DDP's buckets, the gradients once more: theirs is memory that is not resident before it is used,
-    while a GPU's allocator has counted it.
-    """
-    trained = [p for group in parts.optimizer.param_groups for p in group["params"]]
-    moments = [torch.zeros_like(p).fill_(1) for p in trained if not parts.optimizer.state.get(p) for _ in range(2)]
-    has_buckets = parts.wrapped is not parts.model and device.type == "cpu"
-    return moments + [torch.zeros_like(p).fill_(1) for p in trained if has_buckets]
+def optimizer_memory(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Stand-ins for what the first step allocates after its backward pass: AdamW's two moments of each parameter."""
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    missing = [parameter for parameter in trained if not optimizer.state.get(parameter)]
+    return [torch.zeros_like(parameter).fill_(1) for parameter in missing for _ in range(2)]

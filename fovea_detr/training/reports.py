@@ -1,8 +1,8 @@
-"""What training steps report, read one step late, so that a step makes the host wait for its device only once.
+"""Reports of training steps, read one step late, so that each step synchronises the host with its device only once.
 
-A step leaves its losses, its gradient's norm and the ranks' stop flags on the device (`post`); they come to the host
-with the next step's matching costs, in the same copy (`fetch`). Nobody needs them before: a step whose losses or
-gradient are not finite changes no weight, by the optimizer's own look at a flag on the device.
+A step leaves its losses, its gradient norm and the ranks' stop flags on the device (`post`). The next step copies them
+to the host together with its matching costs (`fetch`). They are not needed earlier: a step whose losses or gradient are
+not finite changes no weight, because the optimizer checks a flag on the device.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import torch
 from torch import Tensor
 
 from fovea_detr.errors import NonFiniteError
+from fovea_detr.loss.criterion import Losses
 from fovea_detr.loss.matcher import to_host
 from fovea_detr.machine import distributed
+from fovea_detr.types import Batch
 
 
 @dataclass(frozen=True)
 class Report:
-    """Of one step. values: one number a name, equal on all ranks; own: this rank's losses before they were averaged.
+    """The report of one step. values [N]: equal on all ranks, one for each name; own [N - 2]: this rank's own losses.
 
-    The last name is "stop": above 0 if any rank has been asked to stop. where: step, rank and images, for messages.
+    The last two names are "gradient_norm" and "stop", which is above 0 if any rank has received a signal.
+    where: see `location`.
     """
 
     step: int
@@ -34,73 +37,88 @@ class Report:
     own: Tensor
 
 
+def average_over_ranks(losses: Losses, norm: Tensor, *, stopping: bool, step: int, where: str) -> Report:
+    """The total and the last layer's losses, averaged over ranks in one collective together with the stop flags."""
+    parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
+    own = torch.stack([losses.total.detach(), *parts.values()])
+    flag = torch.full_like(own[:1], float(stopping))
+    *means, flags = distributed.mean(torch.cat((own, flag))).split(1)
+    values = torch.cat((*means, norm[None], flags))
+    return Report(step, where, ("loss", *parts, "gradient_norm", "stop"), values, own)
+
+
+def location(step: int, batch: Batch) -> str:
+    """Step, rank and images, for messages."""
+    return f"step {step}, rank {distributed.rank()}, images {', '.join(map(str, batch.image_ids))}"
+
+
 @dataclass
-class Ledger:
-    """on_read: told each step's values by name, once, in the order of the steps."""
+class StepReports:
+    """on_read: called with each finite step's values by name, once, in the order of the steps."""
 
     on_read: Callable[[dict[str, float]], None]
     latest: dict[str, float] = field(default_factory=dict)
     pending: Report | None = None
-    _broken: Report | None = None
-    _stop_from: float = math.inf  # the first step after which to stop
+    _not_finite: Report | None = None  # the first such step
+    _stop_after: float = math.inf  # the first step after which to stop
 
     def post(self, report: Report) -> None:
-        assert self.pending is None, "the step before was never read"
+        assert self.pending is None, "the report of the step before was never read"
         self.pending = report
 
     def fetch(self, costs: Tensor) -> np.ndarray:
-        """Matching costs -> the same on the host, and with them what the step before has posted."""
+        """Matching costs, of any shape -> the same on the host; the pending report is read in the same copy."""
         if self.pending is None:
             return to_host(costs)
         count = len(self.pending.values)
         both = to_host(torch.cat((self.pending.values.to(costs.dtype), costs.flatten())))
-        self._enter(both[:count].tolist())
+        self._record(both[:count].tolist())
         return both[count:].reshape(costs.shape)
 
     def read(self) -> None:
-        """Learn what is pending now, on this rank alone."""
+        """Read the pending report, if any, on this rank alone."""
         if self.pending is not None:
-            self._enter(to_host(self.pending.values).tolist())
+            self._record(to_host(self.pending.values).tolist())
 
     def check(self) -> None:
-        """To be called by all ranks. Raises NonFiniteError, the same on each, if a step that was read is not finite."""
-        if self._broken is not None:
-            _refuse(self._broken)
+        """Raise NonFiniteError, the same on each rank, if a step that was read is not finite. All ranks call this."""
+        if self._not_finite is not None:
+            _raise_not_finite(self._not_finite)
 
     def settle(self) -> None:
-        """At a point that all ranks pass: learn what is pending, and raise NonFiniteError if it is not finite."""
+        """Read the pending report and check it. All ranks call this."""
         self.read()
         self.check()
 
     @property
-    def is_sound(self) -> bool:
-        """Whether every step read was finite."""
-        return self._broken is None
+    def all_finite(self) -> bool:
+        """Whether every step that was read is finite."""
+        return self._not_finite is None
 
     def stops_after(self, step: int) -> bool:
-        """Whether all ranks stop after this step: it began after they all had learned that one was asked to."""
-        return step >= self._stop_from
+        """Whether all ranks stop after this step: before it began, they all had read that one received a signal."""
+        return step >= self._stop_after
 
-    def _enter(self, values: list[float]) -> None:
+    def _record(self, values: list[float]) -> None:
         report, self.pending = self.pending, None
         assert report is not None
         named = dict(zip(report.names, values, strict=True))
         if named.pop("stop") > 0:
-            self._stop_from = min(self._stop_from, report.step + 1)
+            self._stop_after = min(self._stop_after, report.step + 1)
         if all(map(math.isfinite, named.values())):
             self.latest = named
             self.on_read(named)
-        elif self._broken is None:
-            self._broken = report
+        elif self._not_finite is None:
+            self._not_finite = report
 
 
-def _refuse(report: Report) -> None:
-    """Every rank is here: all learn whose batch it was, and stop with the same line."""
+def _raise_not_finite(report: Report) -> None:
+    """Gather which rank's batch it was, so that all ranks raise the same line."""
     own = to_host(report.own).tolist()
     norm = dict(zip(report.names, to_host(report.values), strict=True))["gradient_norm"]
     losses = ", ".join(f"{name} {value:g}" for name, value in zip(report.names, own, strict=False))
-    mine = all(map(math.isfinite, own))
-    told = distributed.gather((mine, f"{report.where}: the losses are not finite ({losses})"))
-    culprits = [line for is_finite, line in told if not is_finite]
+    own_is_finite = all(map(math.isfinite, own))
+    gathered = distributed.gather((own_is_finite, f"{report.where}: the losses are not finite ({losses})"))
+    culprits = [line for is_finite, line in gathered if not is_finite]
     gradient = f"{report.where}: the gradient is not finite (norm {norm:g}; {losses})"
     raise NonFiniteError((culprits or [gradient])[0])

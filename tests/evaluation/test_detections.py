@@ -23,8 +23,10 @@ from fovea_detr.evaluation.detections import detect, detection_rows, gather_dete
 from fovea_detr.machine import distributed
 from fovea_detr.runs import folder
 from fovea_detr.runs.stop import StopFlag, Stopped
-from fovea_detr.training import loop
-from fovea_detr.training.state import Parts, Run
+from fovea_detr.training.console import Console
+from fovea_detr.training.loop import Trainer
+from fovea_detr.training.split import Split
+from fovea_detr.training.state import TrainState
 from fovea_detr.types import Batch, Predictions
 from tests import reference
 from tests.data.builders import write_coco
@@ -218,71 +220,64 @@ def test_gathered_detections_have_the_order_of_one_process(monkeypatch: pytest.M
 
 
 class Watching(Fixed):
-    """Notes what state.json says at each batch."""
+    """Records state.json at each batch."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run_folder: folder.RunFolder) -> None:
         super().__init__()
-        self.run = run
+        self.folder = run_folder
         self.states: list[dict[str, Any] | None] = []
 
     def forward(self, batch: Batch) -> Predictions:
-        self.states.append(self.run.folder.state())
+        self.states.append(self.folder.state())
         return super().forward(batch)
 
 
 @pytest.fixture
-def evaluation(tmp_path: Path) -> tuple[Run, Parts, loop.Work]:
+def trainer(tmp_path: Path) -> Trainer:
     """A run that is about to evaluate 5 images one at a time, after epoch 2 of 3."""
     config = load_config(["experiment=tiny", "evaluation.batch_size=1", "data.workers=0"])
-    run = Run(config, folder.RunFolder(tmp_path / "run"), StopFlag(), CPU)
-    run.position.epoch, run.position.batches_done = 2, 7
+    run_folder = folder.RunFolder(tmp_path / "run")
+    model: Any = Watching(run_folder)
+    state = TrainState(model, None, epoch=2, batches_done=7)  # type: ignore[arg-type]
     root = write_coco(tmp_path / "data", images=[(48, 32)] * 5, splits=("val",))
-    model: Any = Watching(run)
     dataset = CocoDataset(read_coco(root, "val"), eval_transform("tiny"))
-    loader = Loader(dataset, seed=0, workers=0)
-    work: Any = loop.Work(None, dataset, None, None, "faster_coco_eval", None, loader)  # type: ignore[arg-type]
-    return run, Parts(model, model, None), work  # type: ignore[arg-type]
+    split = Split(dataset, Loader(dataset, seed=0, workers=0), config)
+    console = Console(run_folder, "base", 3, enabled=False)
+    return Trainer(config, run_folder, CPU, state, None, console, StopFlag(), val=split)  # type: ignore[arg-type]
 
 
-def test_every_batch_of_an_evaluation_is_a_sign_of_life(
-    evaluation: tuple[Run, Parts, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, parts, work = evaluation
+def test_every_batch_of_an_evaluation_writes_a_heartbeat(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "HEARTBEAT_SECONDS", 0.0)
-    metrics, timing = loop.evaluate(run, parts, work)
-    states: Any = parts.model.states
+    metrics, timing = trainer.evaluate()
+    states: Any = trainer.state.model.states
     assert [(state["state"], state["epoch"], state["batches_done"]) for state in states] == [("running", 2, 7)] * 5
     assert len({state["time"] for state in states}) == 5
     assert "AP" in metrics
     assert timing["evaluation_seconds"] > 0
 
 
-def test_signs_of_life_are_at_most_one_in_half_a_minute(evaluation: tuple[Run, Parts, Any]) -> None:
-    run, parts, work = evaluation
-    loop.evaluate(run, parts, work)
-    states: Any = parts.model.states
+def test_heartbeats_are_at_least_half_a_minute_apart(trainer: Trainer) -> None:
+    trainer.evaluate()
+    states: Any = trainer.state.model.states
     assert len({state["time"] for state in states}) == 1
 
 
-def test_a_signal_ends_an_evaluation_at_the_next_batch(evaluation: tuple[Run, Parts, Any]) -> None:
-    run, parts, work = evaluation
-    run.stop.number = 12
+def test_a_signal_ends_an_evaluation_at_the_next_batch(trainer: Trainer) -> None:
+    trainer.stop.number = 12
     with pytest.raises(Stopped):
-        loop.evaluate(run, parts, work)
-    assert parts.model.states == []
+        trainer.evaluate()
+    assert trainer.state.model.states == []
 
 
-def test_the_ground_truth_is_read_once_a_run(
-    evaluation: tuple[Run, Parts, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, parts, work = evaluation
-    first, _ = loop.evaluate(run, parts, work)
-    monkeypatch.setattr(type(work.val.annotations), "ground_truth", lambda _: pytest.fail("read again"))
-    assert loop.evaluate(run, parts, work)[0] == first
+def test_the_ground_truth_is_read_once_a_run(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trainer.val is not None
+    first, _ = trainer.evaluate()
+    monkeypatch.setattr(type(trainer.val.dataset.annotations), "ground_truth", lambda _: pytest.fail("read again"))
+    assert trainer.evaluate()[0] == first
 
 
-def test_the_backend_is_that_of_the_configuration(evaluation: tuple[Run, Parts, Any]) -> None:
-    _, _, work = evaluation
-    assert work.ground_truth.backend == "faster_coco_eval"
-    again = replace(work, backend="pycocotools")
-    assert again.ground_truth.backend == "pycocotools"
+def test_the_backend_is_that_of_the_configuration(trainer: Trainer) -> None:
+    assert trainer.val is not None
+    assert trainer.val.ground_truth.backend == "faster_coco_eval"
+    config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, backend="pycocotools"))
+    assert replace(trainer.val, config=config).ground_truth.backend == "pycocotools"

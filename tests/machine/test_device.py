@@ -1,4 +1,4 @@
-"""What a block leaves behind: floating-point mode, gradients, buffers, generators."""
+"""Contexts that restore floating-point mode, gradients, buffers and generators."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.machine.device import denormals_flushed, left_as_it_was
+from fovea_detr.machine.device import denormals_flushed, restored_afterwards
 
 CPU = torch.device("cpu")
 
 
 def tail() -> Tensor:
-    """What softmax makes of a cell far out: 1e-40."""
+    """The softmax weight of a distant cell: 1e-40."""
     return torch.tensor([0.0, -92.0]).softmax(-1)[1:] * 1.0
 
 
-def test_denormals_are_flushed_inside_alone() -> None:
+def test_denormals_are_flushed_only_inside() -> None:
     if not torch.set_flush_denormal(False):
         pytest.skip("this CPU cannot flush denormals")
     assert tail() > 0
@@ -27,7 +27,7 @@ def test_denormals_are_flushed_inside_alone() -> None:
     assert tail() > 0
 
 
-def test_threads_that_are_started_inside_flush_too() -> None:
+def test_threads_started_inside_flush_too() -> None:
     if not torch.set_flush_denormal(False):
         pytest.skip("this CPU cannot flush denormals")
     found: list[bool] = []
@@ -38,11 +38,11 @@ def test_threads_that_are_started_inside_flush_too() -> None:
     assert found == [True]
 
 
-def test_gradients_buffers_mode_and_generator_are_those_of_before() -> None:
+def test_buffers_mode_and_generator_are_restored_and_gradients_cleared() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    with left_as_it_was(model, CPU):
+    with restored_afterwards(model, CPU):
         model.train()
         model(torch.randn(5, 3)).sum().backward()
     assert not model.training

@@ -1,8 +1,9 @@
-"""Peaks, limits, and what "out of memory" looks like, from the allocators that say it."""
+"""Peak memory, and recognising the errors of exhausted allocators."""
 
 from __future__ import annotations
 
-import resource
+import ctypes
+import gc
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from fovea_detr.machine import memory
 CPU = torch.device("cpu")
 
 
-def test_torch_own_error_is_known_and_others_are_not() -> None:
+def test_errors_of_allocators_are_recognised_and_others_are_not() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50)
     assert memory.is_out_of_memory(caught.value)
@@ -27,58 +28,37 @@ def test_torch_own_error_is_known_and_others_are_not() -> None:
     assert not memory.is_out_of_memory(ValueError("out of memory"))
 
 
-def test_a_shortage_is_one_line_that_says_where() -> None:
-    said = r"^step 7, rank 1, images 3, 9: out of memory, .*allocate"
-    where = memory.shortage_named("step 7, rank 1, images 3, 9")
-    with pytest.raises(OutOfMemoryError, match=said) as caught, where:
+def test_exhausted_memory_is_one_line_with_the_place() -> None:
+    message = r"^step 7, rank 1, images 3, 9: out of memory, .*allocate"
+    where = memory.out_of_memory_as_error("step 7, rank 1, images 3, 9")
+    with pytest.raises(OutOfMemoryError, match=message) as caught, where:
         torch.empty(1 << 50)
     assert "\n" not in str(caught.value)
     assert caught.value.__suppress_context__
-    with pytest.raises(RuntimeError, match="another"), memory.shortage_named("here"):
+    with pytest.raises(RuntimeError, match="another"), memory.out_of_memory_as_error("here"):
         raise RuntimeError("another")
 
 
-def test_the_peak_begins_anew() -> None:
-    memory.release(CPU)  # what earlier tests have freed, malloc may keep resident and hand out again
+def give_back_freed_memory() -> None:
+    """To the system: malloc may keep the memory that earlier tests have freed resident, and use it again."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def test_the_peak_restarts() -> None:
+    give_back_freed_memory()
     memory.restart_peak(CPU)
     start = memory.peak_bytes(CPU)
-    torch.ones(64 << 18)  # 64 MiB, and gone
+    torch.ones(64 << 18)  # 64 MiB, freed at once
     first = memory.peak_bytes(CPU)
     assert 60 << 20 < first - start < 100 << 20
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system does not let a process restart its peak")
-    memory.release(CPU)
+    give_back_freed_memory()
     memory.restart_peak(CPU)
     assert memory.peak_bytes(CPU) < first - (50 << 20)
 
 
-def test_a_process_own_limit_counts() -> None:
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    unlimited = memory.limit_bytes(CPU)
-    resource.setrlimit(resource.RLIMIT_DATA, (unlimited - 4096, before[1]))
-    limited = memory.limit_bytes(CPU)
-    resource.setrlimit(resource.RLIMIT_DATA, before)
-    assert limited == unlimited - 4096
-
-
-@pytest.mark.parametrize(
-    ("line", "files", "limits"),
-    [
-        ("0::/a/b", {"a/memory.max": "7000", "a/b/memory.max": "max", "memory.max": "9000"}, {7000, 9000}),
-        ("0::/", {}, set()),
-        ("4:memory:/job", {"memory/job/memory.limit_in_bytes": "5000", "other/memory.limit_in_bytes": "1"}, {5000}),
-        ("3:cpuset:/job", {"cpuset/job/memory.max": "1"}, set()),
-    ],
-)
-def test_limits_of_control_groups(tmp_path: Path, line: str, files: dict[str, str], limits: set[int]) -> None:
-    own = tmp_path / "own"
-    own.write_text(f"{line}\n")
-    for name, text in files.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(text)
-    assert set(memory.cgroup_limits(tmp_path / "groups", own)) == limits
-
-
-def test_sizes_for_people() -> None:
-    assert memory.shown(12_025_908_429) == "11.2 GiB"
-    assert memory.shown(5 << 20) == "5 MiB"
+def test_format_bytes() -> None:
+    assert memory.format_bytes(12_025_908_429) == "11.2 GiB"
+    assert memory.format_bytes(5 << 20) == "5 MiB"

@@ -1,6 +1,6 @@
-"""Several gloo ranks: the same AP whatever their number, and COCO's own numbers from the saved predictions.
+"""Several gloo ranks: the same AP for any number of ranks, and COCO's own numbers from the saved predictions.
 
-The saved predictions are the same, too, byte for byte: what is gathered, and its order, depend on no rank.
+The saved predictions are equal byte for byte: what is gathered, and its order, do not depend on the ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run with 23 validation images, which neither 2 nor 3 ranks nor the batch of 4 divides."""
+    """A short run with 23 validation images, which 2 ranks, 3 ranks and batches of 4 do not divide."""
     runs = tmp_path_factory.mktemp("ranks")
     run_well(*arguments(runs), "schedule.epochs=4", "data.train_images=320", f"runs={runs}")
     return runs
@@ -54,25 +54,25 @@ def test_any_number_of_ranks_gives_the_same_metrics(trained: Path) -> None:
     assert results[1:] == results[:1] * 2
 
 
-def test_the_referee_gives_the_same_result(trained: Path) -> None:
+def test_pycocotools_gives_the_same_result(trained: Path) -> None:
     evaluate = ("mode=eval", f"weights={only_folder(trained).checkpoint_path}", "data.train_images=320")
     run_well(*arguments(trained), *evaluate, f"runs={trained}", "study=ours")
-    run_well(*arguments(trained), *evaluate, f"runs={trained}", "study=referee", "evaluation.backend=pycocotools")
-    ours, referee = (only_folder(trained, study).result()["last"] for study in ("ours", "referee"))  # type: ignore[index]
-    assert [ours[name] for name in METRICS] == pytest.approx([referee[name] for name in METRICS], rel=0, abs=1e-12)
-    assert ours["AP_by_category"] == pytest.approx(referee["AP_by_category"], rel=0, abs=1e-12)
+    run_well(*arguments(trained), *evaluate, f"runs={trained}", "study=pycocotools", "evaluation.backend=pycocotools")
+    ours, theirs = (only_folder(trained, study).result()["last"] for study in ("ours", "pycocotools"))  # type: ignore[index]
+    assert [ours[name] for name in METRICS] == pytest.approx([theirs[name] for name in METRICS], rel=0, abs=1e-12)
+    assert ours["AP_by_category"] == pytest.approx(theirs["AP_by_category"], rel=0, abs=1e-12)
 
 
 LENGTHS = ((3, 0, 2), (0, 0, 0), (1, 1, 1))
 
 
-def test_rows_of_differing_numbers_come_together(tmp_path: Path) -> None:
-    """Three real ranks; one has none, all have none."""
-    spawn(_gather_and_check, (tmp_path / "meeting",), nprocs=3)
+def test_gather_rows_with_different_numbers_of_rows(tmp_path: Path) -> None:
+    """Three real ranks; one has no rows, all have none."""
+    spawn(_gather_and_check, (tmp_path / "store",), nprocs=3)
 
 
-def _gather_and_check(rank: int, meeting: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
+def _gather_and_check(rank: int, store: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
     for lengths in LENGTHS:
         parts = [rows_of(other, length) for other, length in enumerate(lengths)]
         for ours in parts, [part[:, 0].long() for part in parts]:
@@ -81,7 +81,7 @@ def _gather_and_check(rank: int, meeting: Path) -> None:
 
 
 def rows_of(rank: int, length: int) -> torch.Tensor:
-    """With numbers that float32 does not hold."""
+    """Numbers that float32 cannot represent."""
     return torch.arange(6.0 * length, dtype=torch.float64).reshape(-1, 6) + 2**40 + rank / 3
 
 

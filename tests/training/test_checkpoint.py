@@ -312,7 +312,7 @@ def test_a_damaged_newest_falls_back(folder: RunFolder, left: int) -> None:
     assert found is not None
     assert found["epoch"] == 0
     log = (folder.path / "train.log").read_text()
-    assert "going back to checkpoint_before.pt" in log
+    assert "using checkpoint_before.pt instead" in log
     assert log.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""compile=true: equal to the plain modules, no recompile after the warm-up, and one line where it cannot work."""
+"""compile=true: equal to eager mode, no recompile after the warm-up, and a one-line error where it cannot work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fovea_detr.compose import load_config
 from fovea_detr.errors import ConfigError
 from fovea_detr.model.detr import DETR
 from fovea_detr.training import compiled
-from fovea_detr.training.compiled import Compiled, compile_training, plain, refusal, warm_up_shapes
+from fovea_detr.training.compiled import Compiled, compile_training, eager, refusal, warm_up_shapes
 from tests.launch import ENVIRONMENT, only_folder, run, run_well
 from tests.model.builders import random_batch, small_model
 
@@ -32,14 +32,14 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten() -> Iterator[None]:
-    """torch.compile keeps graphs, and its settings, for the process."""
+    """torch.compile keeps its graphs and settings for the whole process."""
     with torch._dynamo.config.patch({}):
         yield
     torch._dynamo.reset()
 
 
 def without_code(_backend: str) -> Callable[..., Any]:
-    """For torch's lookup_backend: graphs are traced and run as they are, no compiler is needed."""
+    """For torch's lookup_backend: traced graphs run as they are, without a compiler."""
     return lambda graph, _inputs: graph.forward
 
 
@@ -78,15 +78,15 @@ SHAPES = [[(128, 100), (60, 70)], [(64, 300), (60, 70)], [(190, 190), (1, 1)], [
 
 @needs_compiler
 @pytest.mark.slow
-def test_compiled_equals_plain_at_every_shape_without_a_recompile() -> None:
-    """Inductor's code, forward and backward. Gradients as a whole: a ReLU within rounding of 0 may open here alone."""
+def test_compiled_equals_eager_at_every_shape_without_a_recompile() -> None:
+    """Inductor's code, forward and backward. Gradients by their norm: a ReLU within rounding of 0 may differ."""
     model = small_model(*THIN)
     done = compile_training(model, 2, 512, CPU, "fp32")
     assert done.graphs == done.warm >= 2
     model.train()
     for sizes in SHAPES:
         ours = outcome(model, sizes)
-        with plain():
+        with eager():
             theirs = outcome(model, sizes)
         assert ours.keys() == theirs.keys()
         for name in theirs:
@@ -126,9 +126,9 @@ def test_nothing_of_the_model_changes(traced: Traced) -> None:
     assert traced.done.counts() == {"compiled_graphs": 2, "recompiles": 0}
 
 
-def test_evaluation_is_plain_and_keeps_its_own_padding(traced: Traced) -> None:
+def test_evaluation_is_eager_and_keeps_its_own_padding(traced: Traced) -> None:
     batch, graphs = random_batch((100, 60), (64, 70)), traced.done.graphs
-    with plain(), torch.no_grad():
+    with eager(), torch.no_grad():
         assert torch.equal(traced.model.eval()(batch).logits, traced.before.eval()(batch).logits)
     assert traced.done.graphs == graphs
 
@@ -139,7 +139,7 @@ def test_a_recompile_is_counted(traced: Traced) -> None:
 
 
 def test_runs_one_after_the_other_do_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the points of a local sweep, in one process."""
+    """Like the points of a local sweep, in one process."""
     monkeypatch.setattr(torch._dynamo, "lookup_backend", without_code)
     with torch._dynamo.config.patch(recompile_limit=2):
         for _ in range(3):
@@ -195,7 +195,7 @@ def chained(*messages: str) -> Exception:
         (CompilerMissing(), "CompilerMissing"),
     ],
 )
-def test_a_refusal_is_one_line_with_the_cause(error: Exception, said: str) -> None:
+def test_a_compiler_error_is_one_line_with_the_cause(error: Exception, said: str) -> None:
     line = refusal(error)
     assert line.startswith("compile=true: ")
     assert "\n" not in line
@@ -204,7 +204,7 @@ def test_a_refusal_is_one_line_with_the_cause(error: Exception, said: str) -> No
 
 
 @pytest.mark.parametrize("break_it", ["backend", "graph"])
-def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch, break_it: str) -> None:
+def test_a_failed_compilation_is_a_config_error(monkeypatch: pytest.MonkeyPatch, break_it: str) -> None:
     model = small_model(*THIN)
     if break_it == "backend":
         monkeypatch.setattr(Compiled, "backend", lambda *_: 1 / 0)
@@ -217,14 +217,14 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch: pytest.MonkeyPatch, bre
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_of_the_model_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_model_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(*THIN)
     monkeypatch.setattr(model.encoder, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compile_training(model, 2, 128, CPU, "fp32")
 
 
-def test_memory_that_is_out_is_not_blamed_on_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exhausted_memory_is_not_a_compiler_error(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def out_of_memory(*arguments: Any) -> None:
@@ -237,7 +237,7 @@ def test_memory_that_is_out_is_not_blamed_on_the_compiler(monkeypatch: pytest.Mo
         compile_training(small_model(*THIN), 2, 128, CPU, "fp32")
 
 
-def test_evaluation_alone_has_nothing_to_compile(tmp_path: Path) -> None:
+def test_compile_without_training_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").touch()
     with pytest.raises(ConfigError, match="compile=true compiles training"):
         load_config(["compile=true", "mode=eval", f"weights={tmp_path / 'weights.pt'}"])

@@ -1,4 +1,4 @@
-"""One training step: how often the host waits for the device, what happens to what is not finite, when a run stops."""
+"""One training step: synchronisations with the device, losses that are not finite, and when a run stops."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fovea_detr.build import build_criterion, build_model
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.loss import matcher
-from fovea_detr.loss.criterion import Criterion
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.stop import StopFlag, Stopped
+from fovea_detr.runs.stop import Stopped
 from fovea_detr.training import reports
-from fovea_detr.training.loop import train_step
+from fovea_detr.training.console import Console
+from fovea_detr.training.loop import Trainer
 from fovea_detr.training.optim import build_optimizer
-from fovea_detr.training.state import Parts, Run
+from fovea_detr.training.state import TrainState
 from tests.model.builders import random_batch, small_config
 from tests.predictions import random_targets
 
-# What makes the host wait for a GPU: reading a value, and results whose shape depends on values.
+# What synchronises the host with a GPU: reading a value, and results whose shape depends on values.
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "unique")
 READS += ("masked_select", "argwhere", "equal")
 READING_OPERATIONS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal")
 
 
-class Trainer:
-    """A small model, and what a step of it needs."""
+class SmallTrainer(Trainer):
+    """A trainer of a small model on one batch, without data."""
 
     def __init__(self, folder: Path, *overrides: str, device: str = "cpu") -> None:
-        config = small_config("model.dropout=0.1", *overrides)
+        config, run_folder = small_config("model.dropout=0.1", *overrides), RunFolder(folder)
         torch.manual_seed(0)
         model = build_model(config).to(device).train()
-        self.parts = Parts(model, model, build_optimizer(model, config.schedule))
-        self.run = Run(config, RunFolder(folder), StopFlag(), torch.device(device))
-        self.criterion: Criterion = build_criterion(config).to(device)
+        state = TrainState(model, build_optimizer(model, config.schedule))
+        console, criterion = Console(run_folder, "small", 1, enabled=False), build_criterion(config).to(device)
+        super().__init__(config, run_folder, torch.device(device), state, criterion, console)
         self.batch, self.targets = random_batch((64, 96), (48, 64)), random_targets(3, 0)
         self.steps = 0
 
     def step(self) -> None:
-        train_step(self.run, self.parts, self.criterion, self.batch, self.targets, self.steps)
-        self.run.step_done(self.steps, self.parts)
+        self.train_step(self.batch, self.targets, self.steps)
+        self.end_step(self.steps)
         self.steps += 1
 
-    def spoil_gradient(self) -> None:
-        next(self.parts.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    def make_gradient_nan(self) -> None:
+        next(self.state.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
 
     def weights(self) -> dict[str, Tensor]:
-        return copy.deepcopy(self.parts.model.state_dict())
+        return copy.deepcopy(self.state.model.state_dict())
 
 
 class Watch(TorchFunctionMode):
-    """Names every Python call that reads a tensor's value."""
+    """Records every Python call that reads a tensor's value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Watch(TorchFunctionMode):
 
 
 class Operations(TorchDispatchMode):
-    """Names every operation, under Python and autograd alike, that reads a tensor's value."""
+    """Records every operation, of Python and of autograd, that reads a tensor's value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Operations(TorchDispatchMode):
 
 @contextmanager
 def counted_fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The sizes of what comes to the host the one way that is allowed; its own calls count as one."""
+    """The sizes of the copies to the host by `to_host`, the only allowed way; each is one synchronisation."""
     sizes: list[int] = []
 
     def to_host(values: Tensor) -> np.ndarray:
@@ -118,7 +118,7 @@ def counted_fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def test_a_step_reads_from_the_device_once(
     tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Trainer(tmp_path, *overrides)
+    trainer = SmallTrainer(tmp_path, *overrides)
     trainer.step()
     with counted_fetches(monkeypatch) as fetched, Watch() as calls, Operations() as operations:
         trainer.step()
@@ -129,15 +129,15 @@ def test_a_step_reads_from_the_device_once(
 
 
 @pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.tolist(), bool, float, lambda x: x[x > 0]])
-def test_the_watch_sees_what_reads(read: Any) -> None:
+def test_watch_and_operations_record_reads(read: Any) -> None:
     with Watch() as calls, Operations() as operations:
         read(torch.ones(()) if read in (bool, float) else torch.ones(1))
     assert calls.seen + operations.seen
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: nothing to wait for")
-def test_a_step_waits_for_the_gpu_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    trainer = Trainer(tmp_path, device="cuda")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_synchronises_with_the_gpu_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trainer = SmallTrainer(tmp_path, device="cuda")
     for _ in range(3):
         trainer.step()
     recwarn.clear()
@@ -149,82 +149,82 @@ def test_a_step_waits_for_the_gpu_once(tmp_path: Path, recwarn: pytest.WarningsR
     assert len([w for w in recwarn if "synchroniz" in str(w.message)]) == 1
 
 
-def test_losses_come_one_step_late_and_none_is_lost(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path)
+def test_losses_are_read_one_step_late_and_none_is_lost(tmp_path: Path) -> None:
+    trainer = SmallTrainer(tmp_path)
     seen = []
     for _ in range(4):
         trainer.step()
-        seen.append(dict(trainer.run.ledger.latest))
+        seen.append(dict(trainer.reports.latest))
     assert seen[0] == {}
-    trainer.run.ledger.settle()
-    seen = [*seen[1:], trainer.run.ledger.latest]
+    trainer.reports.settle()
+    seen = [*seen[1:], trainer.reports.latest]
     assert all(set(one) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"} for one in seen)
-    assert trainer.run.epoch_means() == {name: sum(one[name] for one in seen) / 4 for name in seen[0]}
+    assert trainer.epoch_means() == {name: sum(one[name] for one in seen) / 4 for name in seen[0]}
 
 
 @pytest.mark.parametrize("next_thing", ["step", "settle"])
-def test_what_is_not_finite_changes_no_weight_and_is_named(tmp_path: Path, next_thing: str) -> None:
-    trainer = Trainer(tmp_path)
+def test_a_step_that_is_not_finite_changes_no_weight_and_is_named(tmp_path: Path, next_thing: str) -> None:
+    trainer = SmallTrainer(tmp_path)
     trainer.step()
-    before, optimizer = trainer.weights(), copy.deepcopy(trainer.parts.optimizer.state_dict())
-    trainer.spoil_gradient()
+    before, optimizer = trainer.weights(), copy.deepcopy(trainer.state.optimizer.state_dict())
+    trainer.make_gradient_nan()
     trainer.step()
     with pytest.raises(NonFiniteError, match=r"step 1, rank 0, images .*: the gradient is not finite"):
-        trainer.step() if next_thing == "step" else trainer.run.ledger.settle()
+        trainer.step() if next_thing == "step" else trainer.reports.settle()
     assert all(torch.equal(value, before[name]) for name, value in trainer.weights().items())
-    after = trainer.parts.optimizer.state_dict()["state"]
+    after = trainer.state.optimizer.state_dict()["state"]
     assert all(torch.equal(value, optimizer["state"][i][key]) for i in after for key, value in after[i].items())
-    assert trainer.run.epoch_means()["loss"] > 0
+    assert trainer.epoch_means()["loss"] > 0
 
 
 def test_infinite_losses_are_named_with_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = Trainer(tmp_path)
+    trainer = SmallTrainer(tmp_path)
     monkeypatch.setitem(trainer.criterion.weights, "l1", float("inf"))
     trainer.step()
     with pytest.raises(
         NonFiniteError, match=r"step 0, .*: the losses are not finite \(loss inf, loss_class.* 0\."
-    ) as told:
+    ) as caught:
         trainer.step()
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_saved_of_an_epoch_that_is_not_finite(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path, "checkpoint.minutes=1e-9")
+    trainer = SmallTrainer(tmp_path, "checkpoint.minutes=1e-9")
     trainer.step()
-    saved = trainer.run.folder.checkpoint_path.read_bytes()
-    trainer.spoil_gradient()
+    saved = trainer.folder.checkpoint_path.read_bytes()
+    trainer.make_gradient_nan()
     trainer.step()
-    assert trainer.run.folder.checkpoint_path.read_bytes() == saved
+    assert trainer.folder.checkpoint_path.read_bytes() == saved
 
 
-def test_a_saved_position_has_the_losses_of_all_its_steps(tmp_path: Path) -> None:
-    kept, often = Trainer(tmp_path / "kept"), Trainer(tmp_path / "often", "checkpoint.minutes=1e-9")
+def test_a_checkpoint_has_the_losses_of_all_its_steps(tmp_path: Path) -> None:
+    kept, often = SmallTrainer(tmp_path / "kept"), SmallTrainer(tmp_path / "often", "checkpoint.minutes=1e-9")
     for _ in range(3):
         kept.step()
         often.step()
-    position = torch.load(often.run.folder.checkpoint_path)["position"]
-    kept.run.ledger.settle()
+    position = torch.load(often.folder.checkpoint_path)["position"]
+    kept.reports.settle()
     assert position["batches_done"] == 3
-    assert position["sums"] == kept.run.position.sums
+    assert position["sums"] == kept.state.sums
 
 
-def test_all_ranks_stop_after_the_step_in_which_they_learned_of_it(tmp_path: Path) -> None:
-    trainer = Trainer(tmp_path)
+def test_all_ranks_stop_after_the_step_that_began_with_the_signal_known(tmp_path: Path) -> None:
+    trainer = SmallTrainer(tmp_path)
     trainer.step()
-    trainer.run.stop.number = signal.SIGTERM
-    trainer.step()  # tells the others
+    trainer.stop.number = signal.SIGTERM
+    trainer.step()  # sends the flag to the other ranks
     with pytest.raises(Stopped):
         trainer.step()
-    position = torch.load(trainer.run.folder.checkpoint_path)["position"]
+    position = torch.load(trainer.folder.checkpoint_path)["position"]
     assert position["batches_done"] == 3
     assert set(position["sums"]) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"}
 
 
 def test_a_checkpoint_on_one_rank_does_not_change_when_it_stops(tmp_path: Path) -> None:
-    """Rank 0 reads early where its clock says that a checkpoint is due; it still stops with the others."""
-    trainer = Trainer(tmp_path, "checkpoint.minutes=1e-9")
-    trainer.run.stop.number = signal.SIGTERM
+    """Rank 0 reads reports earlier if its clock says that a checkpoint is due; it still stops with the other ranks."""
+    trainer = SmallTrainer(tmp_path, "checkpoint.minutes=1e-9")
+    trainer.stop.number = signal.SIGTERM
     trainer.step()
     with pytest.raises(Stopped):
         trainer.step()
-    assert trainer.run.position.batches_done == 2
+    assert trainer.state.batches_done == 2

@@ -1,0 +1,55 @@
+"""One split of the data set as training uses it: this rank's batches, detections, metrics and inference time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from fovea_detr.config.schema import Config
+from fovea_detr.data.batches import epoch_batches, eval_batches
+from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.loader import Loader
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
+from fovea_detr.evaluation.detections import detect, inference_seconds
+from fovea_detr.machine import distributed
+from fovea_detr.training.compiled import eager
+
+
+@dataclass
+class Split:
+    """The training or the validation split with its loader."""
+
+    dataset: CocoDataset
+    loader: Loader
+    config: Config
+
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """This rank's training batches of an epoch, as indices of images."""
+        config = self.config
+        ratios = self.dataset.aspect_ratios(config.seed, epoch) if config.data.bucketing else None
+        world, rank = distributed.world_size(), distributed.rank()
+        return epoch_batches(len(self.dataset), config.schedule.batch_size, world, rank, config.seed, epoch, ratios)
+
+    @cached_property
+    def ground_truth(self) -> GroundTruth:
+        """The annotations to evaluate against, read at the first evaluation."""
+        return GroundTruth(self.dataset.annotations.ground_truth(), self.config.evaluation.backend)
+
+    def detect(self, model: nn.Module, device: torch.device, before_each: Callable[[], None]) -> DetectionTable:
+        """The detections in this rank's share of the images. before_each: called before every batch; it may raise."""
+        size, world, rank = self.config.evaluation.batch_size, distributed.world_size(), distributed.rank()
+        batches = self.loader.read(eval_batches(len(self.dataset), size, world, rank))
+        with eager():
+            return detect(model, batches, device, self.config.precision, before_each)
+
+    def inference_time(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        """The mean seconds per image at batch 1 over the first images, by DETR's protocol, and their number."""
+        count = min(self.config.evaluation.timed_images, len(self.dataset))
+        one_by_one = Loader(self.dataset, seed=0, workers=0).read([[i] for i in range(count)])
+        with eager():
+            seconds = inference_seconds(model, one_by_one, device, self.config.precision)
+        return {"inference_seconds": seconds, "inference_images": count}
