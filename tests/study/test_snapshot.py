@@ -1,4 +1,4 @@
-"""The frozen code: what is in it, and that it is the same folder for the same code."""
+"""The snapshot of the code: its files, and one folder per version of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.provenance import code_version
+from fovea_detr.runs.provenance import CODE_DIR, code_version
 from fovea_detr.study import snapshot
 
 
@@ -84,7 +84,21 @@ def test_data_and_results_inside_the_checkout_stay_out(code: Path, tmp_path: Pat
     assert not {"out", "coco"} & {path.name for path in taken.iterdir()}
 
 
-def test_half_a_copy_is_never_a_snapshot(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_left_out_only_at_the_top_of_the_checkout(code: Path, tmp_path: Path) -> None:
+    (code / ".gitignore").write_text("*.pt\n")
+    for folder in ("runs/study", "fovea_detr/runs", "tests/runs"):
+        (code / folder).mkdir(parents=True)
+        (code / folder / "module.py").write_text("")
+    taken = names(snapshot.take(tmp_path / "study", code))
+    assert {"fovea_detr/runs/module.py", "tests/runs/module.py"} <= taken
+    assert not any(name.startswith("runs/") for name in taken)
+
+
+def test_the_snapshot_of_this_checkout_holds_the_package_runs() -> None:
+    assert {"fovea_detr/runs/state.py", "tests/runs/test_state.py", "run.py"} <= set(snapshot.listed(CODE_DIR))
+
+
+def test_a_failed_copy_leaves_no_snapshot(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
