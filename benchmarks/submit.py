@@ -1,8 +1,8 @@
 """Seconds from a sweep's command to sbatch, for grids of several sizes: `python benchmarks/submit.py`.
 
-sbatch, squeue and sacct are stand-ins on PATH that answer at once, so what is measured is ours and Hydra's: composing
-and checking every point, the snapshot, the frozen configurations, the states, the manifest. A real sbatch adds its own
-time once, however many points there are. The second figure is the same command again, with every point queued.
+sbatch, squeue and sacct are stand-ins on PATH that answer at once, so the time is that of our code and Hydra's:
+composing and checking every point, the snapshot, the frozen configurations, the states, the manifest. A real sbatch
+adds its time once, for any number of points. The second figure is the same command again, with every point queued.
 """
 
 from __future__ import annotations

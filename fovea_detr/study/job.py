@@ -1,7 +1,7 @@
 """The program of a job, once per task: `python -m fovea_detr.study.job SUBMISSION_FOLDER [POINT'S NUMBER]`.
 
 It reads only what was frozen at submission. It listens for signals before torch is imported, sets the ranks, runs the
-point, and asks SLURM to requeue the job when it is told to stop.
+point, and asks SLURM to requeue the job when it has to stop.
 """
 
 from __future__ import annotations

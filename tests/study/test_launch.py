@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fovea_detr.study import snapshot
 from tests.study.conftest import ROOT, ClusterStudy
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
@@ -71,7 +72,9 @@ def test_queued_jobs_run_the_code_of_their_submission(
     cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = tmp_path / "code"
-    shutil.copytree(ROOT, code, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info"))
+    for name in snapshot.listed(ROOT):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, code / name)
     environment = {**cluster, "PYTHONPATH": str(code)}
     held = ClusterStudy(tmp_path / "held", "held", environment, code)
     plain = ClusterStudy(tmp_path / "plain", "plain", environment, code)
