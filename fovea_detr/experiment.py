@@ -19,7 +19,7 @@ from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.host import Host, failures_told
+from fovea_detr.runs.host import Host, record_failures
 from fovea_detr.runs.identity import refuse_other_config
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import checkpoint, preflight
@@ -38,7 +38,7 @@ def run(config: Config, point: str, host: Host | None = None) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder, host = RunFolder(Path(config.runs) / config.study / point), host or Host()
-    with denormals_flushed(device), distributed.process_group(device), failures_told(folder, host):
+    with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
         if finished_before(config, folder):
             return
         with host.stop.listening() as stop:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
+from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides
 from fovea_detr.errors import UserError
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import FOREIGN, MISSING, Standing, one_line
-from fovea_detr.study.manifest import Manifest
+from fovea_detr.runs.state import FOREIGN, standing_of
+from fovea_detr.study import manifest
 
 __all__ = ["Run", "find_runs", "read_run"]
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A point of a study's manifest: its last submission. frozen: its configuration, as it was sent."""
+    """A point's last submission. frozen: the file of its configuration as it was submitted."""
 
     job: str | None
     refused: str | None
@@ -68,43 +69,43 @@ def _folders(path: Path) -> dict[str, None]:
 
 
 def read_manifest(folder: Path) -> dict[str, Submitted]:
-    """What SLURM was asked for, by point; the last submission counts. Empty for a study that never met SLURM."""
-    manifest = Manifest(folder)
+    """What SLURM was asked for, by point; the last submission counts. Empty for a study that never used SLURM."""
     try:
-        submissions = manifest.read()
-    except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: the folders still tell
+        submissions = manifest.read(folder)
+    except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: the folders remain
         return {}
     found = {}
     for submission in submissions:
-        place = manifest.submission_folder(submission.id)
-        frozen = set(os.listdir(place)) if place.is_dir() else set()
+        frozen = set(os.listdir(submission.folder)) if submission.folder.is_dir() else set()
         for index, point in enumerate(submission.points):
             job = None if submission.job is None else f"{submission.job}_{index}"
-            config = place / f"{index}.yaml" if f"{index}.yaml" in frozen else None
+            config = submission.folder / f"{index}.yaml" if f"{index}.yaml" in frozen else None
             found[point] = Submitted(job, submission.refused, config)
     return found
 
 
 def missing(path: Path, sent: Submitted) -> Run:
     """A point that was submitted and has no folder."""
-    text = f"missing: the queue refused it: {sent.refused}" if sent.refused else "missing: submitted, but has no folder"
+    standing = standing_of(path, {}, has_result=False, submitted=True)
+    if sent.refused:
+        standing = replace(standing, reason=f"the queue refused it: {sent.refused}")
     job = f" (job {sent.job})" if sent.job else ""
     try:
         settings = settings_of(sent.frozen.read_text()) if sent.frozen else None
     except (OSError, ValueError, yaml.YAMLError):
         settings = None
-    standing = Standing(MISSING, one_line(f"{text}{job}"))
     known = settings is not None
-    return Run(path, settings or overrides(path.name), known, standing, as_submitted=known)
+    state = describe(standing, {}, Progress()) + job
+    return Run(path, settings or overrides(path.name), known, standing, state, as_submitted=known)
 
 
 def borrow_settings(runs: Sequence[Run]) -> None:
-    """A run that ended before its config.yaml takes the settings of its sister, which differs in the seed alone."""
-    sisters = {without_seed(run.path.name): run for run in runs if run.has_config}
+    """A run that ended before its config.yaml takes the settings of the run that differs in the seed alone."""
+    others = {without_seed(run.path.name): run for run in runs if run.has_config}
     for run in runs:
-        sister = None if run.has_config else sisters.get(without_seed(run.path.name))
-        if sister is not None:
-            run.settings = {**sister.settings, SEED: overrides(run.path.name).get(SEED, "0")}
+        other = None if run.has_config else others.get(without_seed(run.path.name))
+        if other is not None:
+            run.settings = {**other.settings, SEED: overrides(run.path.name).get(SEED, "0")}
 
 
 def fill_unknown(runs: Sequence[Run]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from analysis.reading.outcome import node_of, read_facts, read_numbers
+from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import leaf, overrides
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Progress, Standing, describe, number, one_line
+from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Standing, number, read_or_note, standing_of
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
-FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Run:
     settings: dict[str, str]
     has_config: bool
     standing: Standing
+    state: str  # the standing as one line for a person
     numbers: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -43,21 +44,17 @@ class Run:
         return self.path.parent.name
 
     @property
-    def state(self) -> str:
-        return self.standing.text
-
-    @property
     def is_done(self) -> bool:
         return self.standing.word == "done"
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
         """All of it, read when it is asked for: a table does without, curves do not."""
-        return _attempt("history.jsonl", RunFolder(self.path).history, list, []) or []
+        return read_or_note("history.jsonl", RunFolder(self.path).history, list, []) or []
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        return _attempt("provenance.json", RunFolder(self.path).provenance, dict, []) or {}
+        return read_or_note("provenance.json", RunFolder(self.path).provenance, dict, []) or {}
 
 
 def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> Run:
@@ -66,7 +63,7 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> 
     present = {name for name in os.listdir(path) if name in FILES}
 
     def attempt(name: str, read: Callable[[], Any], kind: type = dict) -> Any:
-        return _attempt(name, read, kind, problems) if name in present else None
+        return read_or_note(name, read, kind, problems) if name in present else None
 
     settings = attempt("config.yaml", lambda: settings_of(folder.config_text() or ""))
     record = attempt("state.json", folder.state) or {}
@@ -76,32 +73,21 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> 
     provenance = attempt("provenance.json", folder.provenance) or {}
     unfinished = result is None
     history = attempt("history.jsonl", folder.history if unfinished else lambda: list(last_line(path)), list) or []
-    standing = stands(path, settings or {}, record, history, job, problems, bool(present), not unfinished)
+    standing = standing_of(path, record, not unfinished, damage="; ".join(problems))
+    state = describe(standing, record, progress_of(settings or {}, history), job)
+    if standing.word in (BROKEN, FOREIGN) and not problems:
+        problems.append(standing.reason)
     has_own = settings is not None
     if not has_own and frozen is None and present and standing.word not in ("queued", STARTING):
         problems.append("no config.yaml that can be read: its columns are taken from the folder's name")
     if settings is None:
-        settings = (frozen and _attempt(frozen.name, lambda: settings_of(frozen.read_text()), dict, problems)) or None
-    run = Run(path, settings or overrides(path.name), settings is not None, standing, problems=problems)
+        sent = frozen and read_or_note(frozen.name, lambda: settings_of(frozen.read_text()), dict, problems)
+        settings = sent or None
+    run = Run(path, settings or overrides(path.name), settings is not None, standing, state, problems=problems)
     run.as_submitted = settings is not None and not has_own
     run.numbers = read_numbers(history, result or {}, provenance)
     run.facts = read_facts(run.numbers, leaf(run.settings, "precision") if run.has_config else None, provenance)
     return run
-
-
-def _attempt(file: str, read: Callable[[], Any], kind: type, problems: list[str]) -> Any:
-    """What `read` returns if it is of the kind, else None. Any error at all: one bad file must not cost the table."""
-    try:
-        value = read()
-        items = value if isinstance(value, list) else []
-        if isinstance(value, kind) and all(isinstance(item, dict) for item in items):
-            return value
-        problems.append(f"{file}: not what a run writes")
-    except FileNotFoundError:  # replaced or removed while it was being read
-        return None
-    except Exception as error:
-        problems.append(f"{file}: cannot be read: {one_line(str(error).partition(chr(10))[0])}")
-    return None
 
 
 def last_line(path: Path) -> Iterator[dict[str, Any]]:
@@ -112,33 +98,6 @@ def last_line(path: Path) -> Iterator[dict[str, Any]]:
     last = next((line for line in reversed(lines) if line.strip()), None)
     if last is not None:
         yield json.loads(last)
-
-
-def stands(
-    path: Path,
-    settings: dict[str, str],
-    record: dict[str, Any],
-    history: list[dict[str, Any]],
-    job: str | None,
-    problems: list[str],
-    has_files: bool,
-    has_result: bool,
-) -> Standing:
-    """Where the run stands; a result means done, whatever state.json says."""
-    if has_result:
-        return Standing("done", "done")
-    if not has_files and not problems:
-        if any(name == ".lock" or name.endswith(".tmp") for name in os.listdir(path)):
-            return Standing(STARTING, "starting: nothing is written yet")
-        problems.append("no file of a run in this folder")
-        return Standing(FOREIGN, FOREIGN)
-    standing = describe(record, progress_of(settings, history), job)
-    if standing is not None:
-        return standing
-    if not problems:
-        state = record.get("state", "none given")
-        problems.append("no result.json" if state == "done" else f"state.json: no such state: {one_line(str(state))}")
-    return Standing(BROKEN, BROKEN)
 
 
 def progress_of(settings: dict[str, str], history: list[dict[str, Any]]) -> Progress:

@@ -1,14 +1,14 @@
-"""The run folder, the only contract between a run and its analysis: every file in it is written and read here.
+"""The run folder, the only interface between a run and its analysis: every file in it is written and read here.
 
     runs/<study>/<point>/
         config.yaml       the resolved configuration
-        provenance.json   code, packages, device, job, command, data: what the numbers came from
+        provenance.json   code, packages, device, job, command, data: where the numbers come from
         state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
-        history.jsonl     a line an epoch: losses and metrics by name; seconds and rates under "timing"
-        checkpoint.pt     everything a resume needs; checkpoint_before.pt is the one before it
+        history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
+        checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
         result.json       last and best metrics, cost, inference time: its presence means done
 
-Standard library only. Files are replaced whole: written to a temporary name, synced, renamed; a reader never sees half.
+Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 
 from fovea_detr.errors import RunFolderError
 
+FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
 
@@ -99,7 +100,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 class RunFolder:
     """One run folder. Reading never writes; a missing file reads as None or as an empty list.
 
-    Reading a file that is not what it should be raises json.JSONDecodeError, for the caller to name the folder.
+    Reading a damaged file raises json.JSONDecodeError; the caller names the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -110,25 +111,25 @@ class RunFolder:
     # ---- what a run writes -------------------------------------------------------------------------------------------
 
     def lock(self, seconds: float = 0) -> None:
-        """Hold the folder until this process ends, however it ends. RunFolderError if another process holds it.
+        """Lock the folder until this process ends. RunFolderError if another process holds the lock.
 
-        `seconds`: how long to wait for that. A requeued job starts while the killed one is still dying, and a shared
-        file system may need a while to forget a dead machine's lock.
+        seconds: how long to wait for it. A requeued job may start before the killed one has ended, and a shared file
+        system may take a while to release the lock of a machine that went down.
         """
         end = time.monotonic() + seconds
         while not self.try_lock():
             if time.monotonic() >= end:
                 raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it")
             time.sleep(0.2)
-        for left_behind in self.path.glob(".*.tmp"):  # by a process that was killed while writing
-            left_behind.unlink(missing_ok=True)
+        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
+            leftover.unlink(missing_ok=True)
 
     def try_lock(self) -> bool:
-        """Hold the folder if nobody else does."""
+        """Lock the folder -> whether it was free."""
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / ".lock").open("ab")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked workers do not hold it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: forked workers do not hold it
         except OSError:
             file.close()
             return False
@@ -155,7 +156,7 @@ class RunFolder:
         write_text(self.path / "state.json", _to_json(record) + "\n")
 
     def beat(self, **progress: Any) -> None:
-        """Say that the run is alive and where it stands; at most one write every HEARTBEAT_SECONDS."""
+        """Write that the run is alive and its progress; at most once every HEARTBEAT_SECONDS."""
         if time.time() - self._last_beat >= HEARTBEAT_SECONDS:
             self.write_state("running", **progress)
 
@@ -194,7 +195,7 @@ class RunFolder:
         return _read_json(self.path / "state.json")
 
     def has_result(self) -> bool:
-        """Whether the run is done, without reading how it went."""
+        """Whether the run is done, without reading the result."""
         return (self.path / "result.json").exists()
 
     def result(self) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""Who looks after a run's process: a shell, or (fovea_detr/study/job.py) SLURM. What stops it, and what is told.
+"""The supervisor of a run's process, a shell or SLURM (fovea_detr/study/job.py): how a stopped or failed run exits.
 
-Imports no torch, so that a job can tell of a torch that does not import.
+Imports no torch, so that a job can record the failure of `import torch`.
 """
 
 from __future__ import annotations
@@ -17,60 +17,60 @@ from fovea_detr.errors import RunFolderError, UserError, tell
 from fovea_detr.runs.folder import RunFolder, this_start
 from fovea_detr.runs.stop import StopFlag, Stopped
 
-# What gloo and NCCL say on the ranks that are left when another one has gone.
-LOST = re.compile(
+# Messages of gloo and NCCL on the remaining ranks after another rank has ended.
+RANK_LOST = re.compile(
     r"closed by peer|connection reset|broken pipe|remote process exited|socket closed|recv.*EOF|connection refused"
     r"|failed to recv|failed to send",
     re.IGNORECASE,
 )
 
 
-def rank() -> int:
-    """This process's rank, known before the process group is there."""
+def process_rank() -> int:
+    """This process's rank, from the environment: it is known before the process group exists."""
     return int(os.environ.get("RANK", "0"))
 
 
 class Host:
-    """A shell, whose user starts the same command again; torchrun too."""
+    """A shell or torchrun: the user starts the same command again."""
 
-    lock_seconds = 0.0  # how long another holder of the run folder is waited for
+    lock_seconds = 0.0  # how long to wait until another process releases the run folder
 
     def __init__(self) -> None:
         self.stop = StopFlag()
 
     def leave(self, folder: RunFolder, stopped: Stopped) -> NoReturn:
-        """The end of a run that was asked to stop and has saved everything."""
-        if rank() == 0:
-            tell_stopped(folder, stopped)
+        """End a run that was asked to stop and has saved everything."""
+        if process_rank() == 0:
+            record_stop(folder, stopped)
         sys.exit(stopped.exit_code)
 
 
-def tell_stopped(folder: RunFolder, stopped: Stopped) -> None:
+def record_stop(folder: RunFolder, stopped: Stopped) -> None:
     folder.write_state("preempted", reason=str(stopped))
-    tell(f"{folder.path}: {stopped}; everything is saved, the same command goes on from here")
+    tell(f"{folder.path}: {stopped}; everything is saved, the same command continues it")
 
 
 @contextmanager
-def failures_told(folder: RunFolder, host: Host) -> Iterator[None]:
-    """Whatever ends the run is in state.json before the process leaves with a non-zero code; the first reason stays."""
+def record_failures(folder: RunFolder, host: Host) -> Iterator[None]:
+    """Write what ends the run into state.json before the process exits with a non-zero code; the first reason stays."""
     try:
         yield
     except Stopped as stopped:
         host.leave(folder, stopped)
     except RunFolderError:
-        raise  # the folder is somebody else's
+        raise  # the folder belongs to another run
     except Exception as error:
-        tell_failed(folder, error)
+        record_failure(folder, error)
         raise
 
 
-def tell_failed(folder: RunFolder, error: Exception) -> None:
-    """state.json says failed, why and on which rank, unless another rank of this start has said so already."""
+def record_failure(folder: RunFolder, error: Exception) -> None:
+    """Write failed, the reason and the rank into state.json, unless another rank of this start has done so already."""
     state = folder.state() or {}
     if not folder.path.is_dir() or (state.get("state") == "failed" and state.get("start", {}) == this_start()):
         return
     reason = str(error).strip() or type(error).__name__
-    if not isinstance(error, UserError) and (lost := LOST.search(reason)):
-        reason = f"rank lost: another process of this run has ended (rank {rank()} saw: {lost[0]})"
+    if not isinstance(error, UserError) and (lost := RANK_LOST.search(reason)):
+        reason = f"rank lost: another process of this run has ended (rank {process_rank()} saw: {lost[0]})"
     trace = None if isinstance(error, UserError) else traceback.format_exc()
-    folder.write_state("failed", reason=reason, kind=type(error).__name__, rank=rank(), traceback=trace)
+    folder.write_state("failed", reason=reason, kind=type(error).__name__, rank=process_rank(), traceback=trace)

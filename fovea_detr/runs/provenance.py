@@ -1,4 +1,4 @@
-"""What the numbers of a run came from: code, packages, device, job, command, data."""
+"""Provenance of a run's numbers: code, packages, device, job, command, data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SNAPSHOT_FILE = "snapshot.json"
 
 
 def describe(device: torch.device, world_size: int, total_batch_size: int) -> dict[str, Any]:
-    """The facts that can be read off this process; the caller adds what it knows of data and weights."""
-    import torch  # here alone: a sweep asks for the code's version without it
+    """The facts that this process can read by itself; the caller adds data and weights."""
+    import torch  # only here: a sweep asks for the code's version without torch
 
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -45,7 +45,7 @@ def describe(device: torch.device, world_size: int, total_batch_size: int) -> di
 def code_version(folder: Path) -> dict[str, str | None]:
     """The git commit of the code and a hash of what is not committed; both None where there is no git checkout.
 
-    A snapshot knows those of the checkout that it was taken from, at that moment.
+    A snapshot holds those of the checkout that it was taken from, at that time.
     """
     frozen = folder / SNAPSHOT_FILE
     if frozen.exists():
@@ -59,7 +59,7 @@ def code_version(folder: Path) -> dict[str, str | None]:
 
 
 def _new_files(folder: Path) -> Iterator[str]:
-    """Names and fingerprints of what git neither tracks nor ignores: a new axis is code before it is added."""
+    """Names and fingerprints of files that git neither tracks nor ignores: a new axis is code before `git add`."""
     names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
     for name in filter(None, names.split("\0")):
         path = folder / name

@@ -1,88 +1,151 @@
-"""state.json in words: where a run stands, for a person, and the one word that a filter asks for. No torch."""
+"""Where a run stands: one rule for `study status`, for launching and for the table. Imports no torch."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-LOST_SECONDS = 600.0  # a run says every half minute that it is alive; after this long without a word it was killed
-FOREIGN, STARTING, MISSING, LOST, BROKEN = "no run", "starting", "missing", "lost", "broken"
+from fovea_detr.runs.folder import FILES, RunFolder
+
+# A run writes its state every 30 s, later while it compiles, evaluates or waits for a slow disk. A live run that is
+# taken to be lost is submitted a second time, so 20 missing heartbeats are needed, not fewer.
+LOST_SECONDS = 600.0
+NEW, MISSING, STARTING, FOREIGN, BROKEN, LOST = "new", "missing", "starting", "no run", "broken", "lost"
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run's job as its queue sees it, in SLURM's words. reason: why it waits, or its exit code."""
+
+    id: str  # ARRAY_INDEX
+    name: str
+    state: str  # PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, ...; empty: the queue does not know the job
+    reason: str = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in WAITING | AT_WORK
 
 
 @dataclass(frozen=True)
 class Standing:
-    """word: done, running, queued, preempted, failed, missing, lost, starting, broken, no run; text: the whole."""
+    """word: new, submitted, missing, starting, queued, running, preempted, failed, cancelled, lost, broken, done, ...
+
+    reason: why, where the word alone does not say it.
+    """
 
     word: str
-    text: str
+    reason: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        return self.word in ("queued", "running")
 
     @property
     def is_open(self) -> bool:
         """Whether it may still change by itself."""
-        return self.word in ("running", "queued", "preempted", STARTING)
+        return self.is_live or self.word in ("preempted", STARTING)
+
+    @property
+    def needs_launch(self) -> bool:
+        """Whether the sweep's command submits it."""
+        return not self.is_live and self.word not in ("done", "submitted")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Of a run that has not finished. epochs: done; planned: of how many; epoch_seconds, epoch_steps: of the last."""
+def standing_of(
+    path: Path,
+    record: Mapping[str, Any],
+    has_result: bool,
+    job: Job | None = None,
+    *,
+    submitted: bool = False,
+    damage: str = "",
+) -> Standing:
+    """Where the run in folder `path` stands. A result means done; a live job is believed more than the record.
 
-    epochs: int = 0
-    planned: int | None = None
-    epoch_seconds: float = math.nan
-    epoch_steps: float = math.nan
-
-    def words(self, record: dict[str, Any]) -> str:
-        """`epoch 13/50`, the one it is in."""
-        epoch = number(record.get("epoch"))
-        now = (self.epochs if math.isnan(epoch) else int(epoch)) + 1
-        return f"epoch {min(now, self.planned)}/{self.planned}" if self.planned else f"epoch {now}"
-
-    def seconds_left(self, record: dict[str, Any]) -> float:
-        """By the pace of the last epoch; NaN before there is one."""
-        if self.planned is None or math.isnan(self.epoch_seconds):
-            return math.nan
-        done = number(record.get("batches_done")) if record.get("epoch") == self.epochs else 0.0
-        share = min(1.0, done / self.epoch_steps) if self.epoch_steps > 0 else 0.0
-        since = max(0.0, time.time() - number(record.get("time")))
-        epochs = self.planned - self.epochs - (0.0 if math.isnan(share) else share)
-        return max(0.0, epochs * self.epoch_seconds - since)
-
-
-def describe(record: dict[str, Any], progress: Progress, job: str | None = None) -> Standing | None:
-    """Of a run without a result; None if the record says nothing that can be believed. job: SLURM's id, if known."""
-    state, start = record.get("state"), record.get("start")
-    start = start if isinstance(start, dict) else {}
-    again = start.get("restarts") or 0
-    restarts = f", {again} restart{'s' if again != 1 else ''}" if again else ""
+    record: state.json, empty if it is missing or cannot be read. job: the queue's answer; None if it was not asked.
+    submitted: whether the point was sent to a queue. damage: what could not be read of the folder.
+    """
+    state = record.get("state")
+    if has_result:
+        return Standing("done")
+    if job is not None and job.is_live:
+        return Standing("queued", job.reason) if job.is_waiting else Standing("running")
     if state == "failed":
-        return Standing("failed", one_line(f"failed: {record.get('reason', 'no reason given')}"))
-    if state == "running":
-        return _running(record, progress, restarts)
+        return Standing("failed", str(record.get("reason", "")) or "no reason given")
+    if state == "running" and (job is None or "start" not in record):
+        return _by_heartbeat(record)
+    if job is not None and job.state == "CANCELLED":
+        return Standing("cancelled", "cancelled in SLURM")
     if state == "preempted":
-        return Standing("preempted", f"preempted in {progress.words(record)}{restarts}")
-    if state == "queued":
-        number_ = job or start.get("job")
-        return Standing("queued", one_line(f"queued{f', job {number_}' if number_ else ''}{restarts}"))
-    return None
+        return Standing("preempted", str(record.get("reason", "")))
+    if state in ("queued", "running"):
+        return Standing("queued") if job is None else _died_silently(job)
+    return Standing(BROKEN, damage) if damage else _without_state(path, state, submitted)
 
 
-def _running(record: dict[str, Any], progress: Progress, restarts: str) -> Standing:
-    where = f"running, {progress.words(record)}"
+def _by_heartbeat(record: Mapping[str, Any]) -> Standing:
     silent = time.time() - number(record.get("time"))
     if silent > LOST_SECONDS:
-        return Standing(LOST, f"lost? {where}, silent for {silent / 60:.0f} min")
-    left = progress.seconds_left(record)
-    return Standing("running", f"{where}{'' if math.isnan(left) else f', {span(left)} left'}{restarts}")
+        return Standing(LOST, f"silent for {silent / 60:.0f} min")
+    return Standing("running", "" if "start" in record else "outside SLURM")
 
 
-def span(seconds: float) -> str:
-    """`3 h 20 min`: the two largest units that are not zero."""
-    minutes = max(1, round(seconds / 60))
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if count]
-    return " ".join(parts[:2])
+def _died_silently(job: Job) -> Standing:
+    """The folder says queued or running, and no job is alive: it was killed before it could write a reason."""
+    if not job.state:
+        return Standing(LOST, "the queue does not know its job")
+    details = f"{job.state}, {job.reason}" if job.reason else job.state
+    word = "failed" if job.state in ("FAILED", "OUT_OF_MEMORY") else LOST
+    return Standing(word, f"killed; no message was written; SLURM says {details}")
+
+
+def _without_state(path: Path, state: object, submitted: bool) -> Standing:
+    if not path.is_dir():
+        return Standing(MISSING, "submitted, but has no folder") if submitted else Standing(NEW)
+    names = set(os.listdir(path))
+    if state == "done":
+        return Standing(BROKEN, "no result.json")
+    if names & set(FILES):
+        return Standing(BROKEN, f"state.json: no such state: {one_line(str(state or 'none given'))}")
+    if any(name == ".lock" or name.endswith(".tmp") for name in names):
+        return Standing(STARTING, "nothing is written yet")
+    return Standing(FOREIGN, "no file of a run in this folder")
+
+
+def read_record(folder: RunFolder) -> tuple[dict[str, Any], bool, str]:
+    """-> state.json (empty if there is none), whether there is a result, and what could not be read."""
+    problems: list[str] = []
+    found = []
+    for name, read in (("state.json", folder.state), ("result.json", folder.result)):  # a run may end in between
+        found.append(read_or_note(name, read, dict, problems) if (folder.path / name).exists() else None)
+    return found[0] or {}, found[1] is not None, "; ".join(problems)
+
+
+def read_or_note(file: str, read: Callable[[], Any], kind: type, problems: list[str]) -> Any:
+    """What `read` returns if it is of the kind, else None and a line in `problems`: one bad file is never fatal."""
+    try:
+        value = read()
+        items = value if isinstance(value, list) else []
+        if isinstance(value, kind) and all(isinstance(item, dict) for item in items):
+            return value
+        problems.append(f"{file}: not what a run writes")
+    except FileNotFoundError:  # replaced or removed while it was being read
+        return None
+    except Exception as error:
+        problems.append(f"{file}: cannot be read: {one_line(str(error).partition(chr(10))[0])}")
+    return None
 
 
 def number(value: Any) -> float:

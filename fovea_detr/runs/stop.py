@@ -1,4 +1,4 @@
-"""How a run is asked to stop, and how it says that it has. Imports no torch: a job listens before it loads it."""
+"""Stop signals and how a run reacts to them. Imports no torch: a job listens for signals before it imports torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-# A cluster signals every process of a job; only the main one decides when to stop, and its workers go when it does.
+# A cluster signals every process of a job; only the main one decides when to stop, and its workers end with it.
 IGNORED_BY_WORKERS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; everything is saved, and the same command goes on from here."""
+    """A signal asked the run to stop; everything is saved, and the same command continues it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -21,9 +21,9 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Up once SIGUSR2, SIGTERM or Ctrl-C has arrived; a second signal of the kind acts as if nobody had listened.
+    """Set once SIGUSR2, SIGTERM or Ctrl-C has arrived; a second signal of the same kind has its default effect.
 
-    `patient`: a second one changes nothing either. SLURM repeats itself, and a job that dies of it counts as failed.
+    patient: a second one is ignored. SLURM repeats its signals, and a job that is killed by one counts as failed.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
@@ -39,7 +39,7 @@ class StopFlag:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _catch(self, number: int, frame: object) -> None:  # noqa: ARG002 - the signature of a handler
+    def _catch(self, number: int, frame: object) -> None:  # noqa: ARG002 - a signal handler's signature
         self.number = number
         if not self.patient:
             signal.signal(number, signal.SIG_DFL)
@@ -47,6 +47,7 @@ class StopFlag:
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
+    """Block the stop signals; those that arrive are delivered at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
     try:
         yield

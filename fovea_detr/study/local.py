@@ -1,36 +1,37 @@
 """The queue of one machine: `hydra/launcher=submitit_local` runs its points here one after another, detached.
 
-`python -m fovea_detr.study.local SUBMISSION_FOLDER` is that process. It holds a lock as long as it lives, which is how
-others see that it does.
+`python -m fovea_detr.study.local SUBMISSION_FOLDER` is that process. It holds a lock until it ends, which tells others
+whether it is alive.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from fovea_detr.study.manifest import Manifest, Submission
+from fovea_detr.runs.state import Job
+from fovea_detr.study.manifest import Submission
 
 SECONDS_TO_FOLLOW = 20.0  # for the other ranks to end by themselves once one has failed
 
 
-def send(manifest: Manifest, submission: Submission) -> str:
+def start(submission: Submission) -> str:
     """Start the process that runs the submission's points -> its name, `local-PID`."""
-    folder = manifest.submission_folder(submission.id)
+    folder = submission.folder
     python = submission.resources.get("python") or shlex.quote(sys.executable)
     lines = [*submission.resources.get("setup", []), f"cd {shlex.quote(submission.snapshot)} || exit 1"]
     lines += [f"export PYTHONPATH={shlex.quote(submission.snapshot)}${{PYTHONPATH:+:$PYTHONPATH}}"]
     lines += [f"exec {python} -u -m fovea_detr.study.local {shlex.quote(str(folder))}"]
     with (folder / "local.out").open("ab") as log, (folder / "alive").open("ab") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)  # inherited, and so held from the first moment until the process ends
+        fcntl.flock(alive, fcntl.LOCK_EX)  # inherited: held from the start of the process until its end
         process = subprocess.Popen(
             ["bash", "-c", "\n".join(lines)],
             stdin=subprocess.DEVNULL,
@@ -43,9 +44,19 @@ def send(manifest: Manifest, submission: Submission) -> str:
     return f"local-{process.pid}"
 
 
-def is_alive(manifest: Manifest, submission: Submission) -> bool:
+def job(submission: Submission, point: str, record: Mapping[str, Any]) -> Job:
+    """A point's job in SLURM's words; without a state once the process has ended, or has finished this point.
+
+    record: the point's state.json.
+    """
+    words = {"queued": "PENDING", "running": "RUNNING"}
+    state = words.get(str(record.get("state")), "") if is_alive(submission) else ""
+    return Job(submission.job_of(point) or "", submission.name, state)
+
+
+def is_alive(submission: Submission) -> bool:
     try:
-        with (manifest.submission_folder(submission.id) / "alive").open("rb") as file:
+        with (submission.folder / "alive").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -59,12 +70,12 @@ class Runner:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.submission = Submission(**json.loads((folder / "submission.json").read_text()))
+        self.submission = Submission.load(folder)
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.stopped = 0
 
     def run(self) -> int:
-        """-> the number of points that have failed."""
+        """-> the number of points that failed."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._pass_on)
         failed = 0
@@ -90,9 +101,9 @@ class Runner:
         return [process.wait() for process in self.ranks]
 
     def _start(self, n: int, rank: int, world: int) -> subprocess.Popen[bytes]:
-        meeting = self.folder / f".rendezvous-{n}-{os.getpid()}"
+        rendezvous = self.folder / f".rendezvous-{n}-{os.getpid()}"
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-        environment = {name: str(value) for name, value in ranks.items()} | {"FOVEA_RENDEZVOUS": str(meeting)}
+        environment = {name: str(value) for name, value in ranks.items()} | {"FOVEA_RENDEZVOUS": str(rendezvous)}
         log: IO[bytes]
         with (self.folder / f"local_{n}_{rank}_log.out").open("ab") as log:
             return subprocess.Popen(
@@ -102,7 +113,7 @@ class Runner:
                 env={**os.environ, **environment},
             )
 
-    def _pass_on(self, number: int, frame: object) -> None:  # noqa: ARG002 - the signature of a handler
+    def _pass_on(self, number: int, frame: object) -> None:  # noqa: ARG002 - a signal handler's signature
         self.stopped = number
         for process in self.ranks:
             if process.poll() is None:

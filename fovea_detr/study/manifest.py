@@ -1,36 +1,54 @@
-"""What has been submitted for a study: runs/<study>/manifest.jsonl, a line before every sbatch and one after it.
+"""The submissions of a study on disk: STUDY/manifest.jsonl, with a line before every sbatch and one after it.
 
-The job's name carries the submission's id, so jobs whose second line is missing (the shell was killed in between) are
-found by name."""
+The job's name carries the submission's id, so a job whose second line is missing (the shell was killed in between) is
+found by its name. All that the jobs of a submission read and print is in STUDY/.submissions/ID.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import dataclasses
+import getpass
 import json
 import os
 import re
 import secrets
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fovea_detr.compose import parse
 from fovea_detr.config.schema import Config
-from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import write_text
 
-LOCK_SECONDS = 120.0
+OUT_OF_MEMORY = re.compile(r"exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", re.IGNORECASE)
+NOT_IN_FACTS = ("folder", "job", "refused")
+
+
+@dataclass
+class Point:
+    """A point to be run: its configuration with absolute paths, and what is asked of the queue for it."""
+
+    name: str
+    config: Config
+    resources: dict[str, Any]
+    snapshot: Path | None = None  # the code to run; None: the present one
+
+    @property
+    def study_folder(self) -> Path:
+        return Path(self.config.runs) / self.config.study
 
 
 @dataclass
 class Submission:
     """Some points of a study, sent to the queue together: an array job, whose task n is the n-th point."""
 
-    id: str
+    folder: Path  # STUDY/.submissions/ID
     name: str  # of the job
     points: list[str]
     snapshot: str  # the folder that holds the code
@@ -42,78 +60,66 @@ class Submission:
     job: str | None = None  # of the array; None: not known (yet)
     refused: str | None = None  # why the queue did not take it
 
+    @classmethod
+    def new(cls, study: Path, points: Sequence[Point], snapshot: Path, kind: str, id_: str | None = None) -> Submission:
+        """Of points that ask the queue for the same resources. Writes nothing."""
+        folder = study / ".submissions" / (id_ or f"{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(3)}")
+        names, command = [point.name for point in points], [os.path.basename(sys.executable), *sys.argv]
+        facts = {"user": getpass.getuser(), "time": time.time(), "resources": points[0].resources}
+        return cls(folder, job_name(study.name, folder.name), names, str(snapshot), kind, command, **facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> Submission:
+        """From its own folder, as a job does."""
+        return _from_facts(folder, json.loads((folder / "submission.json").read_text()))
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
     def job_of(self, point: str) -> str | None:
         """SLURM's id of the point's job, `ARRAY_INDEX`."""
         return None if self.job is None else f"{self.job}_{self.points.index(point)}"
 
-
-@dataclass(frozen=True)
-class Manifest:
-    """Of one study, in its folder. Only the holder of the lock writes; anybody may read at any time."""
-
-    folder: Path
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "manifest.jsonl"
-
-    def submission_folder(self, submission_id: str) -> Path:
-        return self.folder / ".submissions" / submission_id
-
-    def config_file(self, submission: Submission, point: str) -> Path:
+    def config_file(self, point: str) -> Path:
         """The configuration of a point, frozen when it was submitted."""
-        return self.submission_folder(submission.id) / f"{submission.points.index(point)}.yaml"
+        return self.folder / f"{self.points.index(point)}.yaml"
 
-    @contextmanager
-    def locked(self) -> Iterator[IO[bytes]]:
-        """Alone with the study. Yields the lock's file: a child that inherits it keeps the lock if we are killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + LOCK_SECONDS
-        with (self.folder / ".lock").open("ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() >= end:
-                        raise UserError(
-                            f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
-                            "wait for it or stop it"
-                        ) from None
-                    time.sleep(0.1)
-            yield file
+    def log_files(self, point: str, rank: int = 0) -> list[Path]:
+        """What a rank of a point's job has printed, over all its starts."""
+        return sorted(self.folder.glob(f"*_{self.points.index(point)}_{rank}_log.*"))
 
-    def read(self) -> list[Submission]:
-        """All submissions, oldest first. A last line that a crash cut short was never acted on, and is left out."""
-        found: dict[str, Submission] = {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            kind = event.pop("event")
-            if kind == "submit":
-                found[event["id"]] = Submission(**event)
-            elif event["id"] in found:
-                setattr(found[event["id"]], "job" if kind == "submitted" else "refused", event["value"])
-        return list(found.values())
+    def oom_message(self, point: str) -> str:
+        """SLURM's own message in the job's log that the memory limit was exceeded; empty if there is none."""
+        files = self.log_files(point)
+        found = OUT_OF_MEMORY.findall(files[-1].read_text(errors="replace")[-4000:]) if files else []
+        return found[-1].strip() if found else ""
 
-    def will_submit(self, submission: Submission) -> None:
-        content = {key: value for key, value in asdict(submission).items() if key not in ("job", "refused")}
-        self._append({"event": "submit", **content})
+    def write(self, points: Sequence[Point]) -> None:
+        """Everything that its jobs will read; then the line that says that it will be submitted."""
+        self.folder.mkdir(parents=True)
+        for point in points:
+            self.config_file(point.name).write_text(freeze(point.config))
+        write_text(self.folder / "submission.json", json.dumps(self._facts(), indent=2) + "\n")
+        self.record_intent()
 
-    def was_submitted(self, submission: Submission, job: str, *, adopted: bool = False) -> None:
-        submission.job = job
-        self._append(
-            {"event": "submitted", "id": submission.id, "value": job, **({"adopted": True} if adopted else {})}
-        )
+    def record_intent(self) -> None:
+        self._append({"event": "submit", **self._facts()})
 
-    def was_refused(self, submission: Submission, reason: str) -> None:
-        submission.refused = reason
-        self._append({"event": "refused", "id": submission.id, "value": reason})
+    def record_job(self, job: str, *, adopted: bool = False) -> None:
+        self.job = job
+        self._append({"event": "submitted", "id": self.id, "value": job, **({"adopted": True} if adopted else {})})
+
+    def record_refusal(self, reason: str) -> None:
+        self.refused = reason
+        self._append({"event": "refused", "id": self.id, "value": reason})
+
+    def _facts(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in NOT_IN_FACTS}
+        return {"id": self.id, **values}
 
     def _append(self, event: dict[str, Any]) -> None:
-        with self.path.open("ab+") as file:
+        with manifest_file(self.folder.parent.parent).open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a line that a crash cut short
@@ -123,15 +129,42 @@ class Manifest:
             os.fsync(file.fileno())
 
 
+def manifest_file(study: Path) -> Path:
+    return study / "manifest.jsonl"
+
+
+def read(study: Path) -> list[Submission]:
+    """All submissions, oldest first. A last line that a crash cut short was never acted on, and is left out."""
+    found: dict[str, Submission] = {}
+    path = manifest_file(study)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        kind = event.pop("event")
+        if kind == "submit":
+            found[event["id"]] = _from_facts(study / ".submissions" / event["id"], event)
+        elif event["id"] in found:
+            setattr(found[event["id"]], "job" if kind == "submitted" else "refused", event["value"])
+    return list(found.values())
+
+
+def _from_facts(folder: Path, facts: dict[str, Any]) -> Submission:
+    return Submission(folder, **{key: value for key, value in facts.items() if key != "id"})
+
+
+def freeze(config: Config) -> str:
+    """The configuration as a job reads it; libyaml, because a sweep writes hundreds."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(dataclasses.asdict(config), Dumper=dumper, sort_keys=False)
+
+
 def load_frozen(path: Path) -> Config:
-    """A point's configuration as it was submitted, checked again: a file that it names may have gone."""
+    """A point's configuration as it was submitted, checked again: a file that it names may have been removed."""
     composed = OmegaConf.load(path)
     assert isinstance(composed, DictConfig)
     return parse(composed)
-
-
-def new_id() -> str:
-    return f"{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def job_name(study: str, submission_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: one squeue and at most one sacct for any number of them. Standard library only."""
+"""SLURM's answers about jobs: one squeue and at most one sacct for any number of them. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,31 +7,11 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from fovea_detr.errors import UserError
+from fovea_detr.runs.state import Job
 
 SECONDS = 30  # squeue hangs while no controller answers
-WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One task of an array, as SLURM sees it. reason: why it waits, or its exit code."""
-
-    id: str  # ARRAY_INDEX
-    name: str
-    state: str  # PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, PREEMPTED, OUT_OF_MEMORY, ...
-    reason: str = ""
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.state in WAITING
-
-    @property
-    def is_live(self) -> bool:
-        return self.state in WAITING | AT_WORK
 
 
 class SlurmError(UserError):
@@ -47,8 +27,8 @@ def command(arguments: Sequence[str], pass_fds: Sequence[int] = (), seconds: flo
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{arguments[0]} has not answered within {seconds:.0f} s: is slurmctld up?") from None
     if done.returncode != 0:
-        said = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-        raise SlurmError(f"{arguments[0]}: {said or f'exit code {done.returncode}'}")
+        message = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+        raise SlurmError(f"{arguments[0]}: {message or f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -60,8 +40,8 @@ def jobs(ids: Iterable[str], names: Iterable[str] = (), since: float = 0.0) -> d
     ids, names = set(ids), set(names)
     if not ids and not names:
         return {}
-    asked = ["squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%j|%T|%r"]
-    found = {job.id: job for job in parse_squeue(command(asked)) if job.id in ids or job.name in names}
+    squeue = ["squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", "%i|%j|%T|%r"]
+    found = {job.id: job for job in parse_squeue(command(squeue)) if job.id in ids or job.name in names}
     arrays = sorted({job.partition("_")[0] for job in ids - found.keys()})
     unseen = sorted(names - {job.name for job in found.values()})
     if arrays:
@@ -73,7 +53,7 @@ def jobs(ids: Iterable[str], names: Iterable[str] = (), since: float = 0.0) -> d
 
 
 def accounting(which: Sequence[str]) -> list[Job]:
-    """What sacct knows; nothing where the cluster keeps no accounts."""
+    """The jobs that sacct knows; none where the cluster has no accounting."""
     try:
         return list(parse_sacct(command(["sacct", "-n", "-P", "-X", *which, "-o", "JobID,JobName,State,ExitCode"])))
     except SlurmError:
@@ -96,9 +76,9 @@ def parse_sacct(text: str) -> Iterator[Job]:
 
 
 def _word(state: str) -> str:
-    """`CANCELLED by 0` -> CANCELLED. A job that is cancelled as it is being requeued keeps REQUEUED for ever here.
+    """`CANCELLED by 0` -> CANCELLED. A job that is cancelled while it is being requeued stays REQUEUED in sacct.
 
-    One that really waits is in squeue, which is asked first.
+    A job that really waits is in squeue, which is asked first.
     """
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
     return "CANCELLED" if word == "REQUEUED" else word

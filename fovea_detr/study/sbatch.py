@@ -1,11 +1,10 @@
-"""One array job for some points of a study: its sbatch script (written by submitit), and sending it.
+"""One array job for some points of a study: its sbatch script (written by submitit), and sbatch itself.
 
-Nothing of a job is prepared after sbatch: from the moment SLURM has it, the job needs nobody.
+Everything that a job needs is on disk before sbatch: after it, the job depends on no other process of ours.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -15,14 +14,14 @@ from typing import Any
 import submitit
 
 from fovea_detr.config.schema import Config
-from fovea_detr.study.manifest import Manifest, Submission
+from fovea_detr.study.manifest import Submission
 from fovea_detr.study.queue import SlurmError, command
 
-SUBMIT_SECONDS = 300.0  # a busy controller takes its time; whether it took the job is known only when sbatch ends
+SUBMIT_SECONDS = 300.0  # for a busy controller; whether it took the job is known only when sbatch ends
 
 
 class Executor(submitit.SlurmExecutor):
-    """submitit's, for the text of the script alone: a dry run needs no SLURM on the machine."""
+    """submitit's, used only for the text of the script: a dry run needs no SLURM on the machine."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -30,9 +29,9 @@ class Executor(submitit.SlurmExecutor):
 
 
 def resources(config: Config, launcher: dict[str, Any]) -> dict[str, Any]:
-    """What is asked of SLURM: the launcher's parameters, and the cluster's where those say nothing.
+    """What is asked of SLURM: the launcher's parameters, and the cluster's where those are not set.
 
-    `launcher`: hydra.launcher, resolved. The number of points and the names of folders are no part of it.
+    `launcher`: hydra.launcher, resolved. The number of points and the names of folders are not part of it.
     """
     cluster = config.cluster
     asked = {key: value for key, value in launcher.items() if value is not None and key not in NOT_ASKED}
@@ -50,42 +49,36 @@ def resources(config: Config, launcher: dict[str, Any]) -> dict[str, Any]:
 NOT_ASKED = {"_target_", "submitit_folder", "name", "max_num_timeout", "wait", "dry_run"}
 
 
-def script(manifest: Manifest, submission: Submission) -> str:
+def script(submission: Submission) -> str:
     """The sbatch script of a submission."""
-    folder = manifest.submission_folder(submission.id)
     asked = dict(submission.resources)
     python, setup = asked.pop("python", None), asked.pop("setup", [])
     asked |= {"name": submission.name, "setup": [*setup, *job_setup(Path(submission.snapshot))]}
-    executor = Executor(folder=folder)
+    executor = Executor(folder=submission.folder)
     executor.update_parameters(**executor._convert_parameters(asked))
     executor.parameters["map_count"] = len(submission.points)
     interpreter = python or shlex.quote(sys.executable)
-    job = f"{interpreter} -u -m fovea_detr.study.job {shlex.quote(str(folder))}"
+    job = f"{interpreter} -u -m fovea_detr.study.job {shlex.quote(str(submission.folder))}"
     return executor._make_submission_file_text(job, uid="")
 
 
 def job_setup(snapshot: Path) -> list[str]:
-    """Shell lines before srun, in the batch script. The last ones: no `module load` may put other code before ours."""
+    """Shell lines before srun, in the batch script. The last ones, so that no `module load` hides our code."""
     return [
-        "export SLURM_KILL_BAD_EXIT=1  # one task's failure ends them all",
+        "export SLURM_KILL_BAD_EXIT=1  # the failure of one task ends all",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not inherit it since SLURM 22.05",
-        "trap : USR2 TERM  # for the tasks; this shell would die of them and take the job along",
-        f"cd {shlex.quote(str(snapshot))} || exit 1  # the code of the moment of submission, not the checkout",
+        "trap : USR2 TERM  # only the tasks handle them: this shell would exit, and the job with it",
+        f"cd {shlex.quote(str(snapshot))} || exit 1  # the code as submitted, not the checkout",
         f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}",
     ]
 
 
-def send(manifest: Manifest, submission: Submission, lock: int) -> str:
-    """sbatch -> the array's id. lock: of the study's lock, which sbatch goes on holding if we are killed."""
-    path = manifest.submission_folder(submission.id) / "submit.sh"
-    path.write_text(script(manifest, submission))
-    said = command(["sbatch", str(path)], pass_fds=[lock], seconds=SUBMIT_SECONDS)
-    match = re.search(r"Submitted batch job (\d+)", said)
+def send(submission: Submission, lock: int) -> str:
+    """sbatch -> the array's id. lock: of the study's lock, which sbatch keeps if we are killed."""
+    path = submission.folder / "submit.sh"
+    path.write_text(script(submission))
+    answer = command(["sbatch", str(path)], pass_fds=[lock], seconds=SUBMIT_SECONDS)
+    match = re.search(r"Submitted batch job (\d+)", answer)
     if match is None:
-        raise SlurmError(f"sbatch answers {said.strip()!r}, which names no job")
+        raise SlurmError(f"sbatch answers {answer.strip()!r}, which names no job")
     return match[1]
-
-
-def user_command() -> list[str]:
-    """What the user typed, as far as Python knows it."""
-    return [os.path.basename(sys.executable), *sys.argv]

@@ -1,6 +1,6 @@
-"""The code of the moment of submission: a content-addressed copy of the checkout in the study's folder.
+"""The code as it is at submission: a content-addressed copy of the checkout in the study's folder.
 
-What git tracks, with its uncommitted changes, and new files that git does not ignore; data, runs and caches not.
+It holds what git tracks with its uncommitted changes and new files that git does not ignore; no data, runs or caches.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from fovea_detr.errors import UserError
 from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, code_version
 
-LEFT_OUT = {".git", ".venv", ".cache", "__pycache__"}  # anywhere; and `runs/` at the top
+LEFT_OUT = {".git", ".venv", ".cache", "__pycache__"}  # anywhere; `runs/` is left out at the top only
 WITHOUT_GIT = ("run.py", "conf", "sweeps", "fovea_detr", "hydra_plugins", "analysis", "pyproject.toml")
 MOST_BYTES = 200 * 2**20
 
 
 def take(study_folder: Path, code: Path = CODE_DIR, leave_out: Sequence[Path] = ()) -> Path:
-    """The folder that holds the code as it is now, made if it is not there. leave_out: folders of data and results."""
+    """The folder that holds the code as it is now, created if needed. leave_out: folders of data and results."""
     files = listed(code, leave_out)
     refuse_large(code, files)
     version = code_version(code)
@@ -39,16 +39,16 @@ def take(study_folder: Path, code: Path = CODE_DIR, leave_out: Sequence[Path] = 
 def listed(code: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     """Names of the files to copy, relative to the checkout, sorted."""
     names = _git_files(code)
-    if f"{Path(__file__).parent.parent.name}/__init__.py" not in names:  # no checkout, or one that ignores the package
+    if f"{Path(__file__).parent.parent.name}/__init__.py" not in names:  # no checkout, or it ignores the package
         names = [str(path.relative_to(code)) for top in WITHOUT_GIT for path in _files_of(code / top)]
-    away = [os.path.realpath(folder) + os.sep for folder in leave_out]
+    excluded = [os.path.realpath(folder) + os.sep for folder in leave_out]
     return sorted(
         name
         for name in names
         if not LEFT_OUT & set(Path(name).parts)
         and Path(name).parts[0] != "runs"
         and os.path.lexists(code / name)
-        and not any((os.path.realpath((code / name).parent) + os.sep).startswith(folder) for folder in away)
+        and not any((os.path.realpath((code / name).parent) + os.sep).startswith(folder) for folder in excluded)
     )
 
 
@@ -57,13 +57,13 @@ def refuse_large(code: Path, files: Iterable[str]) -> None:
     if sum(sizes.values()) > MOST_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])
         raise UserError(
-            f"the code to be frozen is {sum(sizes.values()) / 2**20:.0f} MB, most of it {code / largest} "
-            f"({sizes[largest] / 2**20:.0f} MB): name it in .gitignore or move it out of the checkout"
+            f"the code to be copied is {sum(sizes.values()) / 2**20:.0f} MB, most of it {code / largest} "
+            f"({sizes[largest] / 2**20:.0f} MB): add it to .gitignore or move it out of the checkout"
         )
 
 
 def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, object]) -> None:
-    """Copy into a folder of another name, then rename: a snapshot is there whole, or not at all."""
+    """Copy into a folder of another name, then rename it: a snapshot is complete or does not exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
@@ -76,19 +76,19 @@ def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, obje
         try:
             building.rename(target)
         except OSError:
-            if not target.is_dir():  # else somebody else has made the same one meanwhile
+            if not target.is_dir():  # another process has created the same one in the meantime
                 raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _leads_out(code: Path, path: Path) -> bool:
-    """A link to a file outside the checkout is copied as that file: what it leads to may change."""
+    """Whether it is a link to a file outside the checkout, which is copied: its content may change later."""
     return path.is_symlink() and path.is_file() and not path.resolve().is_relative_to(code.resolve())
 
 
 def _identity(path: Path, name: str) -> bytes:
-    """A file's name, kind and content, unambiguously one after the other with the next one's."""
+    """A file's name, kind and content, in an encoding that is unambiguous when files follow each other."""
     if path.is_symlink() and not path.is_file():
         kind, content = b"link", os.readlink(path).encode()
     else:

@@ -1,132 +1,93 @@
-"""Where a point stands: what its folder says, and what SLURM says, which is believed where they disagree. No torch."""
+"""The states of points for a person: the tables of `study status` and of a launch, and waiting until all have ended."""
 
 from __future__ import annotations
 
 import re
+import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.study import local, queue
-from fovea_detr.study.manifest import Manifest, Submission
+from fovea_detr.runs.state import read_or_note
+from fovea_detr.study.folder import PointStatus, Study
+from fovea_detr.study.queue import SlurmError
 
-STALE_SECONDS = 300.0  # a run outside SLURM that has not given a sign of life for so long is gone
-AGAIN = ("new", "failed", "lost", "preempted", "cancelled")  # what the sweep's command submits
-
-
-@dataclass
-class Standing:
-    """state: new, queued, running, preempted, failed, done (the folder's words); cancelled, lost (only SLURM knows)."""
-
-    point: str
-    state: str
-    job: str = ""  # ARRAY_INDEX
-    slurm: str = ""  # SLURM's word for the job
-    reason: str = ""
-    record: dict[str, Any] | None = None  # state.json
-    submission: Submission | None = None  # the latest one
-
-    @property
-    def is_open(self) -> bool:
-        return self.state in AGAIN
+SECONDS = 5.0  # between two looks at the queue
 
 
-def standings(manifest: Manifest, points: Sequence[str], submissions: Sequence[Submission]) -> list[Standing]:
-    """Of these points, in their order. SLURM is asked only for points that are not done and have been submitted."""
-    latest = {point: submission for submission in submissions for point in submission.points}
-    folders = {point: RunFolder(manifest.folder / point) for point in points}
-    done = {point for point in points if folders[point].has_result()}
-    asked = [latest[point] for point in points if point in latest and point not in done]
-    tasks = {s.job_of(p) for p in points if p in latest and p not in done and (s := latest[p]).kind == "slurm"}
-    jobs = queue.jobs(task for task in tasks if task is not None) | local_jobs(manifest, folders, asked)
-    return [
-        _done(folders[point], latest.get(point)) if point in done else stands(manifest, point, latest.get(point), jobs)
-        for point in points
-    ]
+def table(folder: Path, statuses: Sequence[PointStatus]) -> str:
+    """What `study status` prints of the study in this folder."""
+    rows = [("point", "state", "slurm", "job", "epoch", "restarts", "reason")]
+    rows += [_row(RunFolder(folder / status.point), status) for status in statuses]
+    widths = [max(len(cells[i]) for cells in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(r, widths, strict=True)).rstrip() for r in rows)
 
 
-def local_jobs(
-    manifest: Manifest, folders: dict[str, RunFolder], submissions: Iterable[Submission]
-) -> dict[str, queue.Job]:
-    """The points of this machine's own queues that are still to be run, in SLURM's words."""
-    jobs: dict[str, queue.Job] = {}
-    for submission in {s.id: s for s in submissions if s.kind == "local" and local.is_alive(manifest, s)}.values():
-        for point in submission.points:
-            state = ((folders[point].state() if point in folders else None) or {}).get("state")
-            id_ = submission.job_of(point)
-            if id_ is not None and state in ("queued", "running"):
-                jobs[id_] = queue.Job(id_, submission.name, "PENDING" if state == "queued" else "RUNNING")
-    return jobs
+def _row(run: RunFolder, status: PointStatus) -> tuple[str, ...]:
+    start = status.record.get("start")
+    restarts = str(start.get("restarts", 0)) if isinstance(start, dict) else "0"
+    reason = (status.reason.splitlines() or [""])[0]
+    return (status.point, status.state, status.slurm or "-", status.job or "-", progress(run, status), restarts, reason)
 
 
-def stands(manifest: Manifest, point: str, submission: Submission | None, jobs: dict[str, queue.Job]) -> Standing:
-    """One point that has no result."""
-    folder = RunFolder(manifest.folder / point)
-    record = folder.state() or {}
-    id_ = (submission.job_of(point) if submission else None) or ""
-    job = jobs.get(id_)
-    here = Standing(point, "new", id_, job.state if job else "", "", record, submission)
-    if job is not None and job.is_live:
-        here.state = "queued" if job.is_waiting else "running"
-        here.reason = job.reason if job.is_waiting else ""
-    elif record.get("state") in ("failed", "preempted"):
-        here.state, here.reason = record["state"], record.get("reason", "")
-    elif record.get("state") in ("queued", "running"):
-        here.state, here.reason = _without_a_word(record, job, last_words(manifest, submission, point))
-    if job is not None and job.state == "CANCELLED" and here.state != "failed":
-        here.state, here.reason = "cancelled", "cancelled in SLURM"
-    return here
+def progress(run: RunFolder, status: PointStatus) -> str:
+    """`3/50 +120`: finished epochs, of how many, and steps of the current one at the last heartbeat."""
+    epochs = re.search(r"^  epochs: (\d+)$", run.config_text() or "", re.MULTILINE)
+    if epochs is None:
+        return "-"
+    done = len(read_or_note("history.jsonl", run.history, list, []) or [])
+    steps = status.record.get("batches_done", 0) if status.record.get("epoch", done) == done else 0
+    return f"{done}/{epochs[1]}{f' +{steps}' if steps else ''}"
 
 
-def _without_a_word(record: dict[str, Any], job: queue.Job | None, last_words: str) -> tuple[str, str]:
-    """The folder says queued or running, and no job is alive: it was killed before it could say anything."""
-    if job is None and "start" not in record and record["state"] == "running":
-        if time.time() - record["time"] < STALE_SECONDS:
-            return "running", "outside SLURM"
-        return "lost", "no sign of life outside SLURM"
-    if job is None:
-        return "lost", "SLURM knows of no job"
-    state = "failed" if job.state in ("FAILED", "OUT_OF_MEMORY") else "lost"
-    said = ", ".join(part for part in (job.state, job.reason, last_words) if part)
-    return state, f"killed without a word; SLURM says {said}"
+def launch_table(folder: Path, statuses: Sequence[PointStatus]) -> str:
+    """What the sweep's command prints: a line per point, and how many are in each state."""
+    width = max(len(status.point) for status in statuses)
+    lines = []
+    for status in statuses:
+        job = f"job {status.job}" if status.job else ""
+        lines.append(f"{status.point:{width}}  {status.state:9}  {job:10}  {status.reason}".rstrip())
+    counts = Counter(status.state for status in statuses)
+    open_ = counts["submitted"] or any(status.standing.needs_launch for status in statuses)
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return "\n".join([*lines, f"{folder}: {'' if open_ else 'nothing to submit: '}{summary}"])
 
 
-def last_words(manifest: Manifest, submission: Submission | None, point: str) -> str:
-    """What SLURM's own processes have left in the job's log, if it explains an end."""
-    files = log_files(manifest, submission, point) if submission else []
-    text = files[-1].read_text(errors="replace")[-4000:] if files else ""
-    found = re.findall(r"(?i)exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", text)
-    return found[-1].strip() if found else ""
+def until_ended(studies: Mapping[Study, Sequence[str]], seconds: float = SECONDS) -> bool:
+    """Print every change until all these points have ended -> whether all are done.
 
-
-def _done(folder: RunFolder, submission: Submission | None) -> Standing:
-    job = (submission.job_of(folder.path.name) if submission else None) or ""
-    return Standing(folder.path.name, "done", job, "", "", None, submission)
-
-
-def adopt(manifest: Manifest, submissions: Iterable[Submission], *, write: bool) -> None:
-    """Submissions that were cut short after sbatch and before their second line: their jobs are found by name.
-
-    write: note it in the manifest; the caller holds the lock, so no sbatch can be under way.
+    Ctrl-C leaves the jobs alone and exits with 130.
     """
-    unsure = [s for s in submissions if s.job is None and s.refused is None and s.kind == "slurm"]
-    if not unsure:
-        return
-    by_name = {job.name: job for job in queue.jobs((), [s.name for s in unsure], min(s.time for s in unsure)).values()}
-    for submission in unsure:
-        job = by_name.get(submission.name)
-        if job is not None:
-            submission.job = job.id.partition("_")[0]
-            if write:
-                manifest.was_submitted(submission, submission.job, adopted=True)
-        elif write:
-            manifest.was_refused(submission, "SLURM knows of no job of this name: it was never sent")
+    printed: dict[tuple[Study, str], str] = {}
+    try:
+        while True:
+            now = {(study, s.point): s for study, points in studies.items() for s in _states_or_none(study, points)}
+            for key, status in now.items():
+                if printed.get(key) != (text := _describe(status)):
+                    print(f"{time.strftime('%H:%M:%S')} {status.point}: {text}", flush=True)
+                    printed[key] = text
+            if now and not any(status.standing.is_live for status in now.values()):
+                done = sum(status.state == "done" for status in now.values())
+                print(f"{done} of {len(now)} points done")
+                return done == len(now)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        folders = ", ".join(str(study.folder) for study in studies)
+        print(f"\nno longer waiting; the jobs of {folders} go on", file=sys.stderr)
+        sys.exit(130)
 
 
-def log_files(manifest: Manifest, submission: Submission, point: str, rank: int = 0) -> list[Path]:
-    """What a rank of a point's job has printed, over all its starts."""
-    folder = manifest.submission_folder(submission.id)
-    return sorted(folder.glob(f"*_{submission.points.index(point)}_{rank}_log.*"))
+def _states_or_none(study: Study, points: Sequence[str]) -> list[PointStatus]:
+    """Empty while SLURM does not answer, which may be an hour of maintenance."""
+    try:
+        return study.current_states(points)
+    except SlurmError as error:
+        print(f"{time.strftime('%H:%M:%S')} {error}; waiting", file=sys.stderr, flush=True)
+        return []
+
+
+def _describe(status: PointStatus) -> str:
+    job = f" (job {status.job})" if status.job else ""
+    return f"{status.state}{job}{': ' + status.reason if status.reason else ''}"

@@ -1,1 +1,1 @@
-"""Hydra's side of the sweeps: the launchers behind `hydra/launcher=submitit_slurm` and `submitit_local`."""
+"""Hydra's launchers for sweeps: `hydra/launcher=basic` (the default), `submitit_slurm` and `submitit_local`."""

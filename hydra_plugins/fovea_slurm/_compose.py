@@ -1,6 +1,6 @@
-"""Hydra's overrides of each point -> typed, checked points. All of them, or one clear line and none.
+"""Hydra's overrides of each point -> typed, checked points. All of them, or a one-line error.
 
-The name begins with an underscore so that Hydra does not import it with every command as it looks for plugins.
+The underscore in the name keeps Hydra from importing this module with every command when it scans for plugins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fovea_detr.compose import one_line, parse
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name, with_absolute_paths
-from fovea_detr.study.launch import Point
+from fovea_detr.study.launch import refuse_twins
+from fovea_detr.study.manifest import Point
 from fovea_detr.study.sbatch import resources
 
 WORTH_A_FORK = 16  # points per process: Hydra composes ten a second
@@ -25,20 +26,22 @@ _shared: tuple[ConfigLoader, DictConfig]
 
 
 def compose_all(loader: ConfigLoader, master: DictConfig, overrides: Sequence[Sequence[str]]) -> list[Point]:
-    """The points in their order. ConfigError at the first that is wrong, naming it."""
+    """The points in their order. ConfigError that names the first wrong point, or two that are the same run."""
     global _shared
     _shared = (loader, master)
     processes = min(len(os.sched_getaffinity(0)), 8, len(overrides) // WORTH_A_FORK)
     if processes < 2:
-        answers = map(_answer, overrides)
-        return [_or_raise(answer) for answer in answers]
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
-        return [_or_raise(answer) for answer in pool.imap(_answer, overrides, chunksize=4)]
+        points = [_or_raise(answer) for answer in map(_answer, overrides)]
+    else:
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            points = [_or_raise(answer) for answer in pool.imap(_answer, overrides, chunksize=4)]
+    refuse_twins(points)
+    return points
 
 
 def _or_raise(answer: Point | str) -> Point:
     if isinstance(answer, str):
-        raise ConfigError(f"{answer}; nothing was submitted")
+        raise ConfigError(f"{answer}; nothing was started")
     return answer
 
 
@@ -59,7 +62,5 @@ def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) 
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = with_absolute_paths(parse(composed))
-    if config.data.name == "coco" and config.data.root is None:
-        raise ConfigError("data.root is not set, so every job would end at once: add data.root=COCO")
     assert isinstance(launcher, dict)
     return Point(name, config, resources(config, {str(key): value for key, value in launcher.items()}))

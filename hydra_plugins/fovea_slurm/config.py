@@ -12,10 +12,15 @@ from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQu
 
 
 @dataclass
+class FoveaBasicConf:
+    _target_: str = "hydra_plugins.fovea_slurm.launcher.FoveaBasicLauncher"
+
+
+@dataclass
 class FoveaSlurmConf(SlurmQueueConf):
     _target_: str = "hydra_plugins.fovea_slurm.launcher.FoveaSlurmLauncher"
-    wait: bool = False  # stay, show the live state of each point, and fail if one fails
-    dry_run: bool = False  # print the script, the points and the bill; submit and write nothing
+    wait: bool = False  # print the changes of each point until all have ended; exit with 1 if one is not done
+    dry_run: bool = False  # print the script, the points and the cost; submit and write nothing
     partition: Optional[str] = "${cluster.partition}"
     account: Optional[str] = "${cluster.account}"
     qos: Optional[str] = "${cluster.qos}"
@@ -23,7 +28,7 @@ class FoveaSlurmConf(SlurmQueueConf):
     nodes: int = "${cluster.nodes}"  # type: ignore[assignment]
     tasks_per_node: int = "${cluster.gpus}"  # type: ignore[assignment]
     mem_gb: Optional[float] = "${cluster.mem_gb}"  # type: ignore[assignment]
-    # None: from the cluster as well (hours, cpus / gpus, signal_minutes, gpus), see fovea_detr/study/sbatch.py
+    # None: from the cluster, too (hours, cpus / gpus, signal_minutes, gpus), see fovea_detr/study/sbatch.py
     timeout_min: Optional[int] = None  # type: ignore[assignment]
     signal_delay_s: Optional[int] = None  # type: ignore[assignment]
     stderr_to_stdout: bool = True
@@ -41,7 +46,8 @@ class FoveaLocalConf(LocalQueueConf):
 
 
 def register() -> None:
-    """Put our options under the plugin's names. After Hydra has loaded the plugin, whose own would else come last."""
+    """Replace the launchers that have these names. Hydra loads its plugins first: the last one registered counts."""
     Plugins.instance()
-    for name, node in (("submitit_slurm", FoveaSlurmConf), ("submitit_local", FoveaLocalConf)):
+    nodes = {"basic": FoveaBasicConf, "submitit_slurm": FoveaSlurmConf, "submitit_local": FoveaLocalConf}
+    for name, node in nodes.items():
         ConfigStore.instance().store(group="hydra/launcher", name=name, node=node(), provider="fovea_slurm")

@@ -1,4 +1,4 @@
-"""The launchers: compose and check every point, hand them to fovea_detr.study, return at once."""
+"""The launchers: compose and check every point first; then run them here, or submit them by fovea_detr.study."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
@@ -16,9 +17,9 @@ from omegaconf import DictConfig, open_dict
 
 
 class _Composer:
-    """Hydra's config loader for the sweeper, which only wants to see that every point can be composed.
+    """Hydra's config loader for the sweeper, which composes every point only to check it.
 
-    `launch` composes them all again right after it, before anything is done; once is enough for hundreds of points.
+    `launch` does that right after it, before anything is started, and names the wrong point.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -31,8 +32,26 @@ class _Composer:
         return master_config
 
 
+class FoveaBasicLauncher(BasicLauncher):
+    """Plain `-m`: the points one after another in this process, once all of them are known to be right."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.loader = hydra_context.config_loader
+        hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from hydra_plugins.fovea_slurm._compose import compose_all
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        compose_all(self.loader, self.config, job_overrides)
+        self.hydra_context.config_loader = self.loader
+        return super().launch(job_overrides, initial_job_idx)
+
+
 class _Launch:
-    """What both launchers do instead of the plugin's."""
+    """What the launchers of queues do instead of the plugin's."""
 
     kind = ""
     params: dict[str, Any]
@@ -48,22 +67,22 @@ class _Launch:
                 config.hydra.sweep.dir = self.scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
-        from fovea_detr.study import launch, watch
-        from fovea_detr.study.manifest import Manifest
+        from fovea_detr.study import launch, status
+        from fovea_detr.study.folder import Study
         from hydra_plugins.fovea_slurm._compose import compose_all
 
         assert self.config is not None
         if self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
         points = compose_all(self.loader, self.config, job_overrides)
-        stand = launch.launch(points, self.kind, dry_run=self.params["dry_run"])
+        statuses = launch.launch(points, self.kind, dry_run=self.params["dry_run"])
         if self.params["wait"] and not self.params["dry_run"]:
-            studies: dict[Manifest, list[str]] = {}
+            studies: dict[Study, list[str]] = {}
             for point in points:
-                studies.setdefault(Manifest(point.study_folder), []).append(point.name)
-            if not watch.until_ended(studies):
+                studies.setdefault(Study(point.study_folder), []).append(point.name)
+            if not status.until_ended(studies):
                 sys.exit(1)
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in stand]
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in statuses]
 
 
 class FoveaSlurmLauncher(_Launch, SlurmLauncher):

@@ -11,7 +11,7 @@ from analysis import collect
 from analysis.reading.folders import read_run
 from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.study.manifest import Manifest, Submission
+from fovea_detr.study.manifest import Submission
 from tests.analysis.conftest import RESULT
 
 pytestmark = pytest.mark.usefixtures("nothing_published")
@@ -184,14 +184,13 @@ def test_a_seed_that_failed_before_its_config_stands_in_the_row_of_the_others(wr
 
 def test_points_that_were_submitted_and_have_no_folder_are_shown(write, show, tmp_path):
     write("smooth=4")
-    manifest = Manifest(tmp_path / "study")
     points = ["smooth=4", "smooth=8", "smooth=16"]
-    submission = Submission("0101-1", "study-0101-1", points, "snapshot")
-    manifest.submission_folder("0101-1").mkdir(parents=True)
+    submission = Submission(tmp_path / "study/.submissions/0101-1", "study-0101-1", points, "snapshot")
+    submission.folder.mkdir(parents=True)
     config = OmegaConf.to_yaml(OmegaConf.structured(load_config(["smooth=8"])))
-    manifest.config_file(submission, "smooth=8").write_text(config)
-    manifest.will_submit(submission)
-    manifest.was_submitted(submission, "4711")
+    submission.config_file("smooth=8").write_text(config)
+    submission.record_intent()
+    submission.record_job("4711")
     RunFolder(tmp_path / "study" / "smooth=16").write_state("queued", submission="0101-1")
     assert [row[:2] for row in show()[1:]] == [
         ["4", "done"],
@@ -203,7 +202,7 @@ def test_points_that_were_submitted_and_have_no_folder_are_shown(write, show, tm
     assert "num_classes: null" in text
     started.write_config(text.replace("num_classes: null", "num_classes: 91"))
     assert show()[0][:2] == ["smooth", "state"], "values that come from the data make no difference"
-    (manifest.path).write_text("nonsense\n[]\n")
+    (tmp_path / "study/manifest.jsonl").write_text("nonsense\n[]\n")
     assert [row[0] for row in show()[1:3]] == ["4", "16"], "a damaged manifest does not prevent the table"
 
 

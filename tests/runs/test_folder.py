@@ -1,4 +1,4 @@
-"""The run folder: nobody ever sees half a file, one process holds a folder, a heartbeat is not written too often."""
+"""The run folder: writes are atomic, one process locks a folder, a heartbeat is not written too often."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ time.sleep(60)
 
 
 def start(code: str, folder: RunFolder) -> subprocess.Popen[str]:
-    """A process that runs the code on the folder, once it has said that it is at work."""
+    """A process that runs the code on the folder, after its first line of output."""
     process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -48,7 +48,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def read_whole(folder: RunFolder) -> int:
-    """Both files as one write left them -> the number of that write."""
+    """Check that both files are complete -> the number of the write of result.json."""
     result, history = folder.result(), folder.history()
     assert result is not None
     assert result["text"] == str(result["number"] % 10) * 400_000
@@ -57,7 +57,7 @@ def read_whole(folder: RunFolder) -> int:
     return result["number"]
 
 
-def test_a_reader_never_sees_half_a_file_of_a_writer_killed_at_any_moment(tmp_path):
+def test_a_reader_sees_complete_files_of_a_writer_killed_at_any_moment(tmp_path):
     folder, seen = RunFolder(tmp_path), set()
     for attempt in range(40):
         if attempt >= 8 and len(seen) > 3:
@@ -84,7 +84,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_a_folder_held_by_another_process_is_refused_and_free_once_that_is_killed(tmp_path):
+def test_a_folder_locked_by_another_process_is_refused_until_that_is_killed(tmp_path):
     folder = RunFolder(tmp_path / "study" / "point")
     holder = start(HOLDER, folder)
     with pytest.raises(RunFolderError, match="another process") as refused:
@@ -93,12 +93,12 @@ def test_a_folder_held_by_another_process_is_refused_and_free_once_that_is_kille
     kill(holder)
     folder.lock()
     refused_too = subprocess.run([sys.executable, "-c", HOLDER, str(folder.path)], capture_output=True, text=True)
-    assert "another process" in refused_too.stderr, "held by this process now"
+    assert "another process" in refused_too.stderr, "locked by this process now"
     folder.unlock()
     kill(start(HOLDER, folder))
 
 
-def test_reading_never_writes_and_what_is_missing_is_none(tmp_path):
+def test_reading_never_writes_and_a_missing_file_is_none(tmp_path):
     folder = RunFolder(tmp_path / "nowhere")
     assert folder.config_text() is folder.state() is folder.result() is folder.provenance() is None
     assert folder.history() == []
@@ -130,12 +130,12 @@ def test_states(tmp_path, state):
     assert before <= written["time"] <= time.time()
 
 
-def test_a_state_nobody_knows_is_a_bug(tmp_path):
+def test_an_unknown_state_is_a_bug(tmp_path):
     with pytest.raises(AssertionError, match="finished"):
         RunFolder(tmp_path).write_state("finished")
 
 
-def test_heartbeat_says_where_the_run_stands_but_not_at_every_step(tmp_path, monkeypatch):
+def test_heartbeat_holds_the_progress_and_is_not_written_at_every_step(tmp_path, monkeypatch):
     folder, now = RunFolder(tmp_path), [1000.0]
     monkeypatch.setattr(folder_module.time, "time", lambda: now[0])
     folder.write_state("running")

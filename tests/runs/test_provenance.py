@@ -1,4 +1,4 @@
-"""Where numbers came from: the commit, a hash of what is not committed, and nothing of the environment but job ids."""
+"""Provenance: the commit, a hash of uncommitted changes, and of the environment only the job ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fovea_detr.runs.provenance import code_version
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A git repository with one committed file, model.py, untouched by the user's own git settings."""
+    """A git repository with one committed file, model.py, independent of the user's git settings."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     (tmp_path / "model.py").write_text("width = 256\n")
@@ -42,7 +42,7 @@ def test_every_edit_of_a_tracked_file_is_another_hash(repository):
     (repository / "model.py").write_text("width = 128\n")
     assert code_version(repository) == versions[1]
     subprocess.run(["git", "-C", str(repository), "add", "."], check=True)
-    assert code_version(repository) == versions[1], "staged or not is the same code"
+    assert code_version(repository) == versions[1], "staged changes are the same code"
 
 
 def test_a_new_file_counts_and_an_ignored_one_does_not(repository):
@@ -65,13 +65,13 @@ def test_without_git_there_is_no_version(tmp_path, monkeypatch):
 
 def test_the_facts_of_a_process(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("SOME_TOKEN", "not to be written down")
+    monkeypatch.setenv("SOME_TOKEN", "not to be recorded")
     facts = provenance.describe(torch.device("cpu"), world_size=4, total_batch_size=16)
     assert facts["job"] == {"SLURM_JOB_ID": "17"}
     assert facts["world_size"] == 4
     assert facts["total_batch_size"] == 16
     assert facts["packages"]["torch"] == torch.__version__.partition("+")[0]
-    assert "not to be written down" not in json.dumps(facts)
+    assert "not to be recorded" not in json.dumps(facts)
 
 
 def test_fingerprint_of_a_file(tmp_path):

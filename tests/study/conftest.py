@@ -16,8 +16,8 @@ import pytest
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study import queue
-from fovea_detr.study.manifest import Manifest
-from fovea_detr.study.status import Standing, adopt, standings
+from fovea_detr.study.folder import PointStatus, Study
+from fovea_detr.study.manifest import Submission
 
 ROOT = CONF_DIR.parent
 CLUSTER = Path(__file__).parent / "cluster.sh"
@@ -28,10 +28,10 @@ FAULTS = Path(__file__).parent / "faults"
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
-    """A cluster of two nodes in a folder of its own -> the environment in which commands see it."""
+    """A cluster of two nodes in a folder of its own -> the environment in which commands find it."""
     if not shutil.which("sbatch") and (not shutil.which("apt-get") or os.geteuid() != 0):
         pytest.skip("SLURM is not installed, and can only be installed by root with apt-get")
-    folder = tempfile.mkdtemp(prefix="fs", dir="/tmp")  # a short name: sockets in it must be openable
+    folder = tempfile.mkdtemp(prefix="fs", dir="/tmp")  # a short name: the path of a socket is limited
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     settings = {"FOVEA_SLURM_DIR": folder, "FOVEA_SLURM_NODES": "2", "FOVEA_SLURM_PORT": str(free_ports())}
     environment |= settings | {"SLURM_CONF": f"{folder}/slurm.conf"}
@@ -43,12 +43,12 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def free_ports() -> int:
-    """The first of the ports of a cluster; another one may be up on this machine."""
+    """The first of the ports of a cluster; another cluster may be up on this machine."""
     return 37000 + os.getpid() % 200 * 20
 
 
-class Study:
-    """A study on the test cluster: its commands as a user types them, and what became of its points."""
+class ClusterStudy:
+    """A study on the test cluster: its commands as a user types them, and the states of its points."""
 
     def __init__(self, folder: Path, name: str, environment: dict[str, str], code: Path = ROOT) -> None:
         self.name = name
@@ -56,14 +56,16 @@ class Study:
         self.cache = folder / "cache"
         self.environment = environment
         self.code = code
-        self.manifest = Manifest(self.runs / name)
+        self.study = Study(self.runs / name)
+        self.path = self.study.folder
+        self.manifest = self.path / "manifest.jsonl"
 
     def sweep(self, *overrides: str, gpus: int = 2) -> subprocess.CompletedProcess[str]:
         """`python run.py -m ... hydra/launcher=submitit_slurm` to its end."""
         return self._run(self.sweep_command(*overrides, gpus=gpus), self.code)
 
     def start_sweep(self, *overrides: str) -> subprocess.Popen[str]:
-        """The same in a session of its own, not waited for."""
+        """The same in a session of its own, without waiting for it."""
         pipe = subprocess.DEVNULL
         command, environment = self.sweep_command(*overrides), self.environment
         return subprocess.Popen(
@@ -89,55 +91,56 @@ class Study:
     def _run(self, command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=cwd, env=self.environment, text=True, capture_output=True, timeout=300)
 
+    def submissions(self) -> list[Submission]:
+        return self.study.submissions()
+
     def points(self) -> list[str]:
-        return [point for submission in self.manifest.read() for point in submission.points]
+        return [point for submission in self.submissions() for point in submission.points]
 
     def folder(self, point: str | None = None) -> RunFolder:
         """The run folder of a point, or of the only one."""
-        return RunFolder(self.manifest.folder / (point or self.points()[0]))
+        return RunFolder(self.path / (point or self.points()[0]))
 
-    def stand(self, monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
+    def states(self, monkeypatch: pytest.MonkeyPatch) -> list[PointStatus]:
         monkeypatch.setenv("SLURM_CONF", self.environment["SLURM_CONF"])
-        submissions = self.manifest.read()
-        adopt(self.manifest, submissions, write=False)
-        return standings(self.manifest, sorted(set(self.points())), submissions)
+        return self.study.current_states(sorted(set(self.points())))
 
-    def wait(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 300) -> dict[str, Standing]:
+    def wait(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 300) -> dict[str, PointStatus]:
         """Until no point is queued or running, and no job is left."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            stand = self.stand(monkeypatch)
-            ended = all(standing.state not in ("queued", "running") for standing in stand)
-            names = ",".join(submission.name for submission in self.manifest.read())
+            states = self.states(monkeypatch)
+            ended = not any(status.standing.is_live for status in states)
+            names = ",".join(submission.name for submission in self.submissions())
             gone = ended and not self.slurm("squeue", "-h", "--name", names)
             if gone and not any(job.is_live for job in self.accounts().values()):  # the accounts come a little later
-                return {standing.point: standing for standing in stand}
+                return {status.point: status for status in states}
             time.sleep(0.5)
-        raise AssertionError(f"still at work after {seconds} s: {[(s.point, s.state, s.slurm) for s in stand]}")
+        raise AssertionError(f"not finished after {seconds} s: {[(s.point, s.state, s.slurm) for s in states]}")
 
     def wait_for_epochs(self, count: int, seconds: float = 180) -> None:
-        """Until the only point has this many epochs behind it."""
+        """Until the only point has finished this many epochs."""
         end = time.monotonic() + seconds
         while len(self.folder().history()) < count:
             assert time.monotonic() < end, f"no {count} epochs in {seconds} s: {self.log()}"
             time.sleep(0.1)
 
     def log(self) -> str:
-        files = sorted(self.manifest.folder.glob(".submissions/*/*_log.out"))
+        files = sorted(self.path.glob(".submissions/*/*_log.out"))
         return "\n".join(f"==> {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
     def accounts(self) -> dict[str, queue.Job]:
-        """sacct's last word on every job of the study."""
-        ids = ",".join(s.job for s in self.manifest.read() if s.job)
-        said = self.slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,JobName,State,ExitCode")
-        return {job.id: job for job in queue.parse_sacct(said)}
+        """sacct's latest state of every job of the study."""
+        ids = ",".join(s.job for s in self.submissions() if s.job)
+        answer = self.slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,JobName,State,ExitCode")
+        return {job.id: job for job in queue.parse_sacct(answer)}
 
 
 @pytest.fixture
-def study(cluster: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Study]:
+def study(cluster: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ClusterStudy]:
     """A new study; its jobs are cancelled at the end."""
-    new = Study(tmp_path, request.node.originalname.removeprefix("test_")[:30], cluster)
+    new = ClusterStudy(tmp_path, request.node.originalname.removeprefix("test_")[:30], cluster)
     yield new
-    names = ",".join(submission.name for submission in new.manifest.read())
+    names = ",".join(submission.name for submission in new.submissions())
     if names:
         new.slurm("scancel", "--name", names)

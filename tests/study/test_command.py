@@ -1,4 +1,4 @@
-"""Sweeps up to sbatch: what is refused, what a dry run shows, what `sweeps=published` is. No SLURM is needed."""
+"""Sweeps up to sbatch: errors, the output of a dry run, the points of `sweeps=published`. Needs no SLURM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sweep(runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def no_sbatch(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """An sbatch that leaves a trace if it is called."""
+    """An sbatch that creates a file if it is called."""
     (folder / "bin").mkdir()
     (folder / "bin/sbatch").write_text(f"#!/bin/sh\ntouch {folder}/called\nexit 1\n")
     (folder / "bin/sbatch").chmod(0o755)
@@ -71,7 +71,7 @@ def test_one_bad_point_refuses_the_sweep(
     done = sweep(tmp_path / "runs", "data.root=/x", *overrides)
     assert done.returncode == 2
     assert words.replace("data.root=/x,", "") in done.stderr
-    assert re.fullmatch(r"error: .*nothing was submitted\n", done.stderr)
+    assert re.fullmatch(r"error: .*nothing was started\n", done.stderr)
     assert not called.exists()
     assert not (tmp_path / "runs/default/manifest.jsonl").exists()
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a job: what SLURM says, what we say, and that nothing is lost. On a real SLURM."""
+"""Faults of a job on a real SLURM: the state that SLURM reports, the state that we report, and the steps lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.runs.folder import RunFolder
-from tests.study.conftest import CLUSTER, FAULTS, Study
+from tests.study.conftest import CLUSTER, FAULTS, ClusterStudy
 from tests.study.test_launch import equal, weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
@@ -21,17 +21,17 @@ EPOCHS = ("schedule.epochs=20", "evaluation.every=100")
 ENDLESS = ("schedule.epochs=2000", "evaluation.every=2000")
 
 
-def told_to(fault: str, rank: int) -> str:
-    """The override that has a rank of the job fail by itself (tests/study/faults)."""
+def inject(fault: str, rank: int) -> str:
+    """The override that makes a rank of the job fail (tests/study/faults)."""
     line = f"export FAULT={fault} FAULT_RANK={rank} FAULT_STEP=20 PYTHONPATH={FAULTS}"
     return f"cluster.setup=['{line}']"
 
 
-def job(study: Study) -> str:
-    return study.manifest.read()[-1].job_of(study.points()[0]) or ""
+def job(study: ClusterStudy) -> str:
+    return study.submissions()[-1].job_of(study.points()[0]) or ""
 
 
-def process_of(study: Study, rank: int) -> int:
+def process_of(study: ClusterStudy, rank: int) -> int:
     """The pid of a rank of the study's job."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -39,7 +39,7 @@ def process_of(study: Study, rank: int) -> int:
             variables = (process / "environ").read_text().split("\0")
         except OSError:
             continue
-        ours = "fovea_detr.study.job" in words and "srun" not in words[0] and str(study.manifest.folder) in words[-2]
+        ours = "fovea_detr.study.job" in words and "srun" not in words[0] and str(study.path) in words[-2]
         if ours and f"SLURM_PROCID={rank}" in variables:
             return int(process.name)
     raise AssertionError(f"no process of rank {rank}")
@@ -51,79 +51,79 @@ def process_of(study: Study, rank: int) -> int:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ((told_to("raise", 2), "cluster.gpus=4"), "this rank was told to fail"),
+        ((inject("raise", 2), "cluster.gpus=4"), "injected failure"),
         (("schedule.lr=1e8", "schedule.usual_lr=1e8", "schedule.clip=0", "schedule.warmup=0"), "not finite"),
-        ((told_to("memory", 1), "cluster.mem_gb=1.5"), "memory"),
+        ((inject("memory", 1), "cluster.mem_gb=1.5"), "memory"),
     ],
     ids=["raise", "nan", "memory"],
 )
 def test_failure_is_a_failure(
-    study: Study, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], words: str
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], words: str
 ) -> None:
     assert study.sweep(*EPOCHS, *overrides).returncode == 0
-    (standing,) = study.wait(monkeypatch).values()
-    assert (standing.state, standing.slurm) == ("failed", "FAILED"), study.log()
-    assert words in standing.reason
+    (status,) = study.wait(monkeypatch).values()
+    assert (status.state, status.slurm) == ("failed", "FAILED"), study.log()
+    assert words in status.reason
     assert (study.folder().state() or {})["start"]["restarts"] == 0, "never requeued"
 
 
 def test_killed_rank_is_named_as_lost_and_a_relaunch_ends_the_run(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert study.sweep(*EPOCHS).returncode == 0
     study.wait_for_epochs(2)
     os.kill(process_of(study, 1), signal.SIGKILL)
     begin = time.monotonic()
-    (standing,) = study.wait(monkeypatch).values()
+    (status,) = study.wait(monkeypatch).values()
     assert time.monotonic() - begin < 60
-    assert (standing.state, standing.slurm) == ("failed", "FAILED")
-    assert standing.reason.startswith("rank lost")
+    assert (status.state, status.slurm) == ("failed", "FAILED")
+    assert status.reason.startswith("rank lost")
     assert "1 submitted" in study.verb("relaunch").stdout
-    (standing,) = study.wait(monkeypatch).values()
-    assert standing.state == "done", study.log()
+    (status,) = study.wait(monkeypatch).values()
+    assert status.state == "done", study.log()
 
 
 # ---- faults that a run survives ----------------------------------------------------------------------------------
 
 
-# Steps taken twice: none where the run is told before it ends; else what it did since its last checkpoint, an epoch's
-# end here (16 steps).
+# Steps repeated: none where a signal precedes the end; else those since the last checkpoint, here the end of an epoch
+# (16 steps).
 MOST_LOST = {"requeue": 0, "warn": 0, "terminate": 0, "preempt": 0, "node_down": 16, "restart_slurmctld": 0}
 
 
-def requeue(study: Study) -> None:
+def requeue(study: ClusterStudy) -> None:
     study.slurm("scontrol", "requeue", job(study))
 
 
-def warn(study: Study) -> None:
+def warn(study: ClusterStudy) -> None:
     study.slurm("scancel", "--signal=USR2", "--full", job(study))
 
 
-def terminate(study: Study) -> None:
+def terminate(study: ClusterStudy) -> None:
     study.slurm("scancel", "--signal=TERM", job(study))
 
 
-def preempt(study: Study) -> None:
+def preempt(study: ClusterStudy) -> None:
     node = study.slurm("squeue", "-h", "-j", job(study), "-o", "%N").strip()
     study.slurm("sbatch", "-p", "urgent", "-w", node, "--mem=18000", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1")
 
 
-def node_down(study: Study) -> None:
+def node_down(study: ClusterStudy) -> None:
     node = study.slurm("squeue", "-h", "-j", job(study), "-o", "%N").strip()
     study.slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(1)
     study.slurm("scontrol", "update", f"nodename={node}", "state=resume")
 
 
-def restart_slurmctld(study: Study) -> None:
-    time.sleep(8)  # a controller killed within seconds of a job's start loses that start
+def restart_slurmctld(study: ClusterStudy) -> None:
+    time.sleep(8)  # a controller that is killed within seconds of a job's start forgets the start
     subprocess.run(["bash", str(CLUSTER), "restart", "slurmctld"], env=study.environment, check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The same run without a fault."""
-    study = Study(tmp_path_factory.mktemp("undisturbed"), "undisturbed", cluster)
+    study = ClusterStudy(tmp_path_factory.mktemp("undisturbed"), "undisturbed", cluster)
     assert study.sweep(*EPOCHS).returncode == 0
     with pytest.MonkeyPatch.context() as patch:
         assert [s.state for s in study.wait(patch).values()] == ["done"], study.log()
@@ -132,19 +132,19 @@ def undisturbed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("fault", [requeue, warn, terminate, preempt, node_down, restart_slurmctld])
 def test_survived(
-    study: Study, monkeypatch: pytest.MonkeyPatch, undisturbed: RunFolder, fault: Callable[[Study], None]
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch, undisturbed: RunFolder, fault: Callable[[ClusterStudy], None]
 ) -> None:
     steps = study.runs.parent / "steps"
     count = f"export FAULT=count FAULT_RANK=0 FAULT_FILE={steps} PYTHONPATH={FAULTS}"
     assert study.sweep(*EPOCHS, f"cluster.setup=['{count}']").returncode == 0
     study.wait_for_epochs(2)
     fault(study)
-    (standing,) = study.wait(monkeypatch).values()
-    assert standing.state == "done", study.log()
+    (status,) = study.wait(monkeypatch).values()
+    assert status.state == "done", study.log()
     lost = steps.stat().st_size - (undisturbed.result() or {})["steps"]
     print(f"{fault.__name__}: {lost} steps lost")
     assert 0 <= lost <= MOST_LOST[fault.__name__], study.log()
-    assert study.accounts()[standing.job].state == "COMPLETED"
+    assert study.accounts()[status.job].state == "COMPLETED"
     assert (study.folder().state() or {})["start"]["restarts"] == (0 if fault is restart_slurmctld else 1)
     assert equal(weights(study), weights_of(undisturbed))
 
@@ -155,7 +155,7 @@ def weights_of(folder: RunFolder) -> dict:
     return torch.load(folder.checkpoint_path, weights_only=False)["model"]
 
 
-def test_time_limit_of_a_minute(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_limit_of_a_minute(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.sweep(*ENDLESS, "cluster.hours=0.0167", "cluster.signal_minutes=0.5").returncode == 0
     study.wait_for_epochs(1)
     end = time.monotonic() + 150
@@ -164,15 +164,15 @@ def test_time_limit_of_a_minute(study: Study, monkeypatch: pytest.MonkeyPatch) -
         time.sleep(0.5)
     assert "requeued" in study.log()
     assert study.verb("cancel").returncode == 0
-    (standing,) = study.wait(monkeypatch).values()
-    assert standing.state == "cancelled"
+    (status,) = study.wait(monkeypatch).values()
+    assert status.state == "cancelled"
 
 
-def test_scancel_is_not_requeued_and_loses_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scancel_is_not_requeued_and_loses_nothing(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.sweep(*ENDLESS).returncode == 0
     study.wait_for_epochs(2)
     study.slurm("scancel", job(study))
-    (standing,) = study.wait(monkeypatch).values()
-    assert (standing.state, standing.slurm) == ("cancelled", "CANCELLED")
+    (status,) = study.wait(monkeypatch).values()
+    assert (status.state, status.slurm) == ("cancelled", "CANCELLED")
     assert (study.folder().state() or {})["state"] == "preempted", "it has saved what it had"
     assert "nothing to launch again" in study.verb("relaunch").stdout, "cancelled on purpose"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.study.conftest import ROOT, Study
+from fovea_detr.study import snapshot
+from tests.study.conftest import ROOT, ClusterStudy
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
@@ -19,7 +20,7 @@ TYPES = "dynamic_scale=type1,type2,type3,type4"
 TWO_EPOCHS = "schedule.epochs=2"
 
 
-def weights(study: Study, point: str | None = None) -> dict[str, torch.Tensor]:
+def weights(study: ClusterStudy, point: str | None = None) -> dict[str, torch.Tensor]:
     return torch.load(study.folder(point).checkpoint_path, weights_only=False)["model"]
 
 
@@ -27,7 +28,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_sweep_of_four_jobs_of_four_ranks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_of_four_jobs_of_four_ranks(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = time.monotonic()
     first = study.sweep(TYPES, TWO_EPOCHS, gpus=4)
     assert first.returncode == 0, first.stderr
@@ -35,9 +36,9 @@ def test_a_sweep_of_four_jobs_of_four_ranks(study: Study, monkeypatch: pytest.Mo
     assert first.stdout.count("submitted  job") == 4
     assert "Warning" not in first.stderr
 
-    stand = study.wait(monkeypatch)
-    assert [standing.state for standing in stand.values()] == ["done"] * 4, study.log()
-    for point, standing in stand.items():
+    states = study.wait(monkeypatch)
+    assert [status.state for status in states.values()] == ["done"] * 4, study.log()
+    for point, status in states.items():
         folder = study.folder(point)
         files = {path.name for path in folder.path.iterdir()}
         assert {
@@ -48,7 +49,7 @@ def test_a_sweep_of_four_jobs_of_four_ranks(study: Study, monkeypatch: pytest.Mo
             "checkpoint.pt",
             "result.json",
         } <= files
-        assert study.accounts()[standing.job].state == "COMPLETED"
+        assert study.accounts()[status.job].state == "COMPLETED"
         assert (folder.result() or {})["world_size"] == 4
         assert (folder.provenance() or {})["code"]["sha"]
 
@@ -57,13 +58,13 @@ def test_a_sweep_of_four_jobs_of_four_ranks(study: Study, monkeypatch: pytest.Mo
     assert second.returncode == 0
     assert time.monotonic() - begin < 10
     assert "nothing to submit: 4 done" in second.stdout
-    assert len(study.manifest.read()) == 1
+    assert len(study.submissions()) == 1
 
-    gone = next(point for point in stand if "type3" in point)
+    gone = next(point for point in states if "type3" in point)
     (study.folder(gone).path / "result.json").unlink()
     third = study.sweep(TYPES, TWO_EPOCHS, gpus=4)
     assert "3 done, 1 submitted" in third.stdout
-    assert study.manifest.read()[-1].points == [gone]
+    assert study.submissions()[-1].points == [gone]
     assert study.wait(monkeypatch)[gone].state == "done"
 
 
@@ -71,28 +72,30 @@ def test_queued_jobs_run_the_code_of_their_submission(
     cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = tmp_path / "code"
-    shutil.copytree(ROOT, code, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info"))
+    for name in snapshot.listed(ROOT):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, code / name)
     environment = {**cluster, "PYTHONPATH": str(code)}
-    held = Study(tmp_path / "held", "held", environment, code)
-    plain = Study(tmp_path / "plain", "plain", environment, code)
+    held = ClusterStudy(tmp_path / "held", "held", environment, code)
+    plain = ClusterStudy(tmp_path / "plain", "plain", environment, code)
     assert plain.sweep(TWO_EPOCHS).returncode == 0
     assert held.sweep(TWO_EPOCHS, "+cluster.extra.hold=true").returncode == 0
     schedule = code / "conf/schedule/tiny.yaml"
     schedule.write_text(schedule.read_text().replace("lr: 1.5e-3", "lr: 1.0e-6"))
     (code / "fovea_detr/training/loop.py").write_text("raise RuntimeError('edited while it was queued')\n")
-    held.slurm("scontrol", "release", held.manifest.read()[0].job or "")
+    held.slurm("scontrol", "release", held.submissions()[0].job or "")
     for study in (plain, held):
         assert [s.state for s in study.wait(monkeypatch).values()] == ["done"], study.log()
     assert equal(weights(plain), weights(held))
 
 
-def test_submission_cut_short_is_adopted(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submission_cut_short_is_adopted(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.sweep(TWO_EPOCHS).returncode == 0
-    lines = study.manifest.path.read_text().splitlines()
-    study.manifest.path.write_text(f"{lines[0]}\n")  # the shell was killed before it wrote the second one
+    lines = study.manifest.read_text().splitlines()
+    study.manifest.write_text(f"{lines[0]}\n")  # as if the shell was killed before it wrote the second line
     again = study.sweep(TWO_EPOCHS)
     assert "nothing to submit" in again.stdout, again.stdout + again.stderr
-    assert '"adopted": true' in study.manifest.path.read_text()
+    assert '"adopted": true' in study.manifest.read_text()
     assert [s.state for s in study.wait(monkeypatch).values()] == ["done"]
 
 
@@ -104,8 +107,10 @@ exec {sbatch} "$@"
 
 
 @pytest.mark.parametrize("whole_shell", [False, True], ids=["python", "shell"])
-def test_login_shell_killed_while_it_submits(study: Study, monkeypatch: pytest.MonkeyPatch, whole_shell: bool) -> None:
-    """With sbatch under way: it goes on alone and its job is adopted, or it dies too and the job is submitted anew."""
+def test_login_shell_killed_while_it_submits(
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch, whole_shell: bool
+) -> None:
+    """During sbatch. sbatch survives and its job is adopted, or it is killed, too, and the job is submitted again."""
     begun, slow = study.runs.parent / "begun", study.runs.parent / "bin" / "sbatch"
     slow.parent.mkdir(parents=True)
     slow.write_text(SLOW_SBATCH.format(begun=begun, sbatch=shutil.which("sbatch")))
@@ -124,12 +129,12 @@ def test_login_shell_killed_while_it_submits(study: Study, monkeypatch: pytest.M
     assert again.returncode == 0, again.stderr
     assert ("1 submitted" if whole_shell else "nothing to submit") in again.stdout
     assert [s.state for s in study.wait(monkeypatch).values()] == ["done"], study.log()
-    names = ",".join(submission.name for submission in study.manifest.read())
+    names = ",".join(submission.name for submission in study.submissions())
     jobs = study.slurm("sacct", "-n", "-P", "-X", "--name", names, "-o", "JobID").split()
-    assert len(jobs) == 1, "one job, whoever was killed"
+    assert len(jobs) == 1, "one job, whichever process was killed"
 
 
-def test_wait_stays_and_tells_the_truth(study: Study) -> None:
+def test_wait_exits_with_1_if_a_point_fails(study: ClusterStudy) -> None:
     well = study.sweep(TWO_EPOCHS, "hydra.launcher.wait=true")
     assert well.returncode == 0, well.stderr
     assert "done" in well.stdout
@@ -138,12 +143,14 @@ def test_wait_stays_and_tells_the_truth(study: Study) -> None:
     assert "failed" in ill.stdout
 
 
-def test_preempted_job_goes_on_and_ends_as_an_undisturbed_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = Study(study.runs.parent, "undisturbed", study.environment)
+def test_preempted_job_continues_and_ends_with_the_weights_of_an_undisturbed_one(
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = ClusterStudy(study.runs.parent, "undisturbed", study.environment)
     assert undisturbed.sweep("schedule.epochs=20", "evaluation.every=100").returncode == 0
     assert study.sweep("schedule.epochs=20", "evaluation.every=100").returncode == 0
     study.wait_for_epochs(2)
-    job = study.manifest.read()[0].job_of(study.points()[0]) or ""
+    job = study.submissions()[0].job_of(study.points()[0]) or ""
     study.slurm("scancel", "--signal=USR2", "--full", job)
     for each in (study, undisturbed):
         assert [s.state for s in each.wait(monkeypatch).values()] == ["done"], each.log()
@@ -151,7 +158,7 @@ def test_preempted_job_goes_on_and_ends_as_an_undisturbed_one(study: Study, monk
     assert equal(weights(study), weights(undisturbed))
 
 
-def test_two_nodes_are_one_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_nodes_are_one_run(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.sweep(TWO_EPOCHS, "cluster.nodes=2").returncode == 0
     assert [s.state for s in study.wait(monkeypatch).values()] == ["done"], study.log()
     assert (study.folder().result() or {})["world_size"] == 4

@@ -1,11 +1,12 @@
-"""What squeue and sacct print, recorded on SLURM 22.05, and what is made of it."""
+"""The output of squeue and sacct, recorded on SLURM 22.05, and what is read from it."""
 
 from __future__ import annotations
 
 import pytest
 
+from fovea_detr.runs.state import Job
 from fovea_detr.study import queue
-from fovea_detr.study.queue import Job, expanded, parse_sacct, parse_squeue
+from fovea_detr.study.queue import expanded, parse_sacct, parse_squeue
 
 SQUEUE = """\
 18_0|shell2-1123-063832-6bd047|PENDING|None

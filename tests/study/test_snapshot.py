@@ -1,4 +1,4 @@
-"""The frozen code: what is in it, and that it is the same folder for the same code."""
+"""The snapshot of the code: its files, and one folder per version of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.provenance import code_version
+from fovea_detr.runs.provenance import CODE_DIR, code_version
 from fovea_detr.study import snapshot
 
 
@@ -42,7 +42,7 @@ def names(folder: Path) -> set[str]:
 CONTENT = {"fovea_detr/__init__.py", "run.py", ".gitignore", "link", "snapshot.json", "uncommitted.diff"}
 
 
-def test_holds_edits_and_new_files_and_no_ignored_or_deleted_ones(code: Path, tmp_path: Path) -> None:
+def test_holds_edits_and_new_files_but_no_ignored_or_deleted_ones(code: Path, tmp_path: Path) -> None:
     (code / "run.py").write_text("print(2)\n")
     (code / "new file ü.py").write_text("")
     (code / "gone.py").unlink()
@@ -56,7 +56,7 @@ def test_holds_edits_and_new_files_and_no_ignored_or_deleted_ones(code: Path, tm
     assert "+print(2)" in (taken / "uncommitted.diff").read_text()
 
 
-def test_same_code_is_the_same_folder_and_an_edit_is_another(code: Path, tmp_path: Path) -> None:
+def test_same_code_is_the_same_folder_and_an_edit_makes_another(code: Path, tmp_path: Path) -> None:
     first = snapshot.take(tmp_path / "study", code)
     assert snapshot.take(tmp_path / "study", code) == first
     (code / "fovea_detr/new.py").write_text("a = 1\n")
@@ -67,7 +67,7 @@ def test_same_code_is_the_same_folder_and_an_edit_is_another(code: Path, tmp_pat
     assert sorted(path.name for path in first.parent.iterdir()) == sorted([first.name, second.name, third.name])
 
 
-def test_knows_the_version_it_was_taken_from(code: Path, tmp_path: Path) -> None:
+def test_holds_the_version_of_its_checkout(code: Path, tmp_path: Path) -> None:
     (code / "run.py").write_text("print(3)\n")
     version = code_version(code)
     taken = snapshot.take(tmp_path / "study", code)
@@ -76,7 +76,7 @@ def test_knows_the_version_it_was_taken_from(code: Path, tmp_path: Path) -> None
     assert json.loads((taken / "snapshot.json").read_text())["files"] == len(CONTENT) - 2 + 1
 
 
-def test_data_and_results_inside_the_checkout_stay_out(code: Path, tmp_path: Path) -> None:
+def test_data_and_results_inside_the_checkout_are_left_out(code: Path, tmp_path: Path) -> None:
     for folder in ("out/study", "coco"):
         (code / folder).mkdir(parents=True)
         (code / folder / "big").write_text("x")
@@ -84,7 +84,21 @@ def test_data_and_results_inside_the_checkout_stay_out(code: Path, tmp_path: Pat
     assert not {"out", "coco"} & {path.name for path in taken.iterdir()}
 
 
-def test_half_a_copy_is_never_a_snapshot(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_left_out_only_at_the_top_of_the_checkout(code: Path, tmp_path: Path) -> None:
+    (code / ".gitignore").write_text("*.pt\n")
+    for folder in ("runs/study", "fovea_detr/runs", "tests/runs"):
+        (code / folder).mkdir(parents=True)
+        (code / folder / "module.py").write_text("")
+    taken = names(snapshot.take(tmp_path / "study", code))
+    assert {"fovea_detr/runs/module.py", "tests/runs/module.py"} <= taken
+    assert not any(name.startswith("runs/") for name in taken)
+
+
+def test_the_snapshot_of_this_checkout_holds_the_package_runs() -> None:
+    assert {"fovea_detr/runs/state.py", "tests/runs/test_state.py", "run.py"} <= set(snapshot.listed(CODE_DIR))
+
+
+def test_a_failed_copy_leaves_no_snapshot(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 

@@ -1,4 +1,4 @@
-"""On a job's PYTHONPATH, Python imports this first: it makes one rank of a run fail in the way that FAULT names.
+"""Python imports this first if it is on the job's PYTHONPATH: it makes one rank of a run fail, as FAULT says.
 
 FAULT=raise|memory, FAULT_RANK, FAULT_STEP (training steps of this process before it happens).
 FAULT=count: no fault; a byte is added to FAULT_FILE for every step that is taken.
@@ -21,7 +21,7 @@ def _break(trainer: type) -> None:
                 file.write(".")
         elif count > int(os.environ["FAULT_STEP"]):
             if os.environ["FAULT"] == "raise":
-                raise RuntimeError("this rank was told to fail")
+                raise RuntimeError("injected failure")
             hoard = bytearray(os.urandom(1 << 20)) * 6000  # 6 GB
             time.sleep(60)
             del hoard
