@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -10,7 +12,7 @@ from omegaconf import DictConfig
 from fovea_detr import cli
 from fovea_detr.compose import parse
 from fovea_detr.config.schema import CONF_DIR
-from fovea_detr.runs.identity import point_name, with_absolute_weights
+from fovea_detr.runs.identity import Folders, point_name, with_absolute_weights
 from hydra_plugins.fovea_slurm.config import register
 
 
@@ -20,7 +22,8 @@ def run_point(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
         config = with_absolute_weights(parse(composed))
-        point = point_name(hydra_config.overrides.task)
+        study_folder = Path(config.runs) / config.study
+        point = Folders(study_folder).name(point_name(hydra_config.overrides.task), config)
 
         from fovea_detr import experiment  # imports torch: only after the configuration has passed its checks
 

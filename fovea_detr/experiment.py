@@ -8,19 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
 from fovea_detr.config.schema import Config
-from fovea_detr.data.coco import CocoDataset
-from fovea_detr.errors import ConfigError, RunFolderError
+from fovea_detr.data.readers import fingerprints
+from fovea_detr.errors import ConfigError, RunFolderError, tell
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.host import Host, record_failures
-from fovea_detr.runs.identity import refuse_other_config
+from fovea_detr.runs.identity import Stored, config_text, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import checkpoint, preflight
 from fovea_detr.training.console import Console, summary
@@ -81,6 +80,7 @@ def choose_device(config: Config) -> torch.device:
 def finished_before(config: Config, folder: RunFolder) -> bool:
     """Whether the folder holds this run's result; if so, print it. Raises RunFolderError for another run's folder."""
     refuse_other_config(config, folder)
+    refuse_other_data(folder, fingerprints(config.data), config.data.root)
     result = folder.result()
     if result is None:
         return False
@@ -112,8 +112,11 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
     train_set, val_set = distributed.first_on_node(lambda: build.build_data(config))
     config = replace(config, data=replace(config.data, num_classes=val_set.annotations.num_classes))
+    splits = {name: split for name, split in (("val", val_set), ("train", train_set)) if split is not None}
+    data = {name: split.annotations.fingerprint for name, split in splits.items()}
+    refuse_other_data(folder, data, config.data.root)
     if distributed.rank() == 0:
-        record_start(config, folder, device, {"val": val_set, "train": train_set})
+        record_start(config, folder, device, data)
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     state = initial_state(config, device)
@@ -134,14 +137,18 @@ def total_batch_size(config: Config) -> int:
     return config.schedule.batch_size * distributed.world_size()
 
 
-def record_start(
-    config: Config, folder: RunFolder, device: torch.device, splits: dict[str, CocoDataset | None]
-) -> None:
-    """Write config.yaml at the first start, and the provenance of every start, the first one at the top level."""
-    if folder.config_text() is None:
-        folder.write_config(OmegaConf.to_yaml(OmegaConf.structured(config)))
+def record_start(config: Config, folder: RunFolder, device: torch.device, data: dict[str, str]) -> None:
+    """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
+
+    data: the fingerprint of the annotations by split.
+    """
+    text = folder.config_text()
+    if text is None:
+        folder.write_config(config_text(config))
+    elif left_out := Stored(text).passed_over:
+        tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
-    facts["data"] = {name: split.annotations.fingerprint for name, split in splits.items() if split is not None}
+    facts["data"] = data
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
     first = folder.provenance()

@@ -7,9 +7,9 @@ content of COCO's instances_*.json from its own files and returns `CocoSplit.of(
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from fovea_detr.config.schema import Data
 from fovea_detr.data.annotations import CocoSplit, load_json
@@ -23,13 +23,31 @@ LAYOUT = "annotations/instances_{train,val}2017.json, train2017/ and val2017/"
 
 def read_coco(root: Path | str, split: SplitName) -> CocoSplit:
     """A split of a data set in COCO 2017's layout. DataError: a folder or file is missing, or the content is broken."""
-    root = Path(root).expanduser()
-    path, folder = root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017"
+    root, path = Path(root).expanduser(), annotation_file(root, split)
+    folder = root / f"{split}2017"
     for wanted in (root, folder, path.parent, path):
         if not (wanted.is_file() if wanted is path else wanted.is_dir()):
             kind = "file" if wanted is path else "folder"
             raise DataError(f"{wanted}: no such {kind}; data.root must name a folder that holds {LAYOUT}")
-    return CocoSplit.of(path, folder, partial(load_json, path), file_fingerprint(path))
+    return CocoSplit.of(path, folder, partial(load_json, path), _fingerprint(path, path.stat().st_mtime_ns))
+
+
+def annotation_file(root: Path | str, split: SplitName) -> Path:
+    return Path(root).expanduser() / "annotations" / f"instances_{split}2017.json"
+
+
+def fingerprints(data: Data) -> dict[str, str]:
+    """Of the annotation files below data.root, by split, without parsing them; only those that are visible here."""
+    if data.root is None:  # nothing, or generated from the configuration
+        return {}
+    files = {split: annotation_file(data.root, split) for split in get_args(SplitName)}
+    return {split: _fingerprint(file, file.stat().st_mtime_ns) for split, file in files.items() if file.is_file()}
+
+
+@cache
+def _fingerprint(file: Path, _modified: int) -> str:
+    """Of a file's content, read once for all points of a sweep."""
+    return file_fingerprint(file)
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -283,22 +284,33 @@ def point_name(overrides: Sequence[str]) -> str:
     return name
 
 
-def folder_name(study_folder: Path, name: str, config: Config, frozen: Iterable[tuple[str, str]] = ()) -> str:
-    """The folder of this configuration in a study: the one that holds it, whatever it is called, else `name`.
+class Folders:
+    """The run folders of a study by the configuration that each holds.
 
-    frozen: (name, stored configuration) of points that are submitted and may have no folder yet.
+    submitted: (name, stored configuration) of points that may have no folder yet.
     """
-    stored = [(name, text)] if (text := RunFolder(study_folder / name).config_text()) is not None else []
-    for other, text in [*stored, *_others(study_folder, name), *frozen]:
-        try:
-            if not differences(text, config):
-                return other
-        except (ValueError, yaml.YAMLError):  # a damaged file of another run
-            continue
-    return name
+
+    def __init__(self, study_folder: Path, submitted: Iterable[tuple[str, str]] = ()) -> None:
+        self._texts = dict(submitted)
+        for path in sorted(study_folder.glob("*/config.yaml")):
+            self._texts[path.parent.name] = path.read_text(errors="replace")
+        self._names: dict[frozenset[tuple[str, str]], list[str]] = {}
+        for name, text in self._texts.items():
+            with suppress(ValueError, yaml.YAMLError):  # a damaged file belongs to no run
+                stored = Stored(text)
+                known = {key: value for key, value in stored.settings.items() if key not in stored.unknown}
+                self._names.setdefault(identity(known), []).append(name)
+
+    def name(self, new: str, config: Config) -> str:
+        """The folder that holds this configuration, whatever it is called; `new` if there is none, or if it does."""
+        found = [
+            name
+            for name in self._names.get(identity(settings(config)), [])
+            if not differences(self._texts[name], config)  # the number of classes, if it is set
+        ]
+        return new if new in found or not found else found[0]
 
 
-def _others(study_folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    for path in sorted(study_folder.glob("*/config.yaml")):
-        if path.parent.name != name:
-            yield path.parent.name, path.read_text(errors="replace")
+def identity(found: Settings) -> frozenset[tuple[str, str]]:
+    """What is equal for two configurations of one run; the number of classes may not be read from the data yet."""
+    return frozenset(item for item in comparable(found).items() if item[0] != NUM_CLASSES)

@@ -170,9 +170,9 @@ def frozen_point(status: PointStatus, same_code: bool) -> Point:
     """A point that was submitted before, with its frozen configuration."""
     submission = status.submission
     assert submission is not None
-    config = load_frozen(submission.config_file(status.point))
-    code = Path(submission.snapshot) if same_code else None
-    return Point(status.point, config, submission.resources, code)
+    file = submission.config_file(status.point)
+    point = Point(status.point, load_frozen(file), submission.resources)
+    return replace(point, snapshot=Path(submission.snapshot), frozen=file.read_text()) if same_code else point
 
 
 def _matches(point: str, pattern: str) -> bool:

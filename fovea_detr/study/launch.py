@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fovea_detr.config.schema import Config
+from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import refuse_other_config
+from fovea_detr.runs.identity import Folders, identity, refuse_other_config, refuse_other_data, settings
 from fovea_detr.runs.state import Standing
 from fovea_detr.study import sbatch, snapshot
 from fovea_detr.study.folder import PointStatus, Study
@@ -25,6 +26,8 @@ def launch(points: Sequence[Point], kind: str, *, dry_run: bool = False) -> list
     studies: dict[Path, list[Point]] = {}
     for point in points:
         studies.setdefault(point.study_folder, []).append(point)
+    for folder, group in studies.items():
+        use_present_folders(Study(folder), group)
     act = show_plan if dry_run else submit_open
     return [status for folder, group in studies.items() for status in act(Study(folder), group, kind)]
 
@@ -61,20 +64,38 @@ def show_plan(study: Study, points: Sequence[Point], kind: str) -> list[PointSta
 def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> list[PointStatus]:
     """Where the points stand. RunFolderError if a folder holds a run with another configuration."""
     for point in points:
-        refuse_other_config(point.config, RunFolder(study.folder / point.name))
+        folder, data = RunFolder(study.folder / point.name), point.config.data
+        refuse_other_config(point.config, folder)
+        if folder.provenance():
+            refuse_other_data(folder, fingerprints(data), data.root)
     return study.current_states([point.name for point in points], write=write)
 
 
-def refuse_twins(points: Sequence[Point]) -> None:
-    seen: set[tuple[Path, str]] = set()
+def use_present_folders(study: Study, points: Sequence[Point]) -> None:
+    """Name each point by the folder or submission that holds its configuration already, whatever that is called."""
+    latest = {point: submission for submission in study.submissions() for point in submission.points}
+    files = ((point, submission.config_file(point)) for point, submission in latest.items())
+    folders = Folders(study.folder, ((point, file.read_text()) for point, file in files if file.is_file()))
     for point in points:
-        key = (point.study_folder, point.name)
-        if key in seen:
-            raise ConfigError(
-                f"two points of this sweep would share the folder {key[0] / key[1]}: they differ only in what is not "
-                "part of a run (cluster, paths, ...); nothing was started"
-            )
-        seen.add(key)
+        point.name = folders.name(point.name, point.config)
+
+
+def refuse_twins(points: Sequence[Point]) -> None:
+    """Raise ConfigError for two points that would be one run: equal settings, or one name for a folder."""
+    seen: dict[tuple[Path, object], Point] = {}
+    for point in points:
+        for key in (point.name, identity(settings(point.config))):
+            twin = seen.setdefault((point.study_folder, key), point)
+            if twin is not point:
+                first, second = (
+                    " ".join(word for word in one.typed if word not in other.typed) or one.name
+                    for one, other in ((twin, point), (point, twin))
+                )
+                raise ConfigError(
+                    f"two points of this sweep, {first} and {second}, would share the folder "
+                    f"{twin.study_folder / twin.name}: their configurations are equal, or differ only in what is not "
+                    "part of a run (cluster, paths, ...); nothing was started"
+                )
 
 
 def refuse_missing_data(points: Sequence[Point]) -> None:

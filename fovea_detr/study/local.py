@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from fovea_detr.runs.state import Job
 from fovea_detr.study.manifest import Submission
+from fovea_detr.study.snapshot import module
 
 SECONDS_TO_FOLLOW = 20.0  # for the other ranks to end by themselves once one has failed
 
@@ -29,7 +30,7 @@ def start(submission: Submission) -> str:
     python = submission.resources.get("python") or shlex.quote(sys.executable)
     lines = [*submission.resources.get("setup", []), f"cd {shlex.quote(submission.snapshot)} || exit 1"]
     lines += [f"export PYTHONPATH={shlex.quote(submission.snapshot)}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    lines += [f"exec {python} -u -m fovea_detr.study.local {shlex.quote(str(folder))}"]
+    lines += [f"exec {python} -u -m {module(Path(submission.snapshot), 'local')} {shlex.quote(str(folder))}"]
     with (folder / "local.out").open("ab") as log, (folder / "alive").open("ab") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)  # inherited: held from the start of the process until its end
         process = subprocess.Popen(

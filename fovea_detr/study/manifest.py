@@ -19,12 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-
-from fovea_detr.compose import parse
 from fovea_detr.config.schema import Config
+from fovea_detr.errors import tell
 from fovea_detr.runs.folder import write_text
+from fovea_detr.runs.identity import Stored, config_text
 
 OUT_OF_MEMORY = re.compile(r"exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", re.IGNORECASE)
 NOT_IN_FACTS = ("folder", "job", "refused")
@@ -37,7 +35,9 @@ class Point:
     name: str
     config: Config
     resources: dict[str, Any]
+    typed: Sequence[str] = ()  # the overrides, for messages
     snapshot: Path | None = None  # the code to run; None: the present one
+    frozen: str | None = None  # the stored configuration that this code reads; None: that of `config`
 
     @property
     def study_folder(self) -> Path:
@@ -99,7 +99,7 @@ class Submission:
         """Everything that its jobs will read; then the line that says that it will be submitted."""
         self.folder.mkdir(parents=True)
         for point in points:
-            self.config_file(point.name).write_text(freeze(point.config))
+            self.config_file(point.name).write_text(point.frozen or config_text(point.config))
         write_text(self.folder / "submission.json", json.dumps(self._facts(), indent=2) + "\n")
         self.record_intent()
 
@@ -154,17 +154,12 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Submission:
     return Submission(folder, **{key: value for key, value in facts.items() if key != "id"})
 
 
-def freeze(config: Config) -> str:
-    """The configuration as a job reads it; libyaml, because a sweep writes hundreds."""
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    return yaml.dump(dataclasses.asdict(config), Dumper=dumper, sort_keys=False)
-
-
 def load_frozen(path: Path) -> Config:
     """A point's configuration as it was submitted, checked again: a file that it names may have been removed."""
-    composed = OmegaConf.load(path)
-    assert isinstance(composed, DictConfig)
-    return parse(composed)
+    stored = Stored(path.read_text())
+    if stored.passed_over:
+        tell(f"note: {path}: left out, for this version does not have them: {', '.join(stored.passed_over)}")
+    return stored.config()
 
 
 def job_name(study: str, submission_id: str) -> str:

@@ -16,6 +16,7 @@ import submitit
 from fovea_detr.config.schema import Config
 from fovea_detr.study.manifest import Submission
 from fovea_detr.study.queue import SlurmError, command
+from fovea_detr.study.snapshot import module
 
 SUBMIT_SECONDS = 300.0  # for a busy controller; whether it took the job is known only when sbatch ends
 
@@ -58,7 +59,8 @@ def script(submission: Submission) -> str:
     executor.update_parameters(**executor._convert_parameters(asked))
     executor.parameters["map_count"] = len(submission.points)
     interpreter = python or shlex.quote(sys.executable)
-    job = f"{interpreter} -u -m fovea_detr.study.job {shlex.quote(str(submission.folder))}"
+    program = module(Path(submission.snapshot), "job")
+    job = f"{interpreter} -u -m {program} {shlex.quote(str(submission.folder))}"
     return executor._make_submission_file_text(job, uid="")
 
 

@@ -36,6 +36,11 @@ def take(study_folder: Path, code: Path = CODE_DIR, leave_out: Sequence[Path] = 
     return target
 
 
+def module(code: Path, name: str) -> str:
+    """`fovea_detr.study.NAME` of a snapshot; those of version 0.1 have it in another place."""
+    return f"fovea_detr.{'slurm' if (code / 'fovea_detr' / 'slurm').is_dir() else 'study'}.{name}"
+
+
 def listed(code: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     """Names of the files to copy, relative to the checkout, sorted."""
     names = _git_files(code)

@@ -58,9 +58,10 @@ def _answer(overrides: Sequence[str]) -> Point | str:
 def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Point:
     composed = loader.load_sweep_config(master, list(overrides))
     launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
-    name = point_name(list(composed.hydra.overrides.task))
+    typed = list(composed.hydra.overrides.task)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = with_absolute_paths(parse(composed))
     assert isinstance(launcher, dict)
-    return Point(name, config, resources(config, {str(key): value for key, value in launcher.items()}))
+    asked = resources(config, {str(key): value for key, value in launcher.items()})
+    return Point(point_name(typed), config, asked, typed)

@@ -12,8 +12,9 @@ import pytest
 from analysis import collect
 from analysis.output import commands, report
 from analysis.reading.runs import read_run
+from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.study.sbatch import user_command
+from fovea_detr.study.manifest import Point, Submission
 from tests.analysis.browser import CHROMIUM, Page, browser
 from tests.analysis.made_up import write_every_kind
 
@@ -146,7 +147,8 @@ def test_a_command_submitted_to_slurm_reads_as_the_one_typed(tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["run.py", "-m", "dynamic_scale=type1,type2", "hydra/launcher=submitit_slurm"])
     monkeypatch.setattr(sys, "executable", f"/env/bin/{python}")
     folder = RunFolder(tmp_path / "dynamic_scale=type2")
-    for recorded in (sys.argv, user_command()):
+    recorded_by_sweep = Submission.new(tmp_path, [Point("", load_config(), {})], tmp_path, "slurm").command
+    for recorded in (sys.argv, recorded_by_sweep):
         folder.write_provenance({"command": recorded})
         assert commands.command(read_run(folder.path)) == "python run.py dynamic_scale=type2"
-    assert user_command() == [python, *sys.argv]
+    assert recorded_by_sweep == [python, *sys.argv]

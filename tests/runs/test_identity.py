@@ -19,10 +19,10 @@ from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.runs import identity
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import (
+    Folders,
     Stored,
     config_text,
     differences,
-    folder_name,
     point_name,
     refuse_other_config,
     refuse_other_data,
@@ -60,7 +60,7 @@ def test_an_older_folder_is_found_by_its_own_command(name: str) -> None:
     text = (BEFORE / name / "config.yaml").read_text()
     assert differences(text, config) == []
     assert Stored(text).passed_over == []
-    assert folder_name(BEFORE, point_name(typed(BEFORE / name)), config) == name
+    assert Folders(BEFORE).name(point_name(typed(BEFORE / name)), config) == name
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_either_spelling_finds_the_folder_of_the_other(by_group: str, by_leaf: s
     for spelling, other in ((by_group, by_leaf), (by_leaf, by_group)):
         for seed in (0, 1):
             overrides = [*base, spelling, f"seed={seed}"]
-            found = folder_name(BEFORE, point_name(overrides), load_config(overrides))
+            found = Folders(BEFORE).name(point_name(overrides), load_config(overrides))
             assert (found in FOLDERS, "smooth=8" in found, "seed=1" in found) == (True, True, seed == 1), other
 
 
@@ -198,33 +198,33 @@ def test_axes_have_a_folder_and_a_default() -> None:
 
 def test_a_new_configuration_gets_a_new_folder(tmp_path: Path) -> None:
     overrides = ["experiment=tiny", "seed=7"]
-    assert folder_name(tmp_path, point_name(overrides), load_config(overrides)) == "experiment=tiny,seed=7"
+    assert Folders(tmp_path).name(point_name(overrides), load_config(overrides)) == "experiment=tiny,seed=7"
 
 
 def test_a_folder_is_found_by_what_it_holds(tmp_path: Path) -> None:
     """`type2` is the default: the base run is the same one."""
     RunFolder(tmp_path / "base").write_config(config_text(load_config(["experiment=tiny"])))
     config = load_config(["experiment=tiny", "dynamic_scale=type2"])
-    assert folder_name(tmp_path, "dynamic_scale=type2", config) == "base"
-    assert folder_name(tmp_path, "seed=1", load_config(["experiment=tiny", "seed=1"])) == "seed=1"
+    assert Folders(tmp_path).name("dynamic_scale=type2", config) == "base"
+    assert Folders(tmp_path).name("seed=1", load_config(["experiment=tiny", "seed=1"])) == "seed=1"
 
 
 def test_of_two_folders_that_hold_it_the_named_one_counts(tmp_path: Path) -> None:
     config = load_config(["experiment=tiny"])
     for name in ("a", "b", "c"):
         RunFolder(tmp_path / name).write_config(config_text(config))
-    assert [folder_name(tmp_path, name, config) for name in ("b", "c", "d")] == ["b", "c", "a"]
+    assert [Folders(tmp_path).name(name, config) for name in ("b", "c", "d")] == ["b", "c", "a"]
 
 
 def test_a_submitted_point_without_a_folder_is_found(tmp_path: Path) -> None:
     config = load_config(["experiment=tiny", "smooth=8"])
-    assert folder_name(tmp_path, "fovea.smooth=8", config, [("smooth=8", config_text(config))]) == "smooth=8"
+    assert Folders(tmp_path, [("smooth=8", config_text(config))]).name("fovea.smooth=8", config) == "smooth=8"
 
 
 def test_a_damaged_folder_is_no_obstacle(tmp_path: Path) -> None:
     for name, text in {"a": "[", "b": "", "c": "7", "d": "model: 7\n"}.items():
         RunFolder(tmp_path / name).write_config(text)
-    assert folder_name(tmp_path, "new", load_config(["experiment=tiny"])) == "new"
+    assert Folders(tmp_path).name("new", load_config(["experiment=tiny"])) == "new"
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ from tests.test_cli import run
         ("model.heads=8,7", "error: point model.heads=7: "),
         ("fovea.smooth=4,8,-6", "error: point fovea.smooth=-6: "),
         ("dynamic_scale=type1,type9", "error: point dynamic_scale=type9: "),
-        ("cluster.gpus=4,8", "error: two points of this sweep would share the folder "),
+        (
+            "cluster.gpus=4,8",
+            "error: two points of this sweep, cluster.gpus=4 and cluster.gpus=8, would share ",
+        ),
     ],
 )
 def test_a_wrong_point_is_named_before_the_first_one_starts(tmp_path: Path, overrides: str, words: str) -> None:
