@@ -1,4 +1,4 @@
-"""Every path of attention through a prior against the materialised formula: forward, gradients, dropout, bfloat16."""
+"""Every path of attention with a prior against the materialised formula: forward, gradients, dropout, bfloat16."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ TILES = {"one_tile": 2**19, "two_maps_a_tile": 2 * 5 * 24, "some_queries_a_tile"
 
 
 @dataclass
-class Look:
-    """Queries that look at cells through a prior, the second image padded: [2, H, Q, d] and [2, H, K, d] twice."""
+class Case:
+    """Queries, cells and a prior; the second image is padded: [2, H, Q, d] and [2, H, K, d] twice."""
 
     setting: Setting
     prior: FoveaPrior
@@ -59,7 +59,7 @@ class Look:
         return (weights if keep is None else weights * keep) @ self.value
 
 
-def look(setting: Setting, width: int = 6) -> Look:
+def make_case(setting: Setting, width: int = 6) -> Case:
     draw = torch.Generator().manual_seed(7)
     sides = setting.grid.rows, setting.grid.columns
     shapes = [(2, setting.heads, n, width) for n in (setting.num_queries, math.prod(sides), math.prod(sides))]
@@ -67,21 +67,21 @@ def look(setting: Setting, width: int = 6) -> Look:
     hidden = [torch.arange(side).expand(2, -1) >= torch.tensor([[side], [(side + 1) // 2]]) for side in sides]
     grid = replace(setting.grid, row_is_padding=hidden[0], column_is_padding=hidden[1])
     query, key, value = (part.requires_grad_() for part in parts)
-    return Look(setting, setting.build(), setting.inputs(), grid, query, key, value)
+    return Case(setting, setting.build(), setting.inputs(), grid, query, key, value)
 
 
 def assert_exact(path: str, setting: Setting) -> None:
-    seen = look(setting)
-    log_prior = seen.log_prior()
+    case = make_case(setting)
+    log_prior = case.log_prior()
     assert path in attend.offered(log_prior)
-    ours = attend.PATHS[path](seen.query, seen.key, seen.value, log_prior, 0.0)
-    theirs = seen.by_formula()
+    ours = attend.PATHS[path](case.query, case.key, case.value, log_prior, 0.0)
+    theirs = case.by_formula()
     assert_near(ours, theirs, RELATIVE[setting.dtype])
-    for a, b in zip(gradients(ours, seen.leaves()), gradients(theirs, seen.leaves()), strict=True):
+    for a, b in zip(gradients(ours, case.leaves()), gradients(theirs, case.leaves()), strict=True):
         assert_near(a, b, RELATIVE[setting.dtype])
 
 
-PRODUCT_TERM = [name for name in TYPES if look(Setting(name)).log_prior().xy_x is not None]
+PRODUCT_TERM = [name for name in TYPES if make_case(Setting(name)).log_prior().xy_x is not None]
 OFFERED = [(path, *shape) for path in PATHS for shape in SHAPES if path != "one_hot" or shape[0] not in PRODUCT_TERM]
 OF_EVERY_SIZE = [kind for kind in OFFERED if kind[1] in ("type3", "type4", "type5")]
 
@@ -124,11 +124,11 @@ def test_tiles_cover_every_query_of_every_map_once(maps: int, queries: int, cell
 
 @pytest.mark.parametrize("path", PATHS)
 def test_far_away_centres_are_exact_too(path: str) -> None:
-    """A query may look from outside its image: every distance is large, and only their differences count."""
-    seen = look(Setting("type3", dtype=torch.float32))
-    nn.init.constant_(seen.prior.offset.bias, 60.0)
-    ours = attend.PATHS[path](seen.query, seen.key, seen.value, seen.log_prior(), 0.0)
-    double = look(Setting("type3", dtype=torch.float64))
+    """A centre may lie far outside its image: distances are large, and only their differences matter."""
+    case = make_case(Setting("type3", dtype=torch.float32))
+    nn.init.constant_(case.prior.offset.bias, 60.0)
+    ours = attend.PATHS[path](case.query, case.key, case.value, case.log_prior(), 0.0)
+    double = make_case(Setting("type3", dtype=torch.float64))
     nn.init.constant_(double.prior.offset.bias, 60.0)
     # The prior's own rounding, about 1e-7 of a log-prior of 1000, is all that float32 adds.
     assert_near(ours.double(), double.by_formula(), 1e-3)
@@ -139,23 +139,23 @@ def test_far_away_centres_are_exact_too(path: str) -> None:
 def test_dropout_is_the_formulas_with_what_was_dropped(
     entries: int, scale_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values of the identity show the weights, and so what was dropped; the same seed then drops the same."""
+    """With the identity as values the output is the weights, and so the dropout mask; the same seed repeats it."""
     monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", entries)
-    seen = look(Setting(scale_type))
-    cells = seen.key.shape[-2]
+    case = make_case(Setting(scale_type))
+    cells = case.key.shape[-2]
 
     def dropped(value: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return tiled.tiled_attention(seen.query, seen.key, value, seen.log_prior(), 0.3)
+        return tiled.tiled_attention(case.query, case.key, value, case.log_prior(), 0.3)
 
-    whole = replace(seen, value=torch.eye(cells, dtype=torch.float64).expand(2, seen.setting.heads, -1, -1))
+    whole = replace(case, value=torch.eye(cells, dtype=torch.float64).expand(2, case.setting.heads, -1, -1))
     weights = whole.by_formula()
     keep = torch.where(weights > 0, dropped(whole.value) / weights, 0.0)
     factor = 1 / (1 - round(0.3 * tiled.LEVELS) / tiled.LEVELS)
     assert ((keep == 0) | ((keep - factor).abs() < 1e-9)).all()
-    ours, theirs = dropped(seen.value), seen.by_formula(keep.detach())
+    ours, theirs = dropped(case.value), case.by_formula(keep.detach())
     assert_near(ours, theirs, 1e-12)
-    for a, b in zip(gradients(ours, seen.leaves()), gradients(theirs, seen.leaves()), strict=True):
+    for a, b in zip(gradients(ours, case.leaves()), gradients(theirs, case.leaves()), strict=True):
         assert_near(a, b, 1e-12)
 
 
@@ -167,10 +167,10 @@ def test_dropout_drops_the_fraction_asked_for(fraction: float) -> None:
 
 
 def test_dropout_draws_anew_and_repeats_with_the_seed() -> None:
-    seen = look(Setting(dtype=torch.float32))
+    case = make_case(Setting(dtype=torch.float32))
 
     def once() -> Tensor:
-        return attend.attend(seen.query, seen.key, seen.value, seen.log_prior(), 0.5)
+        return attend.attend(case.query, case.key, case.value, case.log_prior(), 0.5)
 
     torch.manual_seed(0)
     first, second = once(), once()
@@ -180,10 +180,10 @@ def test_dropout_draws_anew_and_repeats_with_the_seed() -> None:
 
 
 @pytest.mark.parametrize(("path", "scale_type", "kernel"), OFFERED)
-def test_bfloat16_is_right_to_its_own_noise(path: str, scale_type: str, kernel: str) -> None:
+def test_bfloat16_is_exact_to_its_rounding(path: str, scale_type: str, kernel: str) -> None:
     """No path is further from the exact result than rounding query, key, value and result to bfloat16 explains."""
     setting = Setting(scale_type, kernel=kernel, dtype=torch.float32, grid=CellGrid(9, 13, 32), num_queries=40)
-    exact, rounded = look(setting, width=8), look(setting, width=8)
+    exact, rounded = make_case(setting, width=8), make_case(setting, width=8)
     rounded.query, rounded.key, rounded.value = (
         x.detach().bfloat16().requires_grad_() for x in (exact.query, exact.key, exact.value)
     )
@@ -202,7 +202,7 @@ def test_bfloat16_is_right_to_its_own_noise(path: str, scale_type: str, kernel: 
 def test_a_product_of_column_and_row_is_not_offered_as_one_hots() -> None:
     assert {"type4", "type5"} <= set(PRODUCT_TERM)
     for name in PRODUCT_TERM:
-        assert "one_hot" not in attend.offered(look(Setting(name)).log_prior())
+        assert "one_hot" not in attend.offered(make_case(Setting(name)).log_prior())
 
 
 @pytest.mark.parametrize(
@@ -215,37 +215,37 @@ def test_a_product_of_column_and_row_is_not_offered_as_one_hots() -> None:
         (0, 0.1, False, "tiled"),
     ],
 )
-def test_a_cpu_takes_the_same_path_every_time(
+def test_a_cpu_always_chooses_the_same_path(
     spare: int, dropout: float, backward: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small maps and inference through the mask, large ones and dropout by tiles; nothing is measured."""
-    seen, entries = look(Setting(dtype=torch.float32)), 2 * 4 * 5 * 24
+    """Small maps and inference use the mask, large maps and dropout tiles; nothing is measured."""
+    case, entries = make_case(Setting(dtype=torch.float32)), 2 * 4 * 5 * 24
     monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", entries + spare)
     with torch.set_grad_enabled(backward):
-        assert attend.choose(seen.query, seen.key, seen.value, seen.log_prior(), dropout) == expected
+        assert attend.choose(case.query, case.key, case.value, case.log_prior(), dropout) == expected
     assert attend.choices() == []
 
 
 @pytest.mark.parametrize("backward", [True, False])
-def test_timing_a_path_leaves_generators_and_gradients_alone(backward: bool) -> None:
-    seen = look(Setting(dtype=torch.float32))
+def test_timing_a_path_restores_generators_and_leaves_gradients(backward: bool) -> None:
+    case = make_case(Setting(dtype=torch.float32))
     before = torch.get_rng_state()
     for path in PATHS:
         taken = attend.seconds(
-            attend.PATHS[path], seen.query, seen.key, seen.value, seen.log_prior(), 0.5, backward=backward
+            attend.PATHS[path], case.query, case.key, case.value, case.log_prior(), 0.5, backward=backward
         )
         assert 0 < taken < 60
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(leaf.grad is None for leaf in seen.leaves())
+    assert all(leaf.grad is None for leaf in case.leaves())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a path is chosen by measurement on GPUs only")
 @pytest.mark.parametrize("scale_type", TYPES)
-def test_a_gpu_chooses_once_and_stays(scale_type: str) -> None:
-    seen = look(Setting(scale_type, dtype=torch.float32))
-    query, key, value = (x.detach().cuda().requires_grad_() for x in (seen.query, seen.key, seen.value))
-    log_prior = Separable(*(None if part is None else part.detach().cuda() for part in seen.log_prior()))  # type: ignore[arg-type]
+def test_a_gpu_chooses_once(scale_type: str) -> None:
+    case = make_case(Setting(scale_type, dtype=torch.float32))
+    query, key, value = (x.detach().cuda().requires_grad_() for x in (case.query, case.key, case.value))
+    log_prior = Separable(*(None if part is None else part.detach().cuda() for part in case.log_prior()))  # type: ignore[arg-type]
     first = attend.choose(query, key, value, log_prior, 0.1)
     assert first in attend.offered(log_prior)
     assert attend.choose(query, key, value, log_prior, 0.1) == first
-    assert_near(attend.attend(query, key, value, log_prior, 0.0).cpu(), seen.by_formula(), 1e-5)
+    assert_near(attend.attend(query, key, value, log_prior, 0.0).cpu(), case.by_formula(), 1e-5)

@@ -25,10 +25,10 @@ def assert_equals_reference(setting: Setting) -> None:
     prior, inputs = setting.build(), setting.inputs()
     leaves = [*inputs.learned(), *prior.parameters()]
     log_prior, point = by_the_prior(prior, inputs, setting.grid)
-    for mine, expected in zip((log_prior.dense(), point), setting.by_reference(prior, inputs), strict=True):
-        assert_near(mine, expected, RELATIVE[setting.dtype])
+    for ours, expected in zip((log_prior.dense(), point), setting.by_reference(prior, inputs), strict=True):
+        assert_near(ours, expected, RELATIVE[setting.dtype])
         if expected.grad_fn is not None:
-            for a, b in zip(gradients(mine, leaves), gradients(expected, leaves), strict=True):
+            for a, b in zip(gradients(ours, leaves), gradients(expected, leaves), strict=True):
                 assert_near(a, b, RELATIVE[setting.dtype])
 
 
@@ -55,7 +55,7 @@ def test_shape_and_never_above_zero(scale_type: str, kernel: str) -> None:
 
 
 def test_the_centre_is_in_cells_of_the_images_own_size() -> None:
-    """Without offsets and with a reference of 0, a query looks at the middle of its own image, padding left out."""
+    """Without offsets and with a reference of 0, the centre is the middle of the image without its padding."""
     setting = Setting("type1", first=False, dtype=torch.float32)
     prior, inputs = setting.build(), setting.inputs()
     nn.init.zeros_(prior.offset.weight)
@@ -75,7 +75,7 @@ def test_a_cell_lies_at_its_index_or_at_its_centre(cell_centre: bool, place: tup
     assert grid[1, 3] == grid[0, 2] == -1 / 8
 
 
-def test_later_layers_are_handed_the_reference() -> None:
+def test_later_layers_get_the_reference() -> None:
     setting = Setting(first=False, dtype=torch.float32)
     prior, inputs = setting.build(), setting.inputs()
     _, reference_point = prior(*inputs, setting.grid)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fovea_detr.model.detr import DETR, padding_of_cells
 from fovea_detr.model.position import LearnedPosition
+from fovea_detr.model.published import our_name, published_name
 from fovea_detr.types import Batch, Predictions
 from tests.model.builders import random_batch, small_config, small_model
 
@@ -36,6 +37,9 @@ KINDS = {
     "four_decoder_layers": ["model.decoder_layers=4", "dynamic_scale=type4"],
     "type1": ["dynamic_scale=type1"],
     "type3": ["dynamic_scale=type3", "fovea.smooth=6.5"],
+    "type5": ["dynamic_scale=type5", "mixture=head_query"],
+    "laplace": ["kernel=laplace", "dynamic_scale=type3"],
+    "cell_centre": ["fovea.cell_centre=true"],
 }
 SIZES_HW = [(64, 96), (48, 80)]
 
@@ -107,7 +111,21 @@ def test_neighbours_in_the_batch_change_nothing(fovea: DETR) -> None:
         assert torch.allclose(ours, expected[:, order], atol=1e-5)
 
 
-def test_padding_cells_are_never_looked_at(fovea: DETR, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_model_ignores_the_foveas_axes() -> None:
+    batch = random_batch(*SIZES_HW)
+    axes = ["dynamic_scale=type5", "kernel=laplace", "mixture=head_query", "fovea.cell_centre=true"]
+    plain, ignoring = (small_model("model.fovea=false", *overrides)(batch) for overrides in ([], axes))
+    assert torch.equal(plain.logits, ignoring.logits)
+    assert torch.equal(plain.boxes_cxcywh, ignoring.boxes_cxcywh)
+
+
+def test_type5_has_the_published_names_of_learned_scales() -> None:
+    names = list(small_model("dynamic_scale=type5").state_dict())
+    assert [our_name(published_name(name)) for name in names] == names
+    assert "transformer.decoder.layers.0.point3.weight" in map(published_name, names)
+
+
+def test_padding_cells_have_no_influence(fovea: DETR, monkeypatch: pytest.MonkeyPatch) -> None:
     """Garbage in the features of padding cells: nothing changes."""
     batch = random_batch(*SIZES_HW)
     with torch.no_grad():
@@ -121,14 +139,14 @@ def test_padding_cells_are_never_looked_at(fovea: DETR, monkeypatch: pytest.Monk
         assert torch.allclose(ours, wanted, atol=1e-5)
 
 
-def test_size_on_disk_is_not_looked_at(fovea: DETR) -> None:
+def test_size_on_disk_has_no_influence(fovea: DETR) -> None:
     batch = random_batch(*SIZES_HW)
     elsewhere = Batch(batch.images, batch.sizes_hw, batch.original_sizes_hw * 7)
     for ours, expected in zip(answers(fovea, elsewhere), answers(fovea, batch), strict=True):
         assert torch.equal(ours, expected)
 
 
-def test_queries_that_feel_the_prior_carry_its_reference_on_their_boxes() -> None:
+def test_queries_with_a_prior_add_its_reference_to_their_boxes() -> None:
     """With a box head of zeros, boxes are the reference of layer 0 (in every layer) or 0.5; sizes are 0.5."""
     model = small_model("mixture=query", "model.num_queries=5")
     for parameter in model.box_head.parameters():
@@ -141,7 +159,9 @@ def test_queries_that_feel_the_prior_carry_its_reference_on_their_boxes() -> Non
     assert torch.equal(felt[0], felt[1])
 
 
-@pytest.mark.parametrize("overrides", [[], ["model.fovea=false"], ["dynamic_scale=type4", "mixture=head_query"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["model.fovea=false"], ["dynamic_scale=type4", "mixture=head_query"], ["dynamic_scale=type5"]]
+)
 def test_bfloat16_autocast_is_finite_and_close(overrides: list[str]) -> None:
     model, batch = small_model(*overrides), random_batch(*SIZES_HW)
     expected = model(batch)
