@@ -74,7 +74,7 @@ def test_queued_jobs_run_the_code_of_their_submission(
     code = tmp_path / "code"
     for name in snapshot.listed(ROOT):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, code / name)
+        shutil.copy2(ROOT / name, code / name, follow_symlinks=False)
     environment = {**cluster, "PYTHONPATH": str(code)}
     held = ClusterStudy(tmp_path / "held", "held", environment, code)
     plain = ClusterStudy(tmp_path / "plain", "plain", environment, code)
