@@ -105,8 +105,9 @@ def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
         raise DataError(f"data.name={data.name} has no reader: add it to READERS in fovea_detr/data/readers.py")
     # val first: it is small, so that its errors appear at once
     splits = [READERS[data.name](data, name) for name in (("val", "train") if training else ("val",))]
-    val = CocoDataset(splits[0], eval_transform(data.recipe), in_memory=data.in_memory)
-    train = CocoDataset(splits[1], train_transform(data.recipe), in_memory=data.in_memory) if training else None
+    to_eval, to_train = (make(data.recipe, long_side=data.long_side) for make in (eval_transform, train_transform))
+    val = CocoDataset(splits[0], to_eval, in_memory=data.in_memory)
+    train = CocoDataset(splits[1], to_train, in_memory=data.in_memory) if training else None
     for split in (train, val):
         if split is not None and data.check == "full":
             check_images(split)

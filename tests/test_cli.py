@@ -13,8 +13,9 @@ from typing import BinaryIO, cast
 import pytest
 from omegaconf import OmegaConf
 
-from fovea_detr import cli, compose
+from fovea_detr import cli
 from fovea_detr.compose import load_config
+from fovea_detr.config import overrides
 from fovea_detr.config.schema import AXES, CONF_DIR, leaves
 from fovea_detr.errors import DataError
 from fovea_detr.runs.folder import RunFolder
@@ -121,20 +122,20 @@ def test_a_sweep_by_name_launches_its_points_and_one_that_is_done_is_shown(tmp_p
     ],
 )
 def test_quote_numeric_choices(argument, rewritten):
-    assert compose.quote_numeric_choices([argument]) == [rewritten]
+    assert overrides.quote_numeric_choices(argument) == rewritten
 
 
 def test_every_group_with_numeric_values_is_quoted():
     folders = [path for path in CONF_DIR.iterdir() if path.is_dir()]
     numeric = {folder.name for folder in folders if any(path.stem.isdigit() for path in folder.glob("*.yaml"))}
-    assert numeric == set(compose.NUMERIC_GROUPS)
+    assert numeric == set(overrides.NUMERIC_GROUPS)
 
 
 def test_a_path_in_a_run_folder_is_quoted_where_it_exists(tmp_path: Path):
     path = tmp_path / "dynamic_scale=type3,seed=1.pt"
-    assert compose.rewrite([f"weights={path}"]) == [f"weights={path}"]
+    assert overrides.rewrite([f"weights={path}"]) == [f"weights={path}"]
     path.touch()
-    assert compose.rewrite([f"weights={path}", "seed=1,2"]) == [f"weights='{path}'", "seed=1,2"]
+    assert overrides.rewrite([f"weights={path}", "seed=1,2"]) == [f"weights='{path}'", "seed=1,2"]
     assert load_config([f"weights={path}"]).weights == str(path)
 
 

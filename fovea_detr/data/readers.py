@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import Data
 from fovea_detr.data.annotations import CocoSplit, load_json
 from fovea_detr.data.shapes.generate import generate
@@ -52,7 +53,7 @@ def _fingerprint(file: Path, _modified: int) -> str:
 
 def coco(data: Data, split: SplitName) -> CocoSplit:
     if data.root is None:
-        raise DataError(f"data.root is not set: give the folder that holds {LAYOUT}, or use data=shapes")
+        raise DataError(f"{NO_ROOT}; or use data=shapes")
     return read_coco(data.root, split)
 
 

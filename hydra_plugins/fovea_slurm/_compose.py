@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.compose import one_line, parse
+from fovea_detr.config.local import with_local
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name, with_absolute_paths
 from fovea_detr.study.launch import refuse_twins
@@ -57,8 +58,9 @@ def _answer(overrides: Sequence[str]) -> Point | str:
 
 def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Point:
     composed = loader.load_sweep_config(master, list(overrides))
-    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     typed = list(composed.hydra.overrides.task)
+    with_local(composed, typed)
+    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = with_absolute_paths(parse(composed))
