@@ -20,8 +20,6 @@ def parse(composed: DictConfig) -> Config:
     """Hydra's composition -> the typed, range-checked Config. Raises ConfigError, one line, at the first mistake."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
-        if missing := OmegaConf.missing_keys(merged):
-            raise ConfigError(f"{min(missing)} is not set: add {min(missing)}=VALUE; {HINT}")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         where = error.full_key or "the configuration"

@@ -39,7 +39,7 @@ def with_local(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
     values = local_values()
     if os.environ.get(ROOT):
         values["data.root"] = os.environ[ROOT]
-    if name != "coco" or OmegaConf.is_missing(composed.data, "root") or composed.data.root is not None:
+    if name != "coco" or composed.data.root is not None:
         values.pop("data.root", None)
     for key, value in values.items():
         if key not in given and not (key.startswith("cluster.") and "cluster" in given):
@@ -60,7 +60,8 @@ def local_values() -> dict[str, Any]:
         OmegaConf.merge(OmegaConf.structured(Config), content)  # names and types
         values = leaves(OmegaConf.to_container(content, resolve=True))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}; see conf/local.example.yaml") from None
+        text = str(error).partition("\n    full_key:")[0]
+        raise ConfigError(f"{path}: {' '.join(text.split())}; see conf/local.example.yaml") from None
     for key in values:
         if not is_infrastructure(key) or key in OF_A_COMMAND:
             raise ConfigError(

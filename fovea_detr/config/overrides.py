@@ -37,7 +37,8 @@ def parsed(override: str) -> Any:
     try:
         return OverridesParser.create().parse_overrides([override])[0]
     except HydraException as error:
-        raise ConfigError(f"{override}: {unreadable(override, str(error).splitlines()[0])}") from None
+        lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing", "See https"))]
+        raise ConfigError(f"{override}: {unreadable(override, lines[0])}") from None
 
 
 def unreadable(override: str, reason: str) -> str:
@@ -111,9 +112,10 @@ def _elements(override: Any, typed: str) -> list[Any]:
 
     value = override.value()
     if isinstance(value, Glob):
-        names = value.filter(group_values(override.key_or_group))
+        choices = group_values(override.key_or_group)
+        names = Glob(*([str(pattern) for pattern in some] for some in (value.include, value.exclude))).filter(choices)
         if not names:
-            raise ConfigError(f"{typed}: no value matches; choose {', '.join(group_values(override.key_or_group))}")
+            raise ConfigError(f"{typed}: no value matches; choose {', '.join(choices)}")
         return [int(name) if name.isdigit() else name for name in names]
     if not override.is_sweep_override():
         return [value]

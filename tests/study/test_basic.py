@@ -1,17 +1,28 @@
-"""Plain `python run.py -m`: all points are checked before the first one starts; then they run one after another."""
+"""`python run.py -m`: all points are checked before the first one starts; what each point and the sweeper are given."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import hydra
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
+import hydra_plugins
+from fovea_detr import cli
+from fovea_detr.__main__ import run_point
+from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.errors import ConfigError
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import config_text
+from fovea_detr.study.manifest import Point
 from hydra_plugins.fovea_slurm.config import register
 from tests.test_cli import run
 
@@ -58,3 +69,98 @@ def test_points_run_in_their_order_with_their_configurations(tmp_path: Path, mon
 def test_no_task_runs_if_the_last_point_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"point fovea\.smooth=-6"):
         sweep(monkeypatch, tmp_path, "fovea.smooth=4,-6")
+
+
+# ---- what a sweeper gets back ------------------------------------------------------------------------------------
+
+SCORES = {"4": 0.25, "8": 0.375}
+
+
+class Best(BasicSweeper):
+    """A sweeper that reads what the points return, as Optuna's does."""
+
+    __module__ = "hydra_plugins.best"  # Hydra takes plugins from this package alone
+    found: ClassVar[list[Any]] = []
+
+    def sweep(self, arguments: list[str]) -> None:
+        self.found[:] = [result.return_value for batch in super().sweep(arguments) for result in batch]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """runs/ with two points that are done."""
+    for smooth, score in SCORES.items():
+        folder = RunFolder(tmp_path / "default" / f"smooth={smooth}")
+        folder.write_config(config_text(load_config([f"smooth={smooth}"])))
+        folder.write_result({"last": {"AP": score}, "epochs": 50, "minutes": 3.0, "inference_seconds": 0.04})
+    return tmp_path
+
+
+def optimise(monkeypatch: pytest.MonkeyPatch, runs: Path, *overrides: str) -> list[Any]:
+    """The results of the points smooth=4 and smooth=8 as the sweeper `Best` sees them."""
+    register()
+    Plugins.instance().register(Best)
+    monkeypatch.setitem(sys.modules, Best.__module__, sys.modules[__name__])
+    monkeypatch.setattr(hydra_plugins, "best", sys.modules[__name__], raising=False)
+    Best.found.clear()
+    sweeper = f"hydra.sweeper._target_={Best.__module__}.{Best.__qualname__}"
+    monkeypatch.setattr("sys.argv", ["run.py", "-m", sweeper, "smooth=4,8", f"runs={runs}", *overrides])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    cli.run_cleanly(run_point)
+    return Best.found
+
+
+def test_a_point_returns_its_last_ap_to_the_sweeper(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert optimise(monkeypatch, finished) == list(SCORES.values())
+
+
+def test_a_launcher_that_waits_returns_the_aps(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = ["hydra/launcher=submitit_local", "hydra.launcher.wait=true", "data.root=/data/coco"]
+    assert optimise(monkeypatch, finished, *local) == list(SCORES.values())
+
+
+def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        optimise(monkeypatch, finished, "hydra/launcher=submitit_local", "data.root=/data/coco")
+    assert capsys.readouterr().err == "error: Best needs each point's result: add hydra.launcher.wait=true\n"
+
+
+# ---- conf/local.yaml in a sweep ----------------------------------------------------------------------------------
+
+
+def test_local_values_are_frozen_in_every_point_and_reach_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "local.yaml"
+    file.write_text("cluster: { partition: mine, gpus: 2 }\ntracker: tensorboard\n")
+    monkeypatch.setenv("FOVEA_LOCAL", str(file))
+    monkeypatch.setenv("COCO_ROOT", "/data/coco")
+    points: list[Point] = []
+    monkeypatch.setattr("fovea_detr.study.launch.launch", lambda found, *_, **__: points.extend(found))
+    typed = (
+        "dynamic_scale=type1,type2",
+        "hydra/launcher=submitit_slurm",
+        "cluster.gpus=8",
+        "hydra.launcher.dry_run=true",
+    )
+    sweep(monkeypatch, tmp_path, *typed)
+    assert [point.name for point in points] == ["dynamic_scale=type1", "dynamic_scale=type2"]
+    for point in points:
+        assert (point.config.data.root, point.config.tracker) == ("/data/coco", "tensorboard")
+        assert (point.config.cluster.partition, point.config.cluster.gpus) == ("mine", 8)
+        assert (point.resources["partition"], point.resources["tasks_per_node"]) == ("mine", 8)
+
+
+def test_the_sentence_of_the_project_needs_only_the_data(tmp_path: Path) -> None:
+    sentence = ["-m", "dynamic_scale=type1,type2,type3,type4", "hydra/launcher=submitit_slurm"]
+    sentence += ["hydra.launcher.dry_run=true", f"runs={tmp_path}"]
+    refused = run(*sentence)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"error: point dynamic_scale=type1: data\.root is not set: .*local\.yaml.*COCO_ROOT.*\n", refused.stderr
+    )
+    planned = run(*sentence, COCO_ROOT=str(tmp_path))
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count(" new\n") >= 4
