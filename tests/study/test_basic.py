@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-import hydra_plugins
 from fovea_detr import cli
 from fovea_detr.__main__ import run_point
 from fovea_detr.compose import load_config
@@ -23,6 +19,7 @@ from fovea_detr.errors import ConfigError
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text
 from fovea_detr.study.manifest import Point
+from hydra_plugins.fovea_slurm import launcher
 from hydra_plugins.fovea_slurm.config import register
 from tests.test_cli import run
 
@@ -76,16 +73,6 @@ def test_no_task_runs_if_the_last_point_is_wrong(tmp_path: Path, monkeypatch: py
 SCORES = {"4": 0.25, "8": 0.375}
 
 
-class Best(BasicSweeper):
-    """A sweeper that reads what the points return, as Optuna's does."""
-
-    __module__ = "hydra_plugins.best"  # Hydra takes plugins from this package alone
-    found: ClassVar[list[Any]] = []
-
-    def sweep(self, arguments: list[str]) -> None:
-        self.found[:] = [result.return_value for batch in super().sweep(arguments) for result in batch]
-
-
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """runs/ with two points that are done."""
@@ -96,35 +83,39 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def optimise(monkeypatch: pytest.MonkeyPatch, runs: Path, *overrides: str) -> list[Any]:
-    """The results of the points smooth=4 and smooth=8 as the sweeper `Best` sees them."""
+def returned(monkeypatch: pytest.MonkeyPatch, runs: Path, *overrides: str) -> list[Any]:
+    """What the points smooth=4 and smooth=8 return to Hydra's sweeper."""
     register()
-    Plugins.instance().register(Best)
-    monkeypatch.setitem(sys.modules, Best.__module__, sys.modules[__name__])
-    monkeypatch.setattr(hydra_plugins, "best", sys.modules[__name__], raising=False)
-    Best.found.clear()
-    sweeper = f"hydra.sweeper._target_={Best.__module__}.{Best.__qualname__}"
-    monkeypatch.setattr("sys.argv", ["run.py", "-m", sweeper, "smooth=4,8", f"runs={runs}", *overrides])
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has loaded it once more
+
+    found: list[Any] = []
+    hydras = BasicSweeper.sweep
+
+    def sweep_and_read(self: BasicSweeper, arguments: list[str]) -> None:
+        found.extend(result.return_value for batch in hydras(self, arguments) for result in batch)
+
+    monkeypatch.setattr(BasicSweeper, "sweep", sweep_and_read)
+    monkeypatch.setattr("sys.argv", ["run.py", "-m", "smooth=4,8", f"runs={runs}", *overrides])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     cli.run_cleanly(run_point)
-    return Best.found
+    return found
 
 
 def test_a_point_returns_its_last_ap_to_the_sweeper(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert optimise(monkeypatch, finished) == list(SCORES.values())
+    assert returned(monkeypatch, finished) == list(SCORES.values())
 
 
 def test_a_launcher_that_waits_returns_the_aps(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = ["hydra/launcher=submitit_local", "hydra.launcher.wait=true", "data.root=/data/coco"]
-    assert optimise(monkeypatch, finished, *local) == list(SCORES.values())
+    assert returned(monkeypatch, finished, *local) == list(SCORES.values())
 
 
-def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        optimise(monkeypatch, finished, "hydra/launcher=submitit_local", "data.root=/data/coco")
-    assert capsys.readouterr().err == "error: Best needs each point's result: add hydra.launcher.wait=true\n"
+def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper() -> None:
+    optuna = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+    config = OmegaConf.create({"hydra": {"sweeper": {"_target_": optuna}}})
+    launcher.refuse_sweeper_without_results(config, waits=True)
+    with pytest.raises(ConfigError, match=r"^OptunaSweeper needs each point's result: add hydra\.launcher\.wait=true$"):
+        launcher.refuse_sweeper_without_results(config, waits=False)
 
 
 # ---- conf/local.yaml in a sweep ----------------------------------------------------------------------------------
