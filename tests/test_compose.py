@@ -17,7 +17,7 @@ from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import identity, point_name, settings
 
 SWEEPS_DIR = CONF_DIR.parent / "sweeps"
-YAMLS = sorted([*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")])
+YAMLS = sorted({*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")} - {CONF_DIR / "local.yaml"})
 
 # The nine published commands: dynamic_scale, mixture, smooth, epochs, lr_drop.
 PUBLISHED = {

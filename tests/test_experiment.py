@@ -49,7 +49,7 @@ def test_images_without_any_object_train(tmp_path: Path) -> None:
 
 
 def test_the_first_line_of_a_run_names_its_data(tmp_path: Path) -> None:
-    root = write_coco(tmp_path / "own", images=[(96, 64)] * 8, categories={1: "cat", 2: "dog"})
+    root = write_coco(tmp_path / "data", images=[(96, 64)] * 8, categories={1: "cat", 2: "dog"})
     own = ("experiment=own", f"data.root={root}", "data.long_side=96", "schedule.epochs=1", f"runs={tmp_path}")
     text = "images, 2 classes (cat, dog), at most 96 px"
     assert run_well(*own).splitlines()[0].endswith(f"] data: coco, {root}: 8 + 8 {text}")
