@@ -14,9 +14,25 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks.plain.attention import PlainCrossAttention, PlainPrior, cells_xy
+from benchmarks.plain.attention import SCALES_PER_HEAD, PlainCrossAttention, PlainPrior, cells_xy
 from benchmarks.plain.layers import MLP, sine_position
+from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.config.schema import Config
+from fovea_detr.errors import ConfigError
+from fovea_detr.runs.identity import settings
+
+# The values that the plain model has a formula for, by the key of the command line.
+VALUES = {
+    "model.position": ("sine",),
+    "model.pre_norm": ("false",),
+    "model.backbone": tuple(name for name, spec in BACKBONES.items() if spec.body in ("resnet", "tiny")),
+}
+FOVEA_VALUES = {
+    "dynamic_scale": tuple(SCALES_PER_HEAD),
+    "mixture": ("none", "head", "query", "head_query"),
+    "kernel": ("gaussian",),
+    "fovea.cell_centre": ("false",),
+}
 
 Outputs = dict[str, "Tensor | list[dict[str, Tensor]]"]
 
@@ -86,8 +102,6 @@ class PlainDETR(nn.Module):
     def __init__(self, config: Config, body: nn.Module, channels: int, stride: int, class_outputs: int) -> None:
         super().__init__()
         model = config.model
-        assert model.position == "sine", "the plain model has sine positions"
-        assert not model.pre_norm, "the plain model is post-norm"
         self.hidden, self.stride = model.hidden, stride
         self.backbone = nn.ModuleDict({"body": body})
         self.input_proj = nn.Conv2d(channels, model.hidden, kernel_size=1)
@@ -193,8 +207,17 @@ def plain_body(config: Config) -> tuple[nn.Module, int, int]:
     return IntermediateLayerGetter(resnet, {"layer4": "0"}), channels, 16 if config.model.dc5 else 32
 
 
+def check_published(config: Config) -> None:
+    """Raise ConfigError for a value that only our own model computes."""
+    found = settings(config)
+    for key, values in (VALUES | (FOVEA_VALUES if config.model.fovea else {})).items():
+        if found[key] not in values:
+            raise ConfigError(f"{key}={found[key]} has no plain twin in benchmarks/plain: choose {', '.join(values)}")
+
+
 def plain_twin(config: Config, ours: nn.Module) -> PlainDETR:
-    """The plain model of a configuration, with our weights and the same trainable parameters."""
+    """The plain model of a configuration, with our weights and the same trainable parameters. Raises ConfigError."""
+    check_published(config)
     class_outputs = ours.get_parameter("class_head.weight").shape[0]
     plain = PlainDETR(config, *plain_body(config), class_outputs)
     plain.load_state_dict(ours.state_dict())
