@@ -1,4 +1,4 @@
-"""The wiring diagram: the only place that knows both the configuration and the modules."""
+"""Builds the modules of a run from its configuration: the only place that knows both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fovea_detr.model.detr import DETR
 from fovea_detr.model.position import LearnedPosition, SinePosition
 from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
 
-COCO_CLASSES = 91  # highest category id + 1; what a model is built for where no data set has said otherwise
+COCO_CLASSES = 91  # highest category id + 1; the default where no data set has been read
 
 
 def build_model(config: Config) -> DETR:

@@ -170,7 +170,7 @@ def test_defaults_are_written_down_twice_and_agree():
     assert {key: composed[key] for key in by_class} == by_class
 
 
-def test_the_base_run_is_the_published_one():
+def test_the_base_run():
     config = load_config()
     assert axes(config) == ("type2", "none", 8, 50, 40)
     assert (config.model.name, config.model.num_queries, config.data.name) == ("fovea_r50", 300, "coco")
@@ -205,7 +205,7 @@ def test_a_published_experiment_has_exactly_the_published_flags(name):
 
 
 def flags_of(config: Config, output_dir: str) -> set[str]:
-    """The configuration in the words of the published command line; smooth 8 was its default and not said."""
+    """The configuration as flags of the published command line; smooth 8 was its default and is omitted there."""
     schedule, mixture = config.schedule, config.mixture["name"]
     flags = {f"--batch_size {schedule.batch_size}", f"--lr_drop {schedule.lr_drop}", f"--epochs {schedule.epochs}"}
     flags |= {f"--num_queries {config.model.num_queries}", f"--dynamic_scale {config.dynamic_scale['name']}"}

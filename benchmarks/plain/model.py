@@ -95,9 +95,9 @@ class PlainStack(nn.Module):
 
 
 class PlainDETR(nn.Module):
-    """stride: of the backbone, in pixels. feels_queries [Q]: queries whose boxes use the reference point; None: all."""
+    """stride: of the backbone, in pixels. queries_with_prior [Q]: their boxes use the reference point; None: all."""
 
-    feels_queries: Tensor | None
+    queries_with_prior: Tensor | None
 
     def __init__(self, config: Config, body: nn.Module, channels: int, stride: int, class_outputs: int) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ class PlainDETR(nn.Module):
         self.query_embed = nn.Embedding(model.num_queries, model.hidden)
         self.class_head = nn.Linear(model.hidden, class_outputs)
         self.box_head = MLP(model.hidden, model.hidden, 4)
-        queries = feels(config)
-        self.register_buffer("feels_queries", None if queries is None else queries.any(1), persistent=False)
+        queries = uses_prior(config)
+        self.register_buffer("queries_with_prior", None if queries is None else queries.any(1), persistent=False)
 
     def forward(self, images: Tensor, is_padding: Tensor) -> Outputs:
         """images [B, 3, h, w], padding [B, h, w] -> DETR's dict, with `aux_outputs` for all layers but the last."""
@@ -149,15 +149,15 @@ class PlainDETR(nn.Module):
     def heads(self, stacked: Tensor, reference: Tensor | None) -> Outputs:
         logits, boxes = self.class_head(stacked), self.box_head(stacked)
         if reference is not None:
-            if self.feels_queries is not None:
-                reference = reference.masked_fill(~self.feels_queries[:, None], 0.0)
+            if self.queries_with_prior is not None:
+                reference = reference.masked_fill(~self.queries_with_prior[:, None], 0.0)
             boxes = torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), dim=-1)
         boxes = boxes.sigmoid()
         aux = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)]
         return {"pred_logits": logits[-1], "pred_boxes": boxes[-1], "aux_outputs": aux}
 
 
-def feels(config: Config) -> Tensor | None:
+def uses_prior(config: Config) -> Tensor | None:
     """[Q, H] bool, the queries and heads with a prior; None: all."""
     name, heads, queries = config.mixture["name"], config.model.heads, config.model.num_queries
     if name == "none" or not config.model.fovea:
@@ -173,12 +173,12 @@ def feels(config: Config) -> Tensor | None:
 def plain_prior(config: Config, first: bool) -> PlainPrior:
     model = config.model
     return PlainPrior(
-        config.dynamic_scale["name"], model.hidden, model.heads, config.fovea.smooth, first, feels(config)
+        config.dynamic_scale["name"], model.hidden, model.heads, config.fovea.smooth, first, uses_prior(config)
     )
 
 
 class PlainTinyBody(nn.Sequential):
-    """The network of `model.backbone=tiny`, which is ours, built of torchvision's blocks."""
+    """The network of `model.backbone=tiny`, this project's own, built of torchvision's blocks."""
 
     def __init__(self, norm: type[nn.Module]) -> None:
         super().__init__()

@@ -33,23 +33,22 @@ ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
 AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
-# Cross-axis rules: (axis, value) -> another axis, and its values that this one works with. Values that are not listed,
-# new ones among them, are refused.
+# Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError at the first value that cannot be meant."""
+    """Raise ConfigError at the first invalid value."""
     values = leaves(config)
     for key, choices in CHOICES.items():
         _refuse(values[key] not in choices, f"{key}={values[key]} is not one of {', '.join(choices)}")
-    for keys, low, words in (
+    for keys, is_invalid, rule in (
         (AT_LEAST_ONE, lambda v: v < 1, "must be at least 1"),
         (ABOVE_ZERO, lambda v: not 0 < v < math.inf, "must be above 0 and finite"),
         (AT_LEAST_ZERO, lambda v: not 0 <= v < math.inf, "must not be negative, and finite"),
     ):
         for key in keys:
-            _refuse(low(values[key]), f"{key}={values[key]} {words}")
+            _refuse(is_invalid(values[key]), f"{key}={values[key]} {rule}")
     _check_model(config.model)
     _check_schedule(config.schedule)
     _check_axes(config)
@@ -122,9 +121,8 @@ def _check_data(data: Data) -> None:
 
 
 def _check_schedule(schedule: Schedule) -> None:
-    slip = schedule.lr >= 10 * schedule.usual_lr * (1 - 1e-9)
     _refuse(
-        slip,
+        schedule.lr >= 10 * schedule.usual_lr * (1 - 1e-9),
         f"schedule.lr={schedule.lr:g} is {schedule.lr / schedule.usual_lr:.0f} times the usual one: did you mean "
         f"schedule.lr={schedule.usual_lr:g}? If you do mean it, set schedule.usual_lr={schedule.lr:g} as well",
     )

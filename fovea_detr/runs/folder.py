@@ -41,7 +41,7 @@ class Metric(NamedTuple):
     detections: int = 100
 
 
-# Every metric that a run computes, stores and can show in a table: a new one is a line here.
+# Every metric that a run computes, stores and shows in a table: a new one is a line here.
 COCO_METRICS = (
     Metric("AP", "precision"),
     Metric("AP50", "precision", iou=0.5),
@@ -156,7 +156,7 @@ class RunFolder:
         write_text(self.path / "state.json", _to_json(record) + "\n")
 
     def beat(self, **progress: Any) -> None:
-        """Write that the run is alive and its progress; at most once every HEARTBEAT_SECONDS."""
+        """Write a heartbeat with the progress, at most once every HEARTBEAT_SECONDS."""
         if time.time() - self._last_beat >= HEARTBEAT_SECONDS:
             self.write_state("running", **progress)
 
@@ -174,7 +174,7 @@ class RunFolder:
         with (self.path / "train.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    # ---- what a resume, a sweep or an analysis reads -----------------------------------------------------------------
+    # ---- what a resume, a sweep and an analysis read -----------------------------------------------------------------
 
     @property
     def checkpoint_path(self) -> Path:

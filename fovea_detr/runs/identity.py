@@ -1,10 +1,10 @@
-"""What a run is: the settings of its configuration, by which its folder is named, found again and compared.
+"""The identity of a run: the settings of its configuration, by which its folder is named, found and compared.
 
 Two configurations are one run if their settings are equal. A setting is a leaf of the configuration, as it would be
 typed on the command line; a node with a `name` (a group, an axis) counts by that name. Not compared: infrastructure
 (paths, cluster, device), `_target_` (a renamed class is the same run), and `data.num_classes` before the data is read.
-A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A key that it has
-and this version does not know is left out if it was at its default, which the first line of the stored file tells.
+A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A stored key that
+this version does not have is left out if it was at its default; the first line of the stored file lists the others.
 
 Imports no torch: a sweep and a table compare hundreds of runs.
 """
@@ -29,7 +29,7 @@ from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, 
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 
-PATHS = ("weights", "model.backbone_weights")  # part of what a run is; the other paths only say where things lie
+PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identity; the others are infrastructure
 WEIGHTS_NAMES = ("imagenet", "none")
 NUM_CLASSES = "data.num_classes"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
@@ -63,7 +63,7 @@ class Stored:
     def found(self) -> dict[str, str]:
         """Its settings as they were written, those of other versions of the schema included.
 
-        Thousands of files say nearly the same: each top-level entry is parsed once however often it comes.
+        Thousands of files are nearly equal: each distinct top-level entry is parsed once.
         """
         body = re.sub(r"\A(#.*\n)+", "", self.text)
         chunks = re.split(r"^(?=[^\s#])", body, flags=re.MULTILINE)
@@ -95,7 +95,7 @@ class Stored:
 
     @property
     def passed_over(self) -> list[str]:
-        """Unknown settings that were not at their default, which a reader has to know of: `key=value`."""
+        """Unknown settings that were not at their default, to be shown to the user: `key=value`."""
         return [f"{key}={value}" for key, value in self.unknown.items() if key in self.changed]
 
     @property
@@ -106,9 +106,9 @@ class Stored:
         return found
 
     def config(self) -> Config:
-        """As today's schema has it, checked again. Raises ConfigError.
+        """As a Config of today's schema, checked again. Raises ConfigError.
 
-        Axes are taken by their name: the class is the one that conf/ names today. Unknown keys are left out.
+        Axes count by name: the class is the one that conf/ names today. Unknown keys are left out.
         """
         content = _pruned(_mapping(self.text), asdict(Config()))
         for axis in AXES:
@@ -187,7 +187,7 @@ def default_axes() -> dict[str, str]:
 
 @cache
 def axis_node(axis: str, name: str) -> dict[str, Any]:
-    """What conf/<axis>/<name>.yaml holds; empty if there is no such file any more."""
+    """The content of conf/<axis>/<name>.yaml; empty if there is no such file any more."""
     path = CONF_DIR / axis / f"{name}.yaml"
     return yaml.load(path.read_text(), Loader) if path.is_file() else {}
 
@@ -208,7 +208,7 @@ def config_text(config: Config) -> str:
 
 
 def differences(text: str, config: Config) -> list[str]:
-    """`key: stored -> now` for every setting that a stored configuration has otherwise than this one."""
+    """`key: stored -> now` for every setting that differs between a stored configuration and this one."""
     stored = Stored(text)
     before, now = comparable(stored.settings), comparable(settings(config))
     if now[NUM_CLASSES] == "null":  # not read from the annotations yet
@@ -250,18 +250,18 @@ def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: 
 
 
 def absolute(path: str | None) -> str | None:
-    """The path whatever the working directory will be; None and the names of weights stay."""
+    """The absolute path; None and the names of weights are returned unchanged."""
     return path if path is None or path in WEIGHTS_NAMES else os.path.abspath(os.path.expanduser(path))
 
 
 def with_absolute_weights(config: Config) -> Config:
-    """A run is the same from the shell and from SLURM, and from whatever folder: its files are named in full."""
+    """With absolute paths of the weights: a run is the same from the shell, from SLURM and from any folder."""
     model = replace(config.model, backbone_weights=absolute(config.model.backbone_weights))
     return replace(config, weights=absolute(config.weights), model=model)
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """For a job, which starts in another folder and on another machine: every path in full."""
+    """With every path absolute, for a job, which starts in another folder and on another machine."""
     data = replace(config.data, root=absolute(config.data.root), cache=absolute(config.data.cache))
     return replace(with_absolute_weights(config), data=data, runs=absolute(config.runs))
 
@@ -270,15 +270,15 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def point_name(overrides: Sequence[str]) -> str:
-    """The name of a new run folder: the sorted overrides that make the run what it is, `dynamic_scale=type3,seed=1`.
+    """The name of a new run folder: its sorted overrides, `dynamic_scale=type3,seed=1`; `base` without any.
 
-    Study, sweep and infrastructure keys are left out; no override at all is `base`; of a key that comes twice the last
-    one counts. A name above LONGEST_NAME characters is cut and closed with a hash of the whole.
+    Study, sweep and infrastructure keys are left out; of a repeated key the last one counts. A name longer than
+    LONGEST_NAME is cut and ends in a hash of the whole.
     """
     typed = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in overrides)}
     kept = {key: value for key, value in typed.items() if key != "sweeps" and not is_infrastructure(key)}
-    words = (f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(QUOTES))}" for key, value in kept.items())
-    name = ",".join(sorted(words)) or "base"
+    parts = (f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(QUOTES))}" for key, value in kept.items())
+    name = ",".join(sorted(parts)) or "base"
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 15]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
@@ -302,7 +302,7 @@ class Folders:
                 self._names.setdefault(identity(known), []).append(name)
 
     def name(self, new: str, config: Config) -> str:
-        """The folder that holds this configuration, whatever it is called; `new` if there is none, or if it does."""
+        """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none."""
         found = [
             name
             for name in self._names.get(identity(settings(config)), [])
@@ -312,5 +312,5 @@ class Folders:
 
 
 def identity(found: Settings) -> frozenset[tuple[str, str]]:
-    """What is equal for two configurations of one run; the number of classes may not be read from the data yet."""
+    """A key that is equal for two configurations of one run, without the number of classes, which may be unknown."""
     return frozenset(item for item in comparable(found).items() if item[0] != NUM_CLASSES)

@@ -33,7 +33,7 @@ def test_cosine_goes_from_one_to_a_hundredth() -> None:
 
 
 @pytest.mark.parametrize("kind", ["step", "cosine"])
-def test_warmup_climbs_linearly_and_the_rest_follows(kind: str) -> None:
+def test_warmup_rises_linearly_before_the_rest_of_the_schedule(kind: str) -> None:
     schedule = Schedule(kind=kind, epochs=5, lr_drop=3, warmup=0.1)  # the first 5 of 50 steps
     found = factors(schedule)
     assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -49,7 +49,7 @@ def test_a_warmup_longer_than_the_drop_goes_first() -> None:
     assert found[25:] == [0.1] * 25
 
 
-def test_one_step_in_all() -> None:
+def test_a_run_of_one_step() -> None:
     assert learning_rate_factor(Schedule(kind="cosine", epochs=1, lr_drop=None), 0, 1) == 1.0
 
 
