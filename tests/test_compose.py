@@ -82,6 +82,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("model.dropout=1", "model.dropout=1.0 must be in 0..1"),
         ("model.backbone=resnet18 model.dc5=true", "model.dc5=true needs dilated bottlenecks"),
         ("model.backbone=tiny", "set model.backbone_weights=none"),
+        ("model.backbone=swin_t compile=true", "torch.compile does not work with model.backbone=swin_t"),
         ("model.backbone=swin_t model.dc5=true", "model.backbone=resnet50 or resnet101, not swin_t"),
         ("model.backbone=convnext_tiny model.batch_norm=trainable", "convnext_tiny has no batch norm; set model.batch"),
         ("model.backbone_weights=nowhere.pth", "model.backbone_weights=nowhere.pth: no such file"),

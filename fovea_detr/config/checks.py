@@ -63,6 +63,10 @@ def check(config: Config) -> None:
         config.compile and config.mode == "eval",
         "compile=true compiles training, and mode=eval trains nothing: leave compile out",
     )
+    _refuse(
+        config.compile and not BACKBONES[config.model.backbone].compiles,
+        f"compile=true: torch.compile does not work with model.backbone={config.model.backbone}; use compile=false",
+    )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
 

@@ -212,7 +212,7 @@ def test_a_size_is_known_without_the_image(transform: Transform, size_hw: tuple[
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
 def test_an_unknown_recipe_is_refused(make: Callable[[str], Transform]) -> None:
-    with pytest.raises(ValueError, match="choose coco or tiny"):
+    with pytest.raises(ValueError, match="is not one of coco, tiny"):
         make("voc")
 
 
