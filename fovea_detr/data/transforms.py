@@ -151,7 +151,7 @@ def train_transform(
 
 
 def eval_transform(kind: str, *, short_side: int = 800, max_side: int = 1333, long_side: int = 128) -> Transform:
-    """kind: "coco" (short side 800, long side at most 1333) or "tiny" (long side 128). Sizes in pixels."""
+    """kind: "coco" (short side 800, long side about 1333 at most) or "tiny" (long side 128). Sizes in pixels."""
     if kind == "coco":
         return ShortSide(short_side, max_side)
     if kind == "tiny":
