@@ -132,7 +132,10 @@ def _check_schedule(schedule: Schedule) -> None:
     )
     _refuse(not 0 <= schedule.warmup < 1, f"schedule.warmup={schedule.warmup} is a fraction of all steps, 0..1")
     if schedule.kind == "step":
-        _refuse(schedule.lr_drop is None, "schedule.lr_drop is not set: kind=step drops the learning rate once")
+        _refuse(
+            schedule.lr_drop is None,
+            "schedule.lr_drop is not set: kind=step divides the learning rate by 10 after every lr_drop epochs",
+        )
         assert schedule.lr_drop is not None
         _refuse(
             not 0 < schedule.lr_drop < schedule.epochs,

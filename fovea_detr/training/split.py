@@ -42,14 +42,14 @@ class Split:
     def detect(self, model: nn.Module, device: torch.device, before_each: Callable[[], None]) -> DetectionTable:
         """The detections in this rank's share of the images. before_each: called before every batch; it may raise."""
         size, world, rank = self.config.evaluation.batch_size, distributed.world_size(), distributed.rank()
-        batches = self.loader.read(eval_batches(len(self.dataset), size, world, rank))
+        batches = self.loader.read(eval_batches(self.dataset.annotations.image_ids, size, world, rank))
         with eager():
             return detect(model, batches, device, self.config.precision, before_each)
 
     def inference_time(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """The mean seconds per image at batch 1 over the first images, by DETR's protocol, and their number."""
-        count = min(self.config.evaluation.timed_images, len(self.dataset))
-        one_by_one = Loader(self.dataset, seed=0, workers=0).read([[i] for i in range(count)])
+        """The mean seconds per image at batch 1 over the first images by id, by DETR's protocol, and their number."""
+        batches = eval_batches(self.dataset.annotations.image_ids, 1, 1, 0)[: self.config.evaluation.timed_images]
+        one_by_one = Loader(self.dataset, seed=0, workers=0).read(batches)
         with eager():
             seconds = inference_seconds(model, one_by_one, device, self.config.precision)
-        return {"inference_seconds": seconds, "inference_images": count}
+        return {"inference_seconds": seconds, "inference_images": len(batches)}
