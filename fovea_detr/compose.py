@@ -16,6 +16,7 @@ from fovea_detr.errors import ConfigError, UserError
 
 NUMERIC_GROUPS = ("smooth",)
 PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
+PATH_KEYS += ("data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
 HINT = "see `python run.py --help`"
 
 

@@ -117,6 +117,11 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     refuse_other_data(folder, data, config.data.root)
     if distributed.rank() == 0:
         record_start(config, folder, device, data)
+        if config.data.val_fraction:
+            tables = {name: split.annotations for name, split in splits.items()}
+            folder.write_split(
+                {n: dict(zip(t.file_names, t.image_ids.tolist(), strict=True)) for n, t in tables.items()}
+            )
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     state = initial_state(config, device)

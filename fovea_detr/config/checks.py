@@ -32,7 +32,9 @@ ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.mi
 ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
-AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
+AT_LEAST_ZERO += ("data.workers", "data.split_seed", "seed", "evaluation.timed_images")
+DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
+DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
@@ -117,10 +119,28 @@ def _check_backbone(model: Model) -> None:
 
 def _check_data(data: Data) -> None:
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
+    _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
+
+
+def _check_data_files(data: Data, files: dict[str, str | float | None]) -> None:
+    for key, value in files.items():
+        _refuse(
+            data.name == "shapes" and value not in (None, 0),
+            f"{key}={value}: data.name=shapes generates its images and reads no files; add data=coco to train on your "
+            f"own data, or remove {key}",
+        )
+    for split in ("train", "val"):
+        values = {part: files[f"data.{split}.{part}"] for part in ("annotations", "images")}
+        for part, other in (("annotations", "images"), ("images", "annotations")):
+            _refuse(
+                values[part] is not None and values[other] is None,
+                f"data.{split}.{part}={values[part]} needs data.{split}.{other}=PATH as well",
+            )
+    _refuse(not 0 <= data.val_fraction < 1, f"data.val_fraction={data.val_fraction} must be in 0..1 (1 excluded)")
     _refuse(
-        data.name == "shapes" and data.root is not None,
-        f"data.root={data.root}: data.name=shapes generates its images and reads no root; add data=coco to train on "
-        "your own data, or remove data.root",
+        data.val_fraction > 0 and data.val.annotations is not None,
+        f"data.val_fraction={data.val_fraction} takes the validation set from the training file, but "
+        "data.val.annotations names one: remove one of the two",
     )
 
 

@@ -13,6 +13,7 @@ CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a
 
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
+INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
@@ -69,9 +70,19 @@ class Schedule:
 
 
 @dataclass
+class SplitFiles:
+    annotations: Optional[str] = None  # noqa: UP045 - None: found below data.root
+    images: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
 class Data:
     name: str = "coco"
     root: Optional[str] = None  # noqa: UP045
+    train: SplitFiles = field(default_factory=SplitFiles)
+    val: SplitFiles = field(default_factory=SplitFiles)
+    val_fraction: float = 0.0  # 0: the validation set has a file of its own
+    split_seed: int = 0
     cache: str = ".cache"
     recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
     num_classes: Optional[int] = None  # noqa: UP045 - None: highest category id + 1, read from the annotations

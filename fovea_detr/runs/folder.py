@@ -3,6 +3,7 @@
     runs/<study>/<point>/
         config.yaml       the resolved configuration
         provenance.json   code, packages, device, job, command, data: where the numbers come from
+        split.json        with data.val_fraction: the images of each split
         state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
@@ -146,6 +147,10 @@ class RunFolder:
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_text(self.path / "provenance.json", _to_json(provenance, indent=2) + "\n")
+
+    def write_split(self, image_ids: dict[str, dict[str, int]]) -> None:
+        """image_ids: by split and file name, where data.val_fraction has divided one annotation file."""
+        write_text(self.path / "split.json", _to_json(image_ids, indent=0) + "\n")
 
     def write_state(self, state: str, **details: Any) -> None:
         assert state in STATES, state

@@ -25,7 +25,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import parse
-from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, Config, Data, SplitFiles, is_infrastructure, leaves
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 
@@ -242,7 +242,8 @@ def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: 
         if before.get(split, now) != now:
             raise RunFolderError(
                 f"{folder.path} holds a run on other data: the {split} annotations had the fingerprint {before[split]},"
-                f" those of {root} have {now}; go back to that data, choose another study=NAME, or remove the folder"
+                f" those of {root or 'the named file'} have {now}; go back to that data, choose another study=NAME, or "
+                "remove the folder"
             )
 
 
@@ -262,8 +263,23 @@ def with_absolute_weights(config: Config) -> Config:
 
 def with_absolute_paths(config: Config) -> Config:
     """With every path absolute, for a job, which starts in another folder and on another machine."""
-    data = replace(config.data, root=absolute(config.data.root), cache=absolute(config.data.cache))
+    data = replace(
+        config.data,
+        root=absolute(config.data.root),
+        cache=absolute(config.data.cache),
+        train=_absolute_files(config.data, config.data.train),
+        val=_absolute_files(config.data, config.data.val),
+    )
     return replace(with_absolute_weights(config), data=data, runs=absolute(config.runs))
+
+
+def _absolute_files(data: Data, files: SplitFiles) -> SplitFiles:
+    return SplitFiles(*(path and absolute_split_path(data, path) for path in (files.annotations, files.images)))
+
+
+def absolute_split_path(data: Data, path: str) -> str:
+    """A path of data.train or data.val in full: relative to data.root, or to the working directory without one."""
+    return os.path.abspath(os.path.join(os.path.expanduser(data.root or ""), os.path.expanduser(path)))
 
 
 # ---- the folder of a run ---------------------------------------------------------------------------------------------
