@@ -106,8 +106,7 @@ def read_both(data: Data) -> tuple[set[int], set[int]]:
 
 def refusal(data: Data) -> str:
     with pytest.raises(DataError) as caught:
-        for name in ("train", "val"):
-            READERS["coco"](data, name)
+        [READERS["coco"](data, name) for name in ("train", "val")]
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
