@@ -22,6 +22,10 @@ def run_point(composed: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
         config = with_absolute_weights(parse(composed))
+        if config.mode == "eval":
+            from fovea_detr.training.trained import as_trained  # reads the checkpoint, with torch
+
+            config = as_trained(config, hydra_config.overrides.task)
         study_folder = Path(config.runs) / config.study
         point = Folders(study_folder).name(point_name(hydra_config.overrides.task), config)
 

@@ -2,7 +2,8 @@
 
 Two configurations are one run if their settings are equal. A setting is a leaf of the configuration, as it would be
 typed on the command line; a node with a `name` (a group, an axis) counts by that name. Not compared: infrastructure
-(paths, cluster, device), `_target_` (a renamed class is the same run), and `data.num_classes` before the data is read.
+(paths, cluster, device), `_target_` (a renamed class is the same run), and the number of classes that the data has:
+`data.num_classes` is stored as it was used, with a line of its own if it was set to more than the data needs.
 A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A stored key that
 this version does not have is left out if it was at its default; the first line of the stored file lists the others.
 
@@ -32,6 +33,7 @@ from fovea_detr.runs.folder import RunFolder
 PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identity; the others are infrastructure
 WEIGHTS_NAMES = ("imagenet", "none")
 NUM_CLASSES = "data.num_classes"
+SET_CLASSES = "# data.num_classes was set, not read from the data\n"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
 LONGEST_NAME = 180  # characters of a folder's name
 QUOTES = "'" + '"'
@@ -81,6 +83,17 @@ class Stored:
         """The keys that were not at their default when it was written: of its first line, or all if it has none."""
         first = self.text.partition("\n")[0]
         return frozenset(first.removeprefix(CHANGED).split(", ") if first.startswith(CHANGED) else self.found)
+
+    @property
+    def has_set_classes(self) -> bool:
+        """Whether `data.num_classes` was set to more than the data needs."""
+        return SET_CLASSES in self.text
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that it was run with, or that was set; None if neither is known."""
+        found = self.found.get(NUM_CLASSES, "null")
+        return None if found == "null" else int(found)
 
     @cached_property
     def unknown(self) -> dict[str, str]:
@@ -197,11 +210,18 @@ def axis_arguments(axis: str, name: str) -> dict[str, str]:
     return {key: value for key, value in _settings({axis: axis_node(axis, name)}).items() if key != axis}
 
 
-def config_text(config: Config) -> str:
-    """A configuration as a run folder and a submission store it: YAML, after a line with the keys that were set."""
+def config_text(config: Config, *, has_set_classes: bool | None = None) -> str:
+    """A configuration as a run folder and a submission store it: YAML, after a line with the keys that were set.
+
+    has_set_classes: whether `data.num_classes` is more than the data needs; None: the data has not been read, and any
+    number was set.
+    """
+    if has_set_classes is None:
+        has_set_classes = config.data.num_classes is not None
     values = asdict(config)
     changed = [key for key, value in _settings(values).items() if defaults().get(key) != value]
-    return f"{CHANGED}{', '.join(changed)}\n" + yaml.dump(values, Dumper=Dumper, sort_keys=False)
+    first = f"{CHANGED}{', '.join(changed)}\n" + SET_CLASSES * has_set_classes
+    return first + yaml.dump(values, Dumper=Dumper, sort_keys=False)
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
@@ -211,7 +231,7 @@ def differences(text: str, config: Config) -> list[str]:
     """`key: stored -> now` for every setting that differs between a stored configuration and this one."""
     stored = Stored(text)
     before, now = comparable(stored.settings), comparable(settings(config))
-    if now[NUM_CLASSES] == "null":  # not read from the annotations yet
+    if now[NUM_CLASSES] == "null" and not stored.has_set_classes:  # not read from the annotations yet
         now[NUM_CLASSES] = before[NUM_CLASSES]
     return [
         f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}"
