@@ -1,4 +1,4 @@
-"""Draw each head's Gaussian over an image, the resulting attention, and the detection.
+"""Draw each head's prior over an image, the resulting attention, and the detection.
 
     python analysis/fovea_maps.py RUN --image ID [--queries 3,7] [--layers -1] [--to fovea.png]
     python analysis/fovea_maps.py CHECKPOINT model=fovea_r50 dynamic_scale=type2 --image photo.jpg --heads apart
@@ -36,7 +36,7 @@ FIGURES = {"together": heads_together, "apart": heads_apart}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw each head's Gaussian and attention over an image.")
+    parser = argparse.ArgumentParser(description="Draw each head's prior and attention over an image.")
     parser.add_argument("source", type=Path, metavar="RUN", help="a run folder, or a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the checkpoint's training overrides")
     parser.add_argument("--image", required=True, help="the id of a validation image, or an image file")

@@ -24,6 +24,10 @@ def run_point(composed: DictConfig) -> float | None:
     typed, leave = hydra_config.overrides.task, hydra_config.mode == RunMode.RUN
     with cli.one_line_errors(leave, on_every_rank=True):
         config = with_absolute_weights(parse(with_local(composed, typed)))
+        if config.mode == "eval":
+            from fovea_detr.training.trained import as_trained  # reads the checkpoint, with torch
+
+            config = as_trained(config, typed)
     with cli.one_line_errors(leave):
         study_folder = Path(config.runs) / config.study
         point = Folders(study_folder).name(point_name(typed), config)

@@ -1,4 +1,4 @@
-"""The wiring diagram: the only place that knows both the configuration and the modules."""
+"""Builds the modules of a run from its configuration: the only place that knows both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from fovea_detr.config.schema import Config
+from fovea_detr.data.categories import COCO_CLASSES, Classes, merge_names
 from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.loader import Loader
 from fovea_detr.data.readers import READERS
@@ -22,8 +23,6 @@ from fovea_detr.model.detr import DETR
 from fovea_detr.model.position import LearnedPosition, SinePosition
 from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
 
-COCO_CLASSES = 91  # highest category id + 1; what a model is built for where no data set has said otherwise
-
 
 def build_model(config: Config) -> DETR:
     """The model of a configuration with random weights; nothing is downloaded. Initialised from torch's generator."""
@@ -33,7 +32,7 @@ def build_model(config: Config) -> DETR:
     )
     position = {"sine": SinePosition, "learned": LearnedPosition}[model.position](model.hidden)
     mixture = _axis(config.mixture) if model.fovea else None
-    return DETR(
+    detr = DETR(
         backbone,
         build_encoder(config),
         build_decoder(config),
@@ -44,6 +43,8 @@ def build_model(config: Config) -> DETR:
         has_reference=mixture.queries(model.num_queries) if mixture else None,
         activation="sigmoid" if model.loss == "focal" else "softmax",
     )
+    detr.config = config
+    return detr
 
 
 def build_encoder(config: Config) -> Encoder:
@@ -99,12 +100,18 @@ def build_criterion(config: Config) -> Criterion:
 
 
 def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
-    """The training split (None with mode=eval) and the validation split, checked. Raises DataError."""
+    """The training split (None with mode=eval) and the validation split, checked. Raises DataError.
+
+    Both have the classes of both splits and `data.num_classes`; with mode=eval, of the validation split alone.
+    """
     data, training = config.data, config.mode == "train"
     if data.name not in READERS:
         raise DataError(f"data.name={data.name} has no reader: add it to READERS in fovea_detr/data/readers.py")
     # val first: it is small, so that its errors appear at once
     splits = [READERS[data.name](data, name) for name in (("val", "train") if training else ("val",))]
+    if training:
+        classes = Classes.of(merge_names(splits[1].categories, splits[0].categories), data.num_classes)
+        splits = [split.with_classes(classes) for split in splits]
     to_eval, to_train = (make(data.recipe, long_side=data.long_side) for make in (eval_transform, train_transform))
     val = CocoDataset(splits[0], to_eval, in_memory=data.in_memory)
     train = CocoDataset(splits[1], to_train, in_memory=data.in_memory) if training else None

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
 from fovea_detr.config.schema import Config
+from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError, RunFolderError, tell
@@ -22,8 +23,9 @@ from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.host import Host, record_failures
 from fovea_detr.runs.identity import Stored, config_text, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
-from fovea_detr.training import checkpoint, preflight
+from fovea_detr.training import preflight
 from fovea_detr.training.console import Console, summary
+from fovea_detr.training.initial import Weights, load_backbone
 from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
 from fovea_detr.training.state import TrainState
@@ -118,24 +120,35 @@ def claim(folder: RunFolder, seconds: float) -> bool:
 
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
+    config = with_num_classes(config, stored_num_classes(folder))
     train_set, val_set = distributed.first_on_node(lambda: build.build_data(config))
-    config = replace(config, data=replace(config.data, num_classes=val_set.annotations.num_classes))
+    classes = val_set.annotations.classes
+    weights = Weights.read(config, classes) if config.mode == "eval" else None  # the model has its classes
+    config = with_num_classes(config, (weights.number if weights else None) or classes.number)
     splits = {name: split for name, split in (("val", val_set), ("train", train_set)) if split is not None}
     data = {name: split.annotations.fingerprint for name, split in splits.items()}
     refuse_other_data(folder, data, config.data.root)
     if distributed.rank() == 0:
-        record_start(config, folder, device, data)
+        record_start(config, folder, device, data, has_set_classes=weights is None and classes.has_more_than_needed)
+        if config.data.val_fraction:
+            tables = {name: split.annotations for name, split in splits.items()}
+            folder.write_split(
+                {n: dict(zip(t.file_names, t.image_ids.tolist(), strict=True)) for n, t in tables.items()}
+            )
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     console.log(data_line(config, val_set, train_set))
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
+    trainer.saver.config, trainer.saver.categories = config, classes.by_output
     if config.mode == "train":
         trainer.saver.restore()
     if not state.resumed:
-        load_initial_weights(config, state.model, console)
+        load_initial_weights(config, state.model, console, weights, classes)
     trainer.wrapped = wrap_for_ranks(config, state.model, device)
-    trainer.val = Split(val_set, build.build_loader(config, val_set, device), config)
+    ids = classes.id_by_output if weights is None or weights.classes is None else weights.classes.pairs
+    ids = None if all(ids.get(i) == i for i in classes.names) else ids
+    trainer.val = Split(val_set, build.build_loader(config, val_set, device), config, ids)
     if train_set is not None:
         trainer.train = Split(train_set, build.build_loader(config, train_set, device), config)
     return trainer
@@ -148,11 +161,21 @@ def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> st
     shown = ", ".join(names if len(names) <= NAMES_SHOWN else [*names[: NAMES_SHOWN - 1], "..."])
     sizes = {tuple(size) for split in splits for size in split.annotations.sizes_hw.tolist()}
     longest = max(max(hw) for split in splits for size in sizes for hw in split.transform.largest_sizes(size))
-    where = ", ".join(filter(None, (config.data.name, config.data.root)))
+    where = ", ".join(filter(None, (config.data.name, config.data.root or config.data.val.annotations)))
     return (
         f"data: {where}: {' + '.join(str(len(split)) for split in splits)} images, {len(names)} "
         f"class{'es' if len(names) > 1 else ''} ({shown}), at most {longest} px"
     )
+
+
+def with_num_classes(config: Config, number: int | None) -> Config:
+    return replace(config, data=replace(config.data, num_classes=number or config.data.num_classes))
+
+
+def stored_num_classes(folder: RunFolder) -> int | None:
+    """The number of classes of this run, if it has been started before."""
+    text = folder.config_text()
+    return None if text is None else Stored(text).num_classes
 
 
 def total_batch_size(config: Config) -> int:
@@ -160,14 +183,16 @@ def total_batch_size(config: Config) -> int:
     return config.schedule.batch_size * distributed.world_size()
 
 
-def record_start(config: Config, folder: RunFolder, device: torch.device, data: dict[str, str]) -> None:
+def record_start(
+    config: Config, folder: RunFolder, device: torch.device, data: dict[str, str], *, has_set_classes: bool
+) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the fingerprint of the annotations by split.
+    data: the fingerprint of the annotations by split. has_set_classes: `data.num_classes` is more than they need.
     """
     text = folder.config_text()
     if text is None:
-        folder.write_config(config_text(config))
+        folder.write_config(config_text(config, has_set_classes=has_set_classes))
     elif left_out := Stored(text).passed_over:
         tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
@@ -188,18 +213,14 @@ def initial_state(config: Config, device: torch.device) -> TrainState:
     return TrainState(model, optimizer, total_batch_size=total_batch_size(config))
 
 
-def load_initial_weights(config: Config, model: torch.nn.Module, console: Console) -> None:
+def load_initial_weights(
+    config: Config, model: torch.nn.Module, console: Console, weights: Weights | None, classes: Classes
+) -> None:
     """Load weights=PATH, to finetune or to evaluate it, else the pretrained backbone, if any."""
-    if config.weights is not None:
-        path, training = config.weights, config.mode == "train"
-        load = lambda: checkpoint.load_weights(model, path, other_classes=training, backbone_alone=training)  # noqa: E731
-        console.log(distributed.first_on_node(load).describe())
-    elif config.model.backbone_weights != "none":
-        state = distributed.first_on_node(
-            lambda: checkpoint.pretrained_state(config.model.backbone, config.model.backbone_weights)
-        )
-        loaded = checkpoint.load_weights(model, state)
-        console.log(f"backbone: {loaded.loaded} tensors from {config.model.backbone_weights}")
+    if config.weights is None:
+        load_backbone(config, model, console)
+    else:
+        (weights or Weights.read(config, classes)).load(model, console)
 
 
 def wrap_for_ranks(config: Config, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

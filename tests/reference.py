@@ -99,12 +99,44 @@ def prior(
     kernel: str = "gaussian",
     cell_centre: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] or None in layer 0, sizes_hw [B, 2]; grid: rows,
-    columns and the stride in pixels; parameters: of a FoveaPrior, by its own names.
+    """`prior_at` at the cells of a grid: rows, columns and the stride in pixels -> the log-prior [B, H, Q, K]."""
+    rows, columns, stride = grid
+    return prior_at(
+        parameters,
+        content,
+        query_embed,
+        reference,
+        sizes_hw,
+        cells_xy(rows, columns, cell_centre),
+        stride=stride,
+        heads=heads,
+        scale_type=scale_type,
+        smooth=smooth,
+        mixture=mixture,
+        kernel=kernel,
+    )
+
+
+def prior_at(
+    parameters: Parameters,
+    content: Tensor,
+    query_embed: Tensor,
+    reference: Tensor | None,
+    sizes_hw: Tensor,
+    positions_xy: Tensor,
+    *,
+    stride: int,
+    heads: int,
+    scale_type: str,
+    smooth: float,
+    mixture: str = "none",
+    kernel: str = "gaussian",
+) -> tuple[Tensor, Tensor]:
+    """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] or None in layer 0, sizes_hw [B, 2]; positions [K, 2]
+    (x, y) in cells; stride: in pixels; parameters: of a FoveaPrior, by its own names.
 
     Returns the log-prior [B, H, Q, K] and the reference [B, Q, 2].
     """
-    rows, columns, stride = grid
     batch, num_queries, _ = content.shape
     z = layer_norm(content + query_embed, parameters["norm.weight"], parameters["norm.bias"])
     reference = mlp3(z, parameters, "reference") if reference is None else reference
@@ -115,7 +147,7 @@ def prior(
         s = linear(z, parameters, "dynamic_scale.scale").reshape(batch, num_queries, heads, -1)
     else:
         s = z.new_zeros(batch, num_queries, heads, 0)
-    d = centre[:, :, :, None] - cells_xy(rows, columns, cell_centre).to(z)  # [B, Q, H, K, 2]
+    d = centre[:, :, :, None] - positions_xy.to(z)  # [B, Q, H, K, 2]
     log_prior = -distance(scale_type, d, s, kernel) / (smooth if kernel == "gaussian" else math.sqrt(smooth))
     table = uses_prior(mixture, heads, num_queries)[None, :, :, None].to(z.device)
     log_prior = torch.where(table, log_prior, torch.zeros_like(log_prior))

@@ -83,6 +83,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("model.dropout=1", "model.dropout=1.0 must be in 0..1"),
         ("model.backbone=resnet18 model.dc5=true", "model.dc5=true needs dilated bottlenecks"),
         ("model.backbone=tiny", "set model.backbone_weights=none"),
+        ("model.backbone=swin_t compile=true", "torch.compile does not work with model.backbone=swin_t"),
         ("model.backbone=swin_t model.dc5=true", "model.backbone=resnet50 or resnet101, not swin_t"),
         ("model.backbone=convnext_tiny model.batch_norm=trainable", "convnext_tiny has no batch norm; set model.batch"),
         ("model.backbone_weights=nowhere.pth", "model.backbone_weights=nowhere.pth: no such file"),
@@ -175,7 +176,7 @@ def test_defaults_are_written_down_twice_and_agree():
     assert {key: composed[key] for key in by_class} == by_class
 
 
-def test_the_base_run_is_the_published_one():
+def test_the_base_run():
     config = load_config()
     assert axes(config) == ("type2", "none", 8, 50, 40)
     assert (config.model.name, config.model.num_queries, config.data.name) == ("fovea_r50", 300, "coco")
@@ -214,6 +215,7 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         (["data.root=/typed/coco"], "/variable/coco", {"data.root": "/typed/coco"}),
         (["data=coco", "data.workers=4"], None, {"data.workers": 4}),
         (["data.root=null"], None, {"data.root": None}),
+        (["data.val.annotations=/my/val.json", "data.val.images=/my"], "/variable/coco", {"data.root": None}),
         (
             ["cluster.partition=vc_research", "tracker=none"],
             None,
@@ -329,7 +331,7 @@ def test_a_published_experiment_has_exactly_the_published_flags(name):
 
 
 def flags_of(config: Config, output_dir: str) -> set[str]:
-    """The configuration in the words of the published command line; smooth 8 was its default and not said."""
+    """The configuration as flags of the published command line; smooth 8 was its default and is omitted there."""
     schedule, mixture = config.schedule, config.mixture["name"]
     flags = {f"--batch_size {schedule.batch_size}", f"--lr_drop {schedule.lr_drop}", f"--epochs {schedule.epochs}"}
     flags |= {f"--num_queries {config.model.num_queries}", f"--dynamic_scale {config.dynamic_scale['name']}"}

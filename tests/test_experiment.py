@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,55 @@ def test_finetune_with_other_classes_and_eval(finished: tuple[tuple[str, ...], R
     assert "skipped class_head.weight" in out
     refused = run(*ONE_EPOCH, *mine, "mode=eval", "study=eval")
     assert_one_line(refused.returncode, refused.stderr, "class_head")
+
+
+def test_a_checkpoint_alone_evaluates_what_was_trained(
+    finished: tuple[tuple[str, ...], RunFolder], tmp_path: Path
+) -> None:
+    """The default model and smooth are other ones. AP and detections are those of the run's last evaluation."""
+    (*_, cache, _), folder = finished
+    alone = ("mode=eval", f"weights={folder.checkpoint_path}", f"runs={tmp_path}", cache, "data.workers=0")
+    out = run_well(*alone, "data=shapes", "data.train_images=32", "data.val_images=8")
+    assert "fovea.smooth=4" in out
+    evaluated = only_folder(tmp_path, "default")
+    assert evaluated.result()["last"] == folder.result()["last"]  # type: ignore[index]
+    assert "done already" in run_well(*alone, "data=shapes", "data.train_images=32", "data.val_images=8")
+    refused = run(*alone, "smooth=16", "mixture=head")
+    assert_one_line(refused.returncode, refused.stderr, "fovea.smooth=4 (the command has 16), mixture=none")
+
+
+@pytest.mark.parametrize("loss", ["focal", "softmax"])
+def test_the_number_of_classes_is_that_of_both_splits(tmp_path: Path, loss: str) -> None:
+    root = write_coco(tmp_path / "more", [(64, 48)] * 4, categories=(1, 2, 3, 4, 5), splits=("train",))
+    write_coco(root, [(64, 48)] * 2, categories=(1, 2), splits=("val",))
+    run_well(*own_data(root, tmp_path), f"model.loss={loss}")
+    folder = only_folder(tmp_path)
+    assert torch.load(folder.checkpoint_path)["model"]["class_head.weight"].shape[0] == 7
+    assert folder.result()["last"]["AP_by_category"].keys() == {"category1", "category2"}  # type: ignore[index]
+
+
+def test_a_set_number_of_classes_counts(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "set", [(64, 48)] * 2)
+    mine = own_data(root, tmp_path)
+    for _ in range(2):
+        out = run_well(*mine, "data.num_classes=91")
+    assert "done already" in out
+    assert torch.load(only_folder(tmp_path).checkpoint_path)["model"]["class_head.weight"].shape[0] == 92
+    assert "done already" not in run_well(*mine)  # 3 classes: another run
+    assert "done already" in run_well(*mine, "data.num_classes=3")
+    refused = run(*mine, "data.num_classes=2")
+    assert_one_line(refused.returncode, refused.stderr, "data.num_classes=2, but the category ids")
+
+
+def test_huge_category_ids_train_and_come_back(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "huge", [(64, 48)] * 4, categories={7: "car", 20231115: "bus"})
+    run_well(*own_data(root, tmp_path), "evaluation.save_predictions=true")
+    folder = only_folder(tmp_path)
+    saved = torch.load(folder.checkpoint_path)
+    assert (saved["model"]["class_head.weight"].shape[0], saved["categories"]) == (3, {0: "car", 1: "bus"})
+    predictions = json.loads((folder.path / "predictions.json").read_text())
+    assert {one["category_id"] for one in predictions} <= {7, 20231115}
+    assert folder.result()["last"]["AP_by_category"].keys() == {"car", "bus"}  # type: ignore[index]
 
 
 def test_non_finite_losses_stop_the_run_and_name_the_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,14 +109,14 @@ def attention(
 ) -> None:
     """The mean attention of these heads (default: all) as a shade, darkest at its maximum."""
     cells = (maps.attention if heads is None else maps.attention[list(heads)])[:, one.query].mean(0)
-    values = attention_at_pixels(cells.double().numpy(), _size_hw(image), capture.size_hw, capture.stride)
+    sizes = _size_hw(image), capture.size_hw
+    values = attention_at_pixels(cells.double().numpy(), *sizes, capture.stride, capture.first_cell)
     _draw_image(axes, _shaded(image, values / values.max()), one)
 
 
 def _prior(capture: Capture, maps: LayerMaps, query: int, head: int, image: np.ndarray) -> np.ndarray:
-    assert maps.log_prior is not None
-    cells = maps.log_prior[head, query].double().numpy()
-    return prior_at_pixels(cells, _size_hw(image), capture.size_hw, capture.stride)
+    assert maps.log_prior_at is not None
+    return prior_at_pixels(partial(maps.log_prior_at, head, query), _size_hw(image), capture.size_hw, capture.stride)
 
 
 def _size_hw(image: np.ndarray) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from fovea_detr.errors import DataError, UserError
 from fovea_detr.model.detr import DETR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.checkpoint import load_weights
+from fovea_detr.training.trained import as_trained
 from fovea_detr.types import Batch
 
 
@@ -32,18 +33,19 @@ class Picture:
 
     original: Tensor
     batch: Batch
-    categories: dict[int, str]
+    categories: dict[int, str]  # by output of the class head
 
 
 def open_model(source: Path, overrides: Sequence[str] = ()) -> tuple[Config, DETR]:
-    """The model, in eval mode on the CPU, of a run folder, or of a checkpoint and its training overrides.
+    """The model, in eval mode on the CPU, of a run folder, or of a checkpoint, with overrides where it has no settings.
 
     Raises UserError if the folder has no model or the weights do not fit.
     """
     if source.is_dir():
         config, weights = _of_run(RunFolder(source), overrides)
     else:
-        config, weights = load_config(list(overrides)), source
+        config, weights = replace(load_config(list(overrides)), mode="eval", weights=str(source)), source
+        config = replace(as_trained(config, overrides), mode="train", weights=None)
     model = build_model(config).eval()
     load_weights(model, weights, backbone_alone=False)
     return config, model
@@ -87,7 +89,7 @@ def open_picture(config: Config, image: str) -> Picture:
     index = ids.index(int(image))
     example = val[index]
     batch = collate_images([example.image], [example.original_size_hw], [example.image_id])
-    return Picture(val.sample(index).image, batch, val.annotations.categories)
+    return Picture(val.sample(index).image, batch, val.annotations.classes.by_output)
 
 
 def _file_sample(path: Path) -> Sample:

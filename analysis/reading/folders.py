@@ -69,7 +69,7 @@ def _folders(path: Path) -> dict[str, None]:
 
 
 def read_manifest(folder: Path) -> dict[str, Submitted]:
-    """What SLURM was asked for, by point; the last submission counts. Empty for a study that never used SLURM."""
+    """The last submission of each point. Empty for a study that never used SLURM."""
     try:
         submissions = manifest.read(folder)
     except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: the folders remain
@@ -109,7 +109,7 @@ def borrow_settings(runs: Sequence[Run]) -> None:
 
 
 def fill_unknown(runs: Sequence[Run]) -> None:
-    """What a submitted configuration leaves to the data (a null) is what all started runs of the study have there."""
+    """A null of a submitted configuration, to be read from the data, gets the value that all started runs agree on."""
     found: dict[str, set[str]] = {}
     for run in runs:
         for key, value in run.settings.items() if run.has_config and not run.as_submitted else ():
@@ -127,7 +127,7 @@ def without_seed(point: str) -> str:
 
 
 def complete_names(runs: Sequence[Run]) -> None:
-    """The settings of runs without a config, read off names such as `smooth=4`, under the key that the others have."""
+    """The settings of runs without a config, from names such as `smooth=4`, under the full key that other runs have."""
     known = {key for run in runs if run.has_config for key in run.settings}
     for run in runs:
         if not run.has_config:

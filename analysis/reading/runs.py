@@ -1,4 +1,4 @@
-"""One run folder -> one Run, whatever state the folder is in: broken, empty, being written, no run at all."""
+"""One run folder -> one Run, in any state of the folder: broken, empty, being written, no run at all."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 
 @dataclass
 class Run:
-    """settings: what was run, by key, as text; a group stands there by its name (`model`: fovea_r50).
+    """settings: the configuration by key, as text; a group by its name (`model`: fovea_r50).
 
-    numbers: the metrics of the last evaluation by their own names, and what the run took; absent where not known.
-    facts: what must be equal where runs are compared. problems: what in the folder could not be read.
-    as_submitted: the settings are those sent to the queue; what only the data tells (a null) is not among them yet.
+    numbers: the metrics of the last evaluation and the cost by name; unknown ones are absent. facts: what must be equal
+    for runs to be comparable. problems: what in the folder could not be read. as_submitted: the settings are those sent
+    to the queue; values that are read from the data are still null.
     """
 
     path: Path
     settings: dict[str, str]
     has_config: bool
     standing: Standing
-    state: str  # the standing as one line for a person
+    state: str  # the standing as one line of text
     numbers: dict[str, float] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """All of it, read when it is asked for: a table does without, curves do not."""
+        """Read at first use: curves need it, a table does not."""
         return read_or_note("history.jsonl", RunFolder(self.path).history, list, []) or []
 
     @cached_property
@@ -58,7 +58,7 @@ class Run:
 
 
 def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> Run:
-    """Whatever can be read of a folder; the rest is in `problems`. frozen: its configuration as it was submitted."""
+    """All that can be read of a folder; the rest is in `problems`. frozen: the submitted configuration."""
     folder, problems = RunFolder(path), []
     present = {name for name in os.listdir(path) if name in FILES}
 

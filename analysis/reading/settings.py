@@ -1,6 +1,6 @@
-"""What was run, as a table sees it: the leaves of config.yaml as text, and which of them need a column. No torch.
+"""The settings of runs in a table: the leaves of config.yaml as text, and which of them need a column. No torch.
 
-It knows no axis by name: a setting is any leaf, and a node with a `name` is one setting, its name. How a stored
+No axis is named here: a setting is any leaf, and a node with a `name` is one setting, its name. How a stored
 configuration becomes settings: fovea_detr/runs/identity.py.
 """
 
@@ -15,22 +15,22 @@ SEED = "seed"  # the one leaf that repeats a configuration instead of making ano
 
 
 def overrides(point: str) -> dict[str, str]:
-    """What was set by hand, as the folder's name tells it."""
+    """The overrides in a folder's name, by key."""
     return {key: value for key, equals, value in (part.partition("=") for part in point.split(",")) if equals}
 
 
-def leaf(settings: Settings, word: str) -> str | None:
-    """The value of the first key that ends in this word, whatever node it hangs from: `epochs`, `lr_drop`."""
-    return next((value for key, value in settings.items() if key.rpartition(".")[2] == word), None)
+def leaf(settings: Settings, name: str) -> str | None:
+    """The value of the first key whose last part is this name, of any node: `epochs`, `lr_drop`."""
+    return next((value for key, value in settings.items() if key.rpartition(".")[2] == name), None)
 
 
 def varying_keys(rows: Sequence[Settings], by_hand: set[str]) -> list[str]:
-    """The settings that differ between rows and are not explained by another one that is shown.
+    """The settings that differ between rows and do not follow from another one that is shown.
 
-    A setting inside a group (`model.heads`) is explained if the group's name alone tells its value, and one that only
-    follows another (`evaluation.batch_size`, copied from the schedule's) if that one is explained or was set by hand.
-    What was set by hand is always shown, and so is a setting of another group that happens to vary in step: that is a
-    confounded comparison, which the reader must see. A setting that a row does not know counts as no value.
+    A setting inside a group (`model.heads`) follows if the group's name determines its value, and a copy of another
+    (`evaluation.batch_size`, of the schedule's) if that one follows or was set by hand. Always shown: settings set by
+    hand, and those of another group that vary in the same way, since the comparison is then confounded. A setting that
+    a row lacks has no value.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     values = {key: [row.get(key) for row in rows] for key in keys}
@@ -38,30 +38,30 @@ def varying_keys(rows: Sequence[Settings], by_hand: set[str]) -> list[str]:
 
     def by_group(key: str) -> bool:
         groups = [group for group in varying if key.startswith(f"{group}.")]
-        return any(_tells(varying[group], varying[key]) for group in groups)
+        return any(_determines(varying[group], varying[key]) for group in groups)
 
-    def follows_another(key: str) -> bool:
+    def is_copy(key: str) -> bool:
         twins = [twin for twin in varying if twin != key and twin.split(".")[-1] == key.split(".")[-1]]
         return any(twin in by_hand or by_group(twin) for twin in twins if varying[twin] == varying[key])
 
-    shown = [key for key in varying if key in by_hand or not (by_group(key) or follows_another(key))]
+    shown = [key for key in varying if key in by_hand or not (by_group(key) or is_copy(key))]
     groups = {key.partition(".")[0] for key in keys if "." in key} | set(AXES)
     return sorted(shown, key=lambda key: (key == SEED, key.partition(".")[0] not in groups))
 
 
-def _tells(group: Iterable[str | None], column: Iterable[str | None]) -> bool:
-    """Whether each value of the group has one value of the column."""
+def _determines(group: Iterable[str | None], column: Iterable[str | None]) -> bool:
+    """Whether each value of the group has a single value in the column."""
     pairs = {pair for pair in zip(group, column, strict=True) if None not in pair}
     return len(pairs) <= len({name for name, _ in pairs})
 
 
 def short_name(key: str, keys: Iterable[str], reserved: set[str]) -> str:
-    """The last words of a key that no other key or node ends in: `fovea.smooth` -> `smooth`."""
+    """The shortest end of a key that no other key or node ends in: `fovea.smooth` -> `smooth`."""
     paths = [other.split(".") for other in keys]
     nodes = {".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
-    words = key.split(".")
-    for start in range(len(words) - 1, 0, -1):
-        name = ".".join(words[start:])
+    parts = key.split(".")
+    for start in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[start:])
         if name not in reserved and not any(f".{node}".endswith(f".{name}") for node in nodes - {key}):
             return name
     return key

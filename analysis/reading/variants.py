@@ -1,4 +1,4 @@
-"""Labels of runs in figures, made of the settings that vary. No axis is named here, except the seed."""
+"""Labels of runs in figures, from the settings that vary. No axis is named here, except the seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def varying_keys(settings: Sequence[Settings], run_names: Sequence[str]) -> list
 def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> list[str]:
     """One label per run; runs that differ only in their seed share it.
 
-    A label shows the overrides in the run's name if these explain every difference; a run without any is `base`.
+    A label shows the overrides in the run's name if these contain every difference; a run without any is `base`.
     Otherwise (for example, runs of two experiments) it shows every varying setting.
     """
     keys = varying_keys(settings, run_names)

@@ -60,12 +60,12 @@ def attend(
 
 
 class PlainPrior(nn.Module):
-    """One decoder layer's prior. first: contains the reference's MLP. feels [Q, H]: bool, which have it; None: all."""
+    """One decoder layer's prior. first: contains the reference's MLP. uses_prior [Q, H]: bool; None: all."""
 
-    feels: Tensor | None
+    uses_prior: Tensor | None
 
     def __init__(
-        self, kind: str, hidden: int, heads: int, smooth: float, first: bool, feels: Tensor | None = None
+        self, kind: str, hidden: int, heads: int, smooth: float, first: bool, uses_prior: Tensor | None = None
     ) -> None:
         super().__init__()
         self.kind, self.heads, self.smooth = kind, heads, smooth
@@ -74,7 +74,7 @@ class PlainPrior(nn.Module):
         self.offset = nn.Linear(hidden, 2 * heads)
         count = heads * SCALES_PER_HEAD[kind]
         self.dynamic_scale = nn.ModuleDict({"scale": nn.Linear(hidden, count)} if count else {})
-        self.register_buffer("feels", feels, persistent=False)
+        self.register_buffer("uses_prior", uses_prior, persistent=False)
 
     def forward(
         self, content: Tensor, query_embed: Tensor, reference: Tensor | None, extent_cells: Tensor, cells: Tensor
@@ -92,8 +92,8 @@ class PlainPrior(nn.Module):
         prior = log_prior(
             self.kind, self.last(centres), None if scales is None else self.last(scales), cells, self.smooth
         )
-        if self.feels is not None:
-            prior = prior.masked_fill(~self.feels.repeat(1, len(z))[:, None], 0.0)
+        if self.uses_prior is not None:
+            prior = prior.masked_fill(~self.uses_prior.repeat(1, len(z))[:, None], 0.0)
         return prior, reference
 
     def last(self, of_heads: Tensor) -> Tensor:

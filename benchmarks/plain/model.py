@@ -14,9 +14,25 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FrozenBatchNorm2d
 
-from benchmarks.plain.attention import PlainCrossAttention, PlainPrior, cells_xy
+from benchmarks.plain.attention import SCALES_PER_HEAD, PlainCrossAttention, PlainPrior, cells_xy
 from benchmarks.plain.layers import MLP, sine_position
+from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.config.schema import Config
+from fovea_detr.errors import ConfigError
+from fovea_detr.runs.identity import settings
+
+# The values that the plain model has a formula for, by the key of the command line.
+VALUES = {
+    "model.position": ("sine",),
+    "model.pre_norm": ("false",),
+    "model.backbone": tuple(name for name, spec in BACKBONES.items() if spec.body in ("resnet", "tiny")),
+}
+FOVEA_VALUES = {
+    "dynamic_scale": tuple(SCALES_PER_HEAD),
+    "mixture": ("none", "head", "query", "head_query"),
+    "kernel": ("gaussian",),
+    "fovea.cell_centre": ("false",),
+}
 
 Outputs = dict[str, "Tensor | list[dict[str, Tensor]]"]
 
@@ -79,15 +95,13 @@ class PlainStack(nn.Module):
 
 
 class PlainDETR(nn.Module):
-    """stride: of the backbone, in pixels. feels_queries [Q]: queries whose boxes use the reference point; None: all."""
+    """stride: of the backbone, in pixels. queries_with_prior [Q]: their boxes use the reference point; None: all."""
 
-    feels_queries: Tensor | None
+    queries_with_prior: Tensor | None
 
     def __init__(self, config: Config, body: nn.Module, channels: int, stride: int, class_outputs: int) -> None:
         super().__init__()
         model = config.model
-        assert model.position == "sine", "the plain model has sine positions"
-        assert not model.pre_norm, "the plain model is post-norm"
         self.hidden, self.stride = model.hidden, stride
         self.backbone = nn.ModuleDict({"body": body})
         self.input_proj = nn.Conv2d(channels, model.hidden, kernel_size=1)
@@ -98,8 +112,8 @@ class PlainDETR(nn.Module):
         self.query_embed = nn.Embedding(model.num_queries, model.hidden)
         self.class_head = nn.Linear(model.hidden, class_outputs)
         self.box_head = MLP(model.hidden, model.hidden, 4)
-        queries = feels(config)
-        self.register_buffer("feels_queries", None if queries is None else queries.any(1), persistent=False)
+        queries = uses_prior(config)
+        self.register_buffer("queries_with_prior", None if queries is None else queries.any(1), persistent=False)
 
     def forward(self, images: Tensor, is_padding: Tensor) -> Outputs:
         """images [B, 3, h, w], padding [B, h, w] -> DETR's dict, with `aux_outputs` for all layers but the last."""
@@ -135,15 +149,15 @@ class PlainDETR(nn.Module):
     def heads(self, stacked: Tensor, reference: Tensor | None) -> Outputs:
         logits, boxes = self.class_head(stacked), self.box_head(stacked)
         if reference is not None:
-            if self.feels_queries is not None:
-                reference = reference.masked_fill(~self.feels_queries[:, None], 0.0)
+            if self.queries_with_prior is not None:
+                reference = reference.masked_fill(~self.queries_with_prior[:, None], 0.0)
             boxes = torch.cat((boxes[..., :2] + reference, boxes[..., 2:]), dim=-1)
         boxes = boxes.sigmoid()
         aux = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)]
         return {"pred_logits": logits[-1], "pred_boxes": boxes[-1], "aux_outputs": aux}
 
 
-def feels(config: Config) -> Tensor | None:
+def uses_prior(config: Config) -> Tensor | None:
     """[Q, H] bool, the queries and heads with a prior; None: all."""
     name, heads, queries = config.mixture["name"], config.model.heads, config.model.num_queries
     if name == "none" or not config.model.fovea:
@@ -159,12 +173,12 @@ def feels(config: Config) -> Tensor | None:
 def plain_prior(config: Config, first: bool) -> PlainPrior:
     model = config.model
     return PlainPrior(
-        config.dynamic_scale["name"], model.hidden, model.heads, config.fovea.smooth, first, feels(config)
+        config.dynamic_scale["name"], model.hidden, model.heads, config.fovea.smooth, first, uses_prior(config)
     )
 
 
 class PlainTinyBody(nn.Sequential):
-    """The network of `model.backbone=tiny`, which is ours, built of torchvision's blocks."""
+    """The network of `model.backbone=tiny`, this project's own, built of torchvision's blocks."""
 
     def __init__(self, norm: type[nn.Module]) -> None:
         super().__init__()
@@ -193,8 +207,17 @@ def plain_body(config: Config) -> tuple[nn.Module, int, int]:
     return IntermediateLayerGetter(resnet, {"layer4": "0"}), channels, 16 if config.model.dc5 else 32
 
 
+def check_published(config: Config) -> None:
+    """Raise ConfigError for a value that only our own model computes."""
+    found = settings(config)
+    for key, values in (VALUES | (FOVEA_VALUES if config.model.fovea else {})).items():
+        if found[key] not in values:
+            raise ConfigError(f"{key}={found[key]} has no plain twin in benchmarks/plain: choose {', '.join(values)}")
+
+
 def plain_twin(config: Config, ours: nn.Module) -> PlainDETR:
-    """The plain model of a configuration, with our weights and the same trainable parameters."""
+    """The plain model of a configuration, with our weights and the same trainable parameters. Raises ConfigError."""
+    check_published(config)
     class_outputs = ours.get_parameter("class_head.weight").shape[0]
     plain = PlainDETR(config, *plain_body(config), class_outputs)
     plain.load_state_dict(ours.state_dict())

@@ -168,12 +168,14 @@ def main() -> None:
     import sys
     from dataclasses import replace
 
+    from fovea_detr.cli import one_line_errors
     from fovea_detr.compose import load_config
 
-    config = load_config(["experiment=tiny", f"seed={sys.argv[2]}", *sys.argv[3:]])
-    config = replace(config, data=replace(config.data, num_classes=7))
-    torch.set_num_threads(1)
-    print(json.dumps(PlainRun(config, Path(sys.argv[1])).fit()))
+    with one_line_errors():
+        config = load_config(["experiment=tiny", f"seed={sys.argv[2]}", *sys.argv[3:]])
+        config = replace(config, data=replace(config.data, num_classes=7))
+        torch.set_num_threads(1)
+        print(json.dumps(PlainRun(config, Path(sys.argv[1])).fit()))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ class BackboneSpec:
 
     frozen: the parts of the body that are never trained. imagenet: torchvision has ImageNet weights of this name.
     batch_norm: it has such layers, and `model.batch_norm` decides about them. dc5: its last stage can be dilated.
+    compiles: torch.compile takes it with batches of any size. It traced Swin's windows for over 3 minutes, without end.
     """
 
     body: str
@@ -24,6 +25,7 @@ class BackboneSpec:
     imagenet: bool = True
     batch_norm: bool = False
     dc5: bool = False
+    compiles: bool = True
 
 
 # The stem and stage 2 of a ResNet stay frozen, as in DETR. The others are trained whole, as their authors do in
@@ -36,6 +38,6 @@ BACKBONES = {
     "resnet50": BackboneSpec("resnet", 2048, frozen=STEM, batch_norm=True, dc5=True),
     "resnet101": BackboneSpec("resnet", 2048, frozen=STEM, batch_norm=True, dc5=True),
     "convnext_tiny": BackboneSpec("features", 768),
-    "swin_t": BackboneSpec("features", 768),
+    "swin_t": BackboneSpec("features", 768, compiles=False),
     "tiny": BackboneSpec("tiny", 128, stride=16, imagenet=False, batch_norm=True),
 }

@@ -32,24 +32,25 @@ ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.mi
 ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
-AT_LEAST_ZERO += ("data.workers", "seed", "evaluation.timed_images")
-# Cross-axis rules: (axis, value) -> another axis, and its values that this one works with. Values that are not listed,
-# new ones among them, are refused.
+AT_LEAST_ZERO += ("data.workers", "data.split_seed", "seed", "evaluation.timed_images")
+DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
+DATA_FILES += ("data.val_fraction",)
+# Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError at the first value that cannot be meant."""
+    """Raise ConfigError at the first invalid value."""
     values = leaves(config)
     for key, choices in CHOICES.items():
         _refuse(values[key] not in choices, f"{key}={values[key]} is not one of {', '.join(choices)}")
-    for keys, low, words in (
+    for keys, is_invalid, rule in (
         (AT_LEAST_ONE, lambda v: v < 1, "must be at least 1"),
         (ABOVE_ZERO, lambda v: not 0 < v < math.inf, "must be above 0 and finite"),
         (AT_LEAST_ZERO, lambda v: not 0 <= v < math.inf, "must not be negative, and finite"),
     ):
         for key in keys:
-            _refuse(low(values[key]), f"{key}={values[key]} {words}")
+            _refuse(is_invalid(values[key]), f"{key}={values[key]} {rule}")
     _check_model(config.model)
     _check_schedule(config.schedule)
     _check_axes(config)
@@ -62,6 +63,10 @@ def check(config: Config) -> None:
     _refuse(
         config.compile and config.mode == "eval",
         "compile=true compiles training, and mode=eval trains nothing: leave compile out",
+    )
+    _refuse(
+        config.compile and not BACKBONES[config.model.backbone].compiles,
+        f"compile=true: torch.compile does not work with model.backbone={config.model.backbone}; use compile=false",
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
@@ -118,23 +123,43 @@ def _check_data(data: Data) -> None:
         f"data.long_side={data.long_side} has no effect with data.recipe=coco: add data.recipe=tiny",
     )
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
+    _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
+
+
+def _check_data_files(data: Data, files: dict[str, str | float | None]) -> None:
+    for key, value in files.items():
+        _refuse(
+            data.name == "shapes" and value not in (None, 0),
+            f"{key}={value}: data.name=shapes generates its images and reads no files; add data=coco to train on your "
+            f"own data, or remove {key}",
+        )
+    for split in ("train", "val"):
+        values = {part: files[f"data.{split}.{part}"] for part in ("annotations", "images")}
+        for part, other in (("annotations", "images"), ("images", "annotations")):
+            _refuse(
+                values[part] is not None and values[other] is None,
+                f"data.{split}.{part}={values[part]} needs data.{split}.{other}=PATH as well",
+            )
+    _refuse(not 0 <= data.val_fraction < 1, f"data.val_fraction={data.val_fraction} must be in 0..1 (1 excluded)")
     _refuse(
-        data.name == "shapes" and data.root is not None,
-        f"data.root={data.root}: data.name=shapes generates its images and reads no root; add data=coco to train on "
-        "your own data, or remove data.root",
+        data.val_fraction > 0 and data.val.annotations is not None,
+        f"data.val_fraction={data.val_fraction} takes the validation set from the training file, but "
+        "data.val.annotations names one: remove one of the two",
     )
 
 
 def _check_schedule(schedule: Schedule) -> None:
-    slip = schedule.lr >= 10 * schedule.usual_lr * (1 - 1e-9)
     _refuse(
-        slip,
+        schedule.lr >= 10 * schedule.usual_lr * (1 - 1e-9),
         f"schedule.lr={schedule.lr:g} is {schedule.lr / schedule.usual_lr:.0f} times the usual one: did you mean "
         f"schedule.lr={schedule.usual_lr:g}? If you do mean it, set schedule.usual_lr={schedule.lr:g} as well",
     )
     _refuse(not 0 <= schedule.warmup < 1, f"schedule.warmup={schedule.warmup} is a fraction of all steps, 0..1")
     if schedule.kind == "step":
-        _refuse(schedule.lr_drop is None, "schedule.lr_drop is not set: kind=step drops the learning rate once")
+        _refuse(
+            schedule.lr_drop is None,
+            "schedule.lr_drop is not set: kind=step divides the learning rate by 10 after every lr_drop epochs",
+        )
         assert schedule.lr_drop is not None
         _refuse(
             not 0 < schedule.lr_drop < schedule.epochs,

@@ -39,7 +39,8 @@ def with_local(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
     values = local_values()
     if os.environ.get(ROOT):
         values["data.root"] = os.environ[ROOT]
-    if name != "coco" or composed.data.root is not None:
+    named = ("data.root", "data.train.annotations", "data.val.annotations")
+    if name != "coco" or any(OmegaConf.select(composed, key) for key in named):
         values.pop("data.root", None)
     for key, value in values.items():
         if key not in given and not (key.startswith("cluster.") and "cluster" in given):

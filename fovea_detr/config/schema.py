@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # a checkout keeps it at its top: a link leads there
+CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a link to its top folder conf/
 
-# Leaves that say where and how a run is carried out, not what it computes: changing them never makes another run.
+# Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
+INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
@@ -60,7 +61,7 @@ class Schedule:
     lr_drop: Optional[int] = 40  # noqa: UP045 - OmegaConf 2.3 reads annotations at run time on Python 3.10
     lr: float = 1e-4
     lr_backbone: float = 1e-5
-    usual_lr: float = 1e-4  # ten times this is taken for a slip of the keyboard
+    usual_lr: float = 1e-4  # an lr of ten times this, or more, is rejected as a typo
     warmup: float = 0.0  # fraction of all steps
     weight_decay: float = 1e-4
     clip: float = 0.1  # largest norm of the gradient; 0 switches clipping off
@@ -69,9 +70,19 @@ class Schedule:
 
 
 @dataclass
+class SplitFiles:
+    annotations: Optional[str] = None  # noqa: UP045 - None: found below data.root
+    images: Optional[str] = None  # noqa: UP045
+
+
+@dataclass
 class Data:
     name: str = "coco"
     root: Optional[str] = None  # noqa: UP045
+    train: SplitFiles = field(default_factory=SplitFiles)
+    val: SplitFiles = field(default_factory=SplitFiles)
+    val_fraction: float = 0.0  # 0: the validation set has a file of its own
+    split_seed: int = 0
     cache: str = ".cache"
     recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
     long_side: int = 128  # pixels, of recipe=tiny
@@ -159,6 +170,6 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_infrastructure(key: str) -> bool:
-    """Whether a dotted key, or any of its parents, says only where and how the run is carried out."""
+    """Whether a dotted key, or any of its parents, is one of where and how the run is executed."""
     parts = key.split(".")
     return any(".".join(parts[: i + 1]) in INFRASTRUCTURE for i in range(len(parts)))

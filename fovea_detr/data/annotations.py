@@ -6,12 +6,13 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fovea_detr.data.categories import Classes
 from fovea_detr.data.tables import Tables, check_annotations
 from fovea_detr.errors import DataError
 
@@ -26,10 +27,11 @@ class CocoSplit:
     image_ids: np.ndarray  # [N] int64
     file_names: list[str]  # relative to the folder
     sizes_hw: np.ndarray  # [N, 2] int64 pixels
-    labels: np.ndarray  # [A] int64 category ids
+    labels: np.ndarray  # [A] int64 outputs of the class head: the category ids, unless `classes` is compact
     boxes_xyxy: np.ndarray  # [A, 4] float32 pixels, clamped to the image
     starts: np.ndarray  # [N + 1] int64
-    categories: dict[int, str]
+    categories: dict[int, str]  # of this split
+    classes: Classes  # of the data set, once `with_classes` has been told of the other split
     fingerprint: str  # of the annotations, 16 hex digits
     content: Callable[[], dict[str, Any]]  # reads COCO's dict again: too large to keep in memory
 
@@ -47,16 +49,18 @@ class CocoSplit:
         usable = check_annotations(tables, folder) & ~tables.is_crowd
         kept = np.flatnonzero(usable)
         kept = kept[np.argsort(tables.rows[kept], kind="stable")]
+        classes = Classes.of(tables.categories)
         return cls(
             path=path,
             folder=folder,
             image_ids=tables.image_ids,
             file_names=tables.file_names,
             sizes_hw=tables.sizes_hw,
-            labels=tables.labels[kept],
+            labels=classes.outputs(tables.labels[kept]),
             boxes_xyxy=tables.clamped_xyxy()[kept].astype(np.float32),
             starts=np.searchsorted(tables.rows[kept], np.arange(len(tables.image_ids) + 1)),
             categories=tables.categories,
+            classes=classes,
             fingerprint=fingerprint
             or hashlib.sha256(json.dumps(annotations, sort_keys=True).encode()).hexdigest()[:16],
             content=content,
@@ -65,10 +69,14 @@ class CocoSplit:
     @property
     def num_classes(self) -> int:
         """The highest category id + 1: a category's id is the index of its class output, so ids may have gaps."""
-        return max(self.categories) + 1
+        return self.classes.number
+
+    def with_classes(self, classes: Classes) -> CocoSplit:
+        """The same annotations under the classes of the whole data set."""
+        return replace(self, labels=classes.outputs(self.classes.category_ids(self.labels)), classes=classes)
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's dict for pycocotools, with `iscrowd`, `area` and `info` filled in; nothing on disk is changed.
+        """COCO's dict for pycocotools, with `iscrowd`, `area` and `info` filled in, and unique names of categories.
 
         Annotations are numbered from 1: COCOeval takes an id of 0 for "no match".
         """
@@ -77,6 +85,8 @@ class CocoSplit:
             annotation["id"] = number
             annotation.setdefault("iscrowd", 0)
             annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        labels = self.classes.labels
+        content["categories"] = [{"id": i, "name": labels[i]} for i in self.categories]
         content.setdefault("info", {})
         return content
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Generator
 
@@ -50,7 +51,11 @@ def _bucket(aspect_ratio: float) -> int:
     return round(BUCKETS_PER_OCTAVE * math.log2(aspect_ratio))
 
 
-def eval_batches(num_images: int, batch_size: int, world_size: int, rank: int) -> list[list[int]]:
-    """This rank's share of the split's batches, which are the same for any world size. A rank may get none."""
-    batches = [list(range(s, min(s + batch_size, num_images))) for s in range(0, num_images, batch_size)]
+def eval_batches(image_ids: np.ndarray, batch_size: int, world_size: int, rank: int) -> list[list[int]]:
+    """This rank's share of the split's batches, which are the same for any world size. A rank may get none.
+
+    The images are taken by ascending id, as in DETR: the padding of a batch, and so AP, depends on the order.
+    """
+    order = image_ids.argsort(kind="stable").tolist()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return batches[rank::world_size]

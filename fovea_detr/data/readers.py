@@ -1,60 +1,71 @@
-"""The layouts of data sets that `data.name` may name: a function for each reads one split.
+"""The readers that `data.name` may name: a function for each reads one split.
 
-A new layout needs a function and a line in READERS, and a file of that name in conf/data/. The function builds the
-content of COCO's instances_*.json from its own files and returns `CocoSplit.of(path, folder, content)`.
+A new format needs a function and a line in READERS, and a file of that name in conf/data/. The function builds the
+content of COCO's instances_*.json from its own files and returns `CocoSplit.of(path, folder, content)`. Other places of
+COCO's json and its images: layouts.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, get_args
 
-from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import Data
 from fovea_detr.data.annotations import CocoSplit, load_json
+from fovea_detr.data.file_names import resolve_names
+from fovea_detr.data.holdout import SplitName
+from fovea_detr.data.layouts import LAYOUTS, Source, locate, source_of
 from fovea_detr.data.shapes.generate import generate
 from fovea_detr.errors import DataError
-from fovea_detr.runs.provenance import file_fingerprint
 
-SplitName = Literal["train", "val"]
-LAYOUT = "annotations/instances_{train,val}2017.json, train2017/ and val2017/"
+
+def read(source: Source) -> CocoSplit:
+    """A split in COCO's format. DataError: a folder or file is missing, or the content is broken."""
+    source.check()
+    return CocoSplit.of(source.annotations, source.images, partial(content_of, source), source.fingerprint())
+
+
+def content_of(source: Source) -> Any:
+    """COCO's dict of a split, the names of images resolved: in the whole file, so that no file is on both sides."""
+    content = load_json(source.annotations)
+    chosen = source.holdout.select(source.annotations, content) if source.holdout else content
+    resolve_names(source.annotations, source.images, content)
+    return chosen
 
 
 def read_coco(root: Path | str, split: SplitName) -> CocoSplit:
-    """A split of a data set in COCO 2017's layout. DataError: a folder or file is missing, or the content is broken."""
-    root, path = Path(root).expanduser(), annotation_file(root, split)
-    folder = root / f"{split}2017"
-    for wanted in (root, folder, path.parent, path):
-        if not (wanted.is_file() if wanted is path else wanted.is_dir()):
-            kind = "file" if wanted is path else "folder"
-            raise DataError(f"{wanted}: no such {kind}; data.root must name a folder that holds {LAYOUT}")
-    return CocoSplit.of(path, folder, partial(load_json, path), _fingerprint(path, path.stat().st_mtime_ns))
+    """A split of a data set in COCO 2017's layout."""
+    layout = LAYOUTS[0]
+    files = layout.train if split == "train" else layout.val
+    assert files is not None
+    return read(source_of(Path(root).expanduser(), layout, files))
 
 
-def annotation_file(root: Path | str, split: SplitName) -> Path:
-    return Path(root).expanduser() / "annotations" / f"instances_{split}2017.json"
+def sources(data: Data) -> dict[SplitName, Source]:
+    """The splits of data=coco whose files are named or found; nothing for other readers."""
+    found: dict[SplitName, Source] = {}
+    for split in get_args(SplitName) if data.name == "coco" else ():
+        with suppress(DataError):  # the reader raises it, if the split is needed
+            found[split] = locate(data, split)
+    return found
 
 
 def fingerprints(data: Data) -> dict[str, str]:
-    """Of the annotation files below data.root, by split, without parsing them; only those that are visible here."""
-    if data.root is None:  # nothing, or generated from the configuration
-        return {}
-    files = {split: annotation_file(data.root, split) for split in get_args(SplitName)}
-    return {split: _fingerprint(file, file.stat().st_mtime_ns) for split, file in files.items() if file.is_file()}
+    """Of the annotations by split, without parsing them; only of those that are visible here."""
+    return {split: one.fingerprint() for split, one in sources(data).items() if one.annotations.is_file()}
 
 
-@cache
-def _fingerprint(file: Path, _modified: int) -> str:
-    """Of a file's content, read once for all points of a sweep."""
-    return file_fingerprint(file)
+def describe_layout(data: Data) -> str:
+    """Where the splits were found, for the log: one line."""
+    found = sources(data)
+    return "; ".join(f"{split}: {one}" for split, one in found.items()) if found else f"data={data.name}"
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:
-    if data.root is None:
-        raise DataError(f"{NO_ROOT}; or use data=shapes")
-    return read_coco(data.root, split)
+    return read(locate(data, split))
 
 
 def shapes(data: Data, split: SplitName) -> CocoSplit:

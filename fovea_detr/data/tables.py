@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fovea_detr.data.categories import category_names
 from fovea_detr.errors import DataError
 
 EDGE = 1.0  # pixels by which a box may reach out of its image (rounding); it is clamped
@@ -44,7 +45,9 @@ class Tables:
             image_ids=_column(path, "image", images, "id", np.int64),
             file_names=[str(name) for name in _column(path, "image", images, "file_name", np.object_)],
             sizes_hw=np.stack([_column(path, "image", images, k, np.int64) for k in ("height", "width")], axis=1),
-            categories={i: str(entry.get("name", i)) for i, entry in zip(category_ids, categories, strict=True)},
+            categories=category_names(
+                path, category_ids, [str(e.get("name", i)) for i, e in zip(category_ids, categories, strict=True)]
+            ),
             owners=_column(path, "annotation", annotations, "image_id", np.int64),
             annotation_ids=[entry.get("id", "without id") for entry in annotations],
             labels=_column(path, "annotation", annotations, "category_id", np.int64),

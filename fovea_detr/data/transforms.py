@@ -7,8 +7,9 @@ number of workers and the order of the images do not matter, and torch's global 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -62,13 +63,13 @@ class Transform:
         return self.plan(sample.size_hw, generator).applied(sample)
 
     def largest_sizes(self, size_hw: SizeHW) -> list[SizeHW]:
-        """The largest sizes (height, width) in pixels of an augmented image: all others fit into one of these."""
+        """The largest sizes (height, width) in pixels of an augmented image: every other one fits into one of these."""
         return [self.prepared_hw(size_hw)]
 
 
 @dataclass(frozen=True)
 class ShortSide(Transform):
-    """Evaluation: the short side resized to `side` pixels, or less so that the long one stays within `max_side`."""
+    """Evaluation: the short side resized to `side` pixels, or less so that the long one is about `max_side` at most."""
 
     side: int
     max_side: int
@@ -85,7 +86,8 @@ class LongSide(Transform):
     flip: float = 0.0
 
     def prepared_hw(self, size_hw: SizeHW) -> SizeHW:
-        return short_side_size(size_hw, self.side, self.side)
+        height, width = short_side_size(size_hw, self.side, self.side)
+        return min(height, self.side), min(width, self.side)
 
     def plan(self, size_hw: SizeHW, generator: Generator) -> Plan:
         return Plan(size_hw, flip=_happens(self.flip, generator))
@@ -119,15 +121,15 @@ class PublishedTraining(Transform):
         """Of the image and of its crops: a crop of a landscape image may be a portrait, and is enlarged again."""
         side, shapes = max(self.short_sides), [size_hw]
         for first_side in self.crop_short_sides if self.crop > 0 else ():
-            height, width = short_side_size(size_hw, first_side, max_side=None)
-            shapes += [self._longest_crop((height, width)), self._longest_crop((width, height))[::-1]]
-        return list(dict.fromkeys(short_side_size(shape, side, self.max_side) for shape in shapes))
+            shapes += self._longest_crops(short_side_size(size_hw, first_side, max_side=None))
+        return _without_smaller(short_side_size(shape, side, self.max_side) for shape in shapes)
 
-    def _longest_crop(self, size_hw: SizeHW) -> SizeHW:
-        """The crop with the largest width / height that `max_side` does not reduce again."""
-        (lowest, highest), (_, widest) = (_crop_range(side, self.crop_sides) for side in size_hw)
-        as_long_as_allowed = widest * max(self.short_sides) // self.max_side
-        return max(lowest, min(highest, as_long_as_allowed)), widest
+    def _longest_crops(self, size_hw: SizeHW) -> list[SizeHW]:
+        """The widest and the highest crop; all crops if `max_side` reduces some, as the published sides never do."""
+        (lowest, highest), (narrowest, widest) = (_crop_range(side, self.crop_sides) for side in size_hw)
+        if max(self.short_sides) * max(widest / lowest, highest / narrowest) <= self.max_side:
+            return [(lowest, widest), (highest, narrowest)]
+        return list(product(range(lowest, highest + 1), range(narrowest, widest + 1)))
 
 
 def train_transform(
@@ -149,7 +151,7 @@ def train_transform(
 
 
 def eval_transform(kind: str, *, short_side: int = 800, max_side: int = 1333, long_side: int = 128) -> Transform:
-    """kind: "coco" (short side 800, long side at most 1333) or "tiny" (long side 128). Sizes in pixels."""
+    """kind: "coco" (short side 800, long side about 1333 at most) or "tiny" (long side 128). Sizes in pixels."""
     if kind == "coco":
         return ShortSide(short_side, max_side)
     if kind == "tiny":
@@ -174,13 +176,28 @@ def drawn_hw(transform: Transform, size_hw: SizeHW, seed: int, epoch: int, image
 
 
 def short_side_size(size_hw: SizeHW, side: int, max_side: int | None) -> SizeHW:
-    """(height, width) with the short side at `side`, or less so that the long side stays within `max_side`."""
+    """(height, width) with the short side at `side`, or less so that the long side is about `max_side` at most.
+
+    As in DETR, whose results were measured at these sizes: the short side is rounded, and the long side follows from
+    it. So the long side exceeds `max_side` by up to half the aspect ratio: 640 x 201 becomes 1334 x 419 with 1333. A
+    short side that would be rounded to 0, where DETR fails, is 1, and the long side `max_side`.
+    """
     short, long = min(size_hw), max(size_hw)
+    long_side = int(side * long / short)
     if max_side is not None and long * side > max_side * short:
-        side = max(1, round(max_side * short / long))
-    # Truncated, as in the published code, whose results were measured at these sizes.
-    long_side = min(int(side * long / short), max_side or 1 << 30)
+        side = round(max_side * short / long)
+        side, long_side = (side, int(side * long / short)) if side else (1, max_side)
     return (side, long_side) if size_hw[0] <= size_hw[1] else (long_side, side)
+
+
+def _without_smaller(sizes_hw: Iterable[SizeHW]) -> list[SizeHW]:
+    """The sizes (height, width) that fit into no other one."""
+    kept, widest = [], 0
+    for height, width in sorted(set(sizes_hw), reverse=True):
+        if width > widest:
+            kept.append((height, width))
+            widest = width
+    return kept
 
 
 def random_window(size_hw: SizeHW, sides: tuple[int, int], generator: Generator) -> Window:

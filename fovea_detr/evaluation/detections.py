@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,20 @@ def detection_rows(predictions: Predictions, sizes_hw: Tensor) -> Tensor:
     scores, labels, boxes = _best(predictions, sizes_hw)
     sides = (boxes[..., :2], boxes[..., 2:] - boxes[..., :2], scores[..., None], labels[..., None])
     return torch.cat([side.double() for side in sides], dim=-1)
+
+
+def in_category_ids(table: DetectionTable, category_ids: Mapping[int, int]) -> DetectionTable:
+    """A table whose last column holds outputs of the class head -> one with category ids.
+
+    category_ids: by output. Detections of other outputs are left out.
+    """
+    outputs = table.rows[:, 5].long()
+    highest = max([*category_ids, int(outputs.max()) if len(outputs) else 0])
+    lookup = outputs.new_full((highest + 1,), -1)
+    lookup[list(category_ids)] = outputs.new_tensor(list(category_ids.values()))
+    found = lookup[outputs]
+    rows = torch.cat([table.rows[:, :5], found[:, None].double()], dim=1)
+    return DetectionTable(table.image_ids[found >= 0], rows[found >= 0])
 
 
 def gather_detections(table: DetectionTable) -> DetectionTable:

@@ -96,26 +96,27 @@ class FoveaPrior(nn.Module):
         return ((reference.sigmoid() * extent_cells)[:, :, None] + offsets).transpose(1, 2)
 
     def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Separable:
-        """centres [B, H, Q, 2] -> the log-prior in separable form."""
+        """centres [B, H, Q, 2] -> the log-prior at every cell in separable form, -inf on padding."""
         columns, rows = (
             torch.arange(self.first_cell, self.first_cell + cells, device=z.device, dtype=z.dtype)
             for cells in (grid.columns, grid.rows)
         )
-        distance = self.dynamic_scale(z, centres_cells[..., 0:1] - columns, centres_cells[..., 1:2] - rows)
+        x, y, xy_x, xy_y = self.log_prior_at(z, centres_cells, columns, rows)
+        return Separable(_hide(x, grid.column_is_padding), _hide(y, grid.row_is_padding), xy_x, xy_y)
+
+    def log_prior_at(self, z: Tensor, centres_cells: Tensor, x: Tensor, y: Tensor) -> Separable:
+        """The log-prior at any positions: x [columns] and y [rows] in cells from the image's left and top edge."""
+        distance = self.dynamic_scale(z, centres_cells[..., 0:1] - x, centres_cells[..., 1:2] - y)
         assert distance.xy_x is None or not self.dynamic_scale.per_axis, "a per_axis dynamic scale has no product term"
-        return self._divided(self._select(distance), grid)
+        of_x, of_y, xy_x, xy_y = self._select(distance)
+        by = -self.divisor
+        return Separable(of_x / by, of_y / by, None if xy_x is None else xy_x / by, xy_y)
 
     def _select(self, distance: Separable) -> Separable:
         """Zero, by selection, the distance of heads and queries that do not use the prior."""
         if self.selected is None:
             return distance
         return Separable(*(None if part is None else part.where(self.selected, 0.0) for part in distance))  # type: ignore[arg-type]
-
-    def _divided(self, distance: Separable, grid: CellGrid) -> Separable:
-        """-distance / divisor, -inf on padding."""
-        x = _hide(distance.x / -self.divisor, grid.column_is_padding)
-        y = _hide(distance.y / -self.divisor, grid.row_is_padding)
-        return Separable(x, y, None if distance.xy_x is None else distance.xy_x / -self.divisor, distance.xy_y)
 
 
 def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_detr.config.schema import Config
 from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.model.backbone import Backbone
@@ -27,6 +28,7 @@ class DETR(nn.Module):
     """
 
     has_reference: Tensor | None
+    config: Config | None = None  # what `build_model` has built it from
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
     runs/<study>/<point>/
         config.yaml       the resolved configuration
         provenance.json   code, packages, device, job, command, data: where the numbers come from
+        split.json        with data.val_fraction: the images of each split
         state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
@@ -42,7 +43,7 @@ class Metric(NamedTuple):
     detections: int = 100
 
 
-# Every metric that a run computes, stores and can show in a table: a new one is a line here.
+# Every metric that a run computes, stores and shows in a table: a new one is a line here.
 COCO_METRICS = (
     Metric("AP", "precision"),
     Metric("AP50", "precision", iou=0.5),
@@ -168,6 +169,10 @@ class RunFolder:
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_text(self.path / "provenance.json", _to_json(provenance, indent=2) + "\n")
 
+    def write_split(self, image_ids: dict[str, dict[str, int]]) -> None:
+        """image_ids: by split and file name, where data.val_fraction has divided one annotation file."""
+        write_text(self.path / "split.json", _to_json(image_ids, indent=0) + "\n")
+
     def write_state(self, state: str, **details: Any) -> None:
         assert state in STATES, state
         self._last_beat = time.time()
@@ -177,7 +182,7 @@ class RunFolder:
         write_text(self.path / "state.json", _to_json(record) + "\n")
 
     def beat(self, **progress: Any) -> None:
-        """Write that the run is alive and its progress; at most once every HEARTBEAT_SECONDS."""
+        """Write a heartbeat with the progress, at most once every HEARTBEAT_SECONDS."""
         if time.time() - self._last_beat >= HEARTBEAT_SECONDS:
             self.write_state("running", **progress)
 
@@ -195,7 +200,7 @@ class RunFolder:
         with (self.path / "train.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
-    # ---- what a resume, a sweep or an analysis reads -----------------------------------------------------------------
+    # ---- what a resume, a sweep and an analysis read -----------------------------------------------------------------
 
     @property
     def checkpoint_path(self) -> Path:

@@ -1,10 +1,11 @@
-"""What a run is: the settings of its configuration, by which its folder is named, found again and compared.
+"""The identity of a run: the settings of its configuration, by which its folder is named, found and compared.
 
 Two configurations are one run if their settings are equal. A setting is a leaf of the configuration, as it would be
 typed on the command line; a node with a `name` (a group, an axis) counts by that name. Not compared: infrastructure
-(paths, cluster, device), `_target_` (a renamed class is the same run), and `data.num_classes` before the data is read.
-A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A key that it has
-and this version does not know is left out if it was at its default, which the first line of the stored file tells.
+(paths, cluster, device), `_target_` (a renamed class is the same run), and the number of classes that the data has:
+`data.num_classes` is stored as it was used, with a line of its own if it was set to more than the data needs.
+A key that a stored configuration lacks has today's default, so that a new key changes no stored run. A stored key that
+this version does not have is left out if it was at its default; the first line of the stored file lists the others.
 
 Imports no torch: a sweep and a table compare hundreds of runs.
 """
@@ -25,13 +26,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import parse
-from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, Config, Data, SplitFiles, is_infrastructure, leaves
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 
-PATHS = ("weights", "model.backbone_weights")  # part of what a run is; the other paths only say where things lie
+PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identity; the others are infrastructure
 WEIGHTS_NAMES = ("imagenet", "none")
 NUM_CLASSES = "data.num_classes"
+SET_CLASSES = "# data.num_classes was set, not read from the data\n"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
 LONGEST_NAME = 180  # characters of a folder's name
 QUOTES = "'" + '"'
@@ -63,7 +65,7 @@ class Stored:
     def found(self) -> dict[str, str]:
         """Its settings as they were written, those of other versions of the schema included.
 
-        Thousands of files say nearly the same: each top-level entry is parsed once however often it comes.
+        Thousands of files are nearly equal: each distinct top-level entry is parsed once.
         """
         body = re.sub(r"\A(#.*\n)+", "", self.text)
         chunks = re.split(r"^(?=[^\s#])", body, flags=re.MULTILINE)
@@ -82,6 +84,17 @@ class Stored:
         first = self.text.partition("\n")[0]
         return frozenset(first.removeprefix(CHANGED).split(", ") if first.startswith(CHANGED) else self.found)
 
+    @property
+    def has_set_classes(self) -> bool:
+        """Whether `data.num_classes` was set to more than the data needs."""
+        return SET_CLASSES in self.text
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that it was run with, or that was set; None if neither is known."""
+        found = self.found.get(NUM_CLASSES, "null")
+        return None if found == "null" else int(found)
+
     @cached_property
     def unknown(self) -> dict[str, str]:
         """Settings whose key today's schema does not have: it was dropped, or is of a newer version."""
@@ -95,7 +108,7 @@ class Stored:
 
     @property
     def passed_over(self) -> list[str]:
-        """Unknown settings that were not at their default, which a reader has to know of: `key=value`."""
+        """Unknown settings that were not at their default, to be shown to the user: `key=value`."""
         return [f"{key}={value}" for key, value in self.unknown.items() if key in self.changed]
 
     @property
@@ -106,9 +119,9 @@ class Stored:
         return found
 
     def config(self) -> Config:
-        """As today's schema has it, checked again. Raises ConfigError.
+        """As a Config of today's schema, checked again. Raises ConfigError.
 
-        Axes are taken by their name: the class is the one that conf/ names today. Unknown keys are left out.
+        Axes count by name: the class is the one that conf/ names today. Unknown keys are left out.
         """
         content = _pruned(_mapping(self.text), asdict(Config()))
         for axis in AXES:
@@ -187,7 +200,7 @@ def default_axes() -> dict[str, str]:
 
 @cache
 def axis_node(axis: str, name: str) -> dict[str, Any]:
-    """What conf/<axis>/<name>.yaml holds; empty if there is no such file any more."""
+    """The content of conf/<axis>/<name>.yaml; empty if there is no such file any more."""
     path = CONF_DIR / axis / f"{name}.yaml"
     return yaml.load(path.read_text(), Loader) if path.is_file() else {}
 
@@ -197,21 +210,28 @@ def axis_arguments(axis: str, name: str) -> dict[str, str]:
     return {key: value for key, value in _settings({axis: axis_node(axis, name)}).items() if key != axis}
 
 
-def config_text(config: Config) -> str:
-    """A configuration as a run folder and a submission store it: YAML, after a line with the keys that were set."""
+def config_text(config: Config, *, has_set_classes: bool | None = None) -> str:
+    """A configuration as a run folder and a submission store it: YAML, after a line with the keys that were set.
+
+    has_set_classes: whether `data.num_classes` is more than the data needs; None: the data has not been read, and any
+    number was set.
+    """
+    if has_set_classes is None:
+        has_set_classes = config.data.num_classes is not None
     values = asdict(config)
     changed = [key for key, value in _settings(values).items() if defaults().get(key) != value]
-    return f"{CHANGED}{', '.join(changed)}\n" + yaml.dump(values, Dumper=Dumper, sort_keys=False)
+    first = f"{CHANGED}{', '.join(changed)}\n" + SET_CLASSES * has_set_classes
+    return first + yaml.dump(values, Dumper=Dumper, sort_keys=False)
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
 def differences(text: str, config: Config) -> list[str]:
-    """`key: stored -> now` for every setting that a stored configuration has otherwise than this one."""
+    """`key: stored -> now` for every setting that differs between a stored configuration and this one."""
     stored = Stored(text)
     before, now = comparable(stored.settings), comparable(settings(config))
-    if now[NUM_CLASSES] == "null":  # not read from the annotations yet
+    if now[NUM_CLASSES] == "null" and not stored.has_set_classes:  # not read from the annotations yet
         now[NUM_CLASSES] = before[NUM_CLASSES]
     return [
         f"{key}: {before.get(key, 'none')} -> {now.get(key, 'none')}"
@@ -242,7 +262,8 @@ def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: 
         if before.get(split, now) != now:
             raise RunFolderError(
                 f"{folder.path} holds a run on other data: the {split} annotations had the fingerprint {before[split]},"
-                f" those of {root} have {now}; go back to that data, choose another study=NAME, or remove the folder"
+                f" those of {root or 'the named file'} have {now}; go back to that data, choose another study=NAME, or "
+                "remove the folder"
             )
 
 
@@ -250,35 +271,50 @@ def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: 
 
 
 def absolute(path: str | None) -> str | None:
-    """The path whatever the working directory will be; None and the names of weights stay."""
+    """The absolute path; None and the names of weights are returned unchanged."""
     return path if path is None or path in WEIGHTS_NAMES else os.path.abspath(os.path.expanduser(path))
 
 
 def with_absolute_weights(config: Config) -> Config:
-    """A run is the same from the shell and from SLURM, and from whatever folder: its files are named in full."""
+    """With absolute paths of the weights: a run is the same from the shell, from SLURM and from any folder."""
     model = replace(config.model, backbone_weights=absolute(config.model.backbone_weights))
     return replace(config, weights=absolute(config.weights), model=model)
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """For a job, which starts in another folder and on another machine: every path in full."""
-    data = replace(config.data, root=absolute(config.data.root), cache=absolute(config.data.cache))
+    """With every path absolute, for a job, which starts in another folder and on another machine."""
+    data = replace(
+        config.data,
+        root=absolute(config.data.root),
+        cache=absolute(config.data.cache),
+        train=_absolute_files(config.data, config.data.train),
+        val=_absolute_files(config.data, config.data.val),
+    )
     return replace(with_absolute_weights(config), data=data, runs=absolute(config.runs))
+
+
+def _absolute_files(data: Data, files: SplitFiles) -> SplitFiles:
+    return SplitFiles(*(path and absolute_split_path(data, path) for path in (files.annotations, files.images)))
+
+
+def absolute_split_path(data: Data, path: str) -> str:
+    """A path of data.train or data.val in full: relative to data.root, or to the working directory without one."""
+    return os.path.abspath(os.path.join(os.path.expanduser(data.root or ""), os.path.expanduser(path)))
 
 
 # ---- the folder of a run ---------------------------------------------------------------------------------------------
 
 
 def point_name(overrides: Sequence[str]) -> str:
-    """The name of a new run folder: the sorted overrides that make the run what it is, `dynamic_scale=type3,seed=1`.
+    """The name of a new run folder: its sorted overrides, `dynamic_scale=type3,seed=1`; `base` without any.
 
-    Study, sweep and infrastructure keys are left out; no override at all is `base`; of a key that comes twice the last
-    one counts. A name above LONGEST_NAME characters is cut and closed with a hash of the whole.
+    Study, sweep and infrastructure keys are left out; of a repeated key the last one counts. A name longer than
+    LONGEST_NAME is cut and ends in a hash of the whole.
     """
     typed = {key: value for key, _, value in (override.lstrip("+~").partition("=") for override in overrides)}
     kept = {key: value for key, value in typed.items() if key != "sweeps" and not is_infrastructure(key)}
-    words = (f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(QUOTES))}" for key, value in kept.items())
-    name = ",".join(sorted(words)) or "base"
+    parts = (f"{key}={re.sub(r'[^A-Za-z0-9_.=+-]+', '_', value.strip(QUOTES))}" for key, value in kept.items())
+    name = ",".join(sorted(parts)) or "base"
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 15]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
@@ -302,7 +338,7 @@ class Folders:
                 self._names.setdefault(identity(known), []).append(name)
 
     def name(self, new: str, config: Config) -> str:
-        """The folder that holds this configuration, whatever it is called; `new` if there is none, or if it does."""
+        """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none."""
         found = [
             name
             for name in self._names.get(identity(settings(config)), [])
@@ -312,5 +348,5 @@ class Folders:
 
 
 def identity(found: Settings) -> frozenset[tuple[str, str]]:
-    """What is equal for two configurations of one run; the number of classes may not be read from the data yet."""
+    """A key that is equal for two configurations of one run, without the number of classes, which may be unknown."""
     return frozenset(item for item in comparable(found).items() if item[0] != NUM_CLASSES)

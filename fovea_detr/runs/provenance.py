@@ -25,8 +25,8 @@ SNAPSHOT_FILE = "snapshot.json"
 
 
 def describe(device: torch.device, world_size: int, total_batch_size: int) -> dict[str, Any]:
-    """The facts that this process can read by itself; the caller adds data and weights."""
-    import torch  # only here: a sweep asks for the code's version without torch
+    """The facts about this process and its machine; the caller adds data and weights."""
+    import torch  # only here: a sweep reads the code's version without torch
 
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -59,7 +59,7 @@ def code_version(folder: Path) -> dict[str, str | None]:
 
 
 def _new_files(folder: Path) -> Iterator[str]:
-    """Names and fingerprints of files that git neither tracks nor ignores: a new axis is code before `git add`."""
+    """Names and fingerprints of files that git neither tracks nor ignores, such as a new axis before `git add`."""
     names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
     for name in filter(None, names.split("\0")):
         path = folder / name

@@ -12,17 +12,17 @@ from typing import Any
 
 from fovea_detr.runs.folder import FILES, RunFolder
 
-# A run writes its state every 30 s, later while it compiles, evaluates or waits for a slow disk. A live run that is
-# taken to be lost is submitted a second time, so 20 missing heartbeats are needed, not fewer.
+# A run writes its state every 30 s, and less often while it compiles, evaluates or waits for a slow disk. A live run
+# that counts as lost is submitted a second time: therefore 20 missing heartbeats.
 LOST_SECONDS = 600.0
 NEW, MISSING, STARTING, FOREIGN, BROKEN, LOST = "new", "missing", "starting", "no run", "broken", "lost"
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
+ACTIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run's job as its queue sees it, in SLURM's words. reason: why it waits, or its exit code."""
+    """A run's job as its queue reports it, with SLURM's names of states. reason: why it waits, or its exit code."""
 
     id: str  # ARRAY_INDEX
     name: str
@@ -35,14 +35,14 @@ class Job:
 
     @property
     def is_live(self) -> bool:
-        return self.state in WAITING | AT_WORK
+        return self.state in WAITING | ACTIVE
 
 
 @dataclass(frozen=True)
 class Standing:
     """word: new, submitted, missing, starting, queued, running, preempted, failed, cancelled, lost, broken, done, ...
 
-    reason: why, where the word alone does not say it.
+    reason: why, where the word alone does not show it.
     """
 
     word: str
@@ -54,7 +54,7 @@ class Standing:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still change by itself."""
+        """Whether it may still change without a new launch."""
         return self.is_live or self.word in ("preempted", STARTING)
 
     @property
@@ -72,9 +72,9 @@ def standing_of(
     submitted: bool = False,
     damage: str = "",
 ) -> Standing:
-    """Where the run in folder `path` stands. A result means done; a live job is believed more than the record.
+    """Where the run in folder `path` stands. A result means done; a live job outweighs the record.
 
-    record: state.json, empty if it is missing or cannot be read. job: the queue's answer; None if it was not asked.
+    record: state.json, empty if it is missing or cannot be read. job: from the queue; None if it was not queried.
     submitted: whether the point was sent to a queue. damage: what could not be read of the folder.
     """
     state = record.get("state")
@@ -103,7 +103,7 @@ def _by_heartbeat(record: Mapping[str, Any]) -> Standing:
 
 
 def _died_silently(job: Job) -> Standing:
-    """The folder says queued or running, and no job is alive: it was killed before it could write a reason."""
+    """The record is queued or running, and no job is alive: it was killed before it could write a reason."""
     if not job.state:
         return Standing(LOST, "the queue does not know its job")
     details = f"{job.state}, {job.reason}" if job.reason else job.state

@@ -101,7 +101,9 @@ def refuse_twins(points: Sequence[Point]) -> None:
 
 def refuse_missing_data(points: Sequence[Point]) -> None:
     for point in points:
-        if point.config.data.name == "coco" and point.config.data.root is None:
+        data = point.config.data
+        named = (data.root, data.train.annotations, data.val.annotations)
+        if data.name == "coco" and named == (None, None, None):
             raise ConfigError(f"point {point.name}: {NO_ROOT}; nothing was started")
 
 
@@ -117,8 +119,11 @@ def group_by_resources(points: Sequence[Point], statuses: Sequence[PointStatus])
 
 def data_folders(points: Sequence[Point]) -> list[Path]:
     """Folders that are never part of the code, wherever in the checkout they are."""
-    kept = {path for p in points for path in (p.config.runs, p.config.data.root, p.config.data.cache) if path}
-    return [Path(path) for path in sorted(kept)]
+    kept = set[str | None]()
+    for config in (point.config for point in points):
+        data = config.data
+        kept |= {config.runs, data.root, data.cache, data.train.images, data.val.images}
+    return [Path(path) for path in sorted(filter(None, kept))]
 
 
 def hours_by_schedule(config: Config) -> float | None:

@@ -1,9 +1,7 @@
-"""Checkpoints: read files without executing code, load weights with a report of what fitted, save and read a run."""
+"""Checkpoints: load weights with a report of what fitted, save and read a run."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +11,30 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fovea_detr.data.categories import ClassMap
 from fovea_detr.errors import WeightsError
+from fovea_detr.model.detr import DETR
 from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.runs.folder import RunFolder, write_atomic
+from fovea_detr.training.files import read, read_state_dict, tensors_of
+from fovea_detr.training.trained import model_differences, trained_config
 
 FORMAT = 1
+HEAD = ("class_head.weight", "class_head.bias")
 
 
 @dataclass
 class Loaded:
-    """The result of `load_weights`, in our naming. skipped: names not loaded, and why; missing: left unchanged."""
+    """The result of `load_weights`, in our naming. skipped: names not loaded, and why; missing: left unchanged.
+
+    notes: what else the log has to tell.
+    """
 
     source: str
     loaded: int
     skipped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """One line for the log."""
@@ -36,61 +43,29 @@ class Loaded:
             parts.append("skipped " + ", ".join(f"{name} ({why})" for name, why in self.skipped.items()))
         if self.missing:
             parts.append(f"left as initialised: {_names(self.missing)}")
-        return "; ".join(parts)
-
-
-def read(path: Path | str) -> dict[str, Any]:
-    """A checkpoint file as a dict, on the CPU. No code in it is executed; an argparse.Namespace is allowed as data.
-
-    Raises WeightsError, one line: no such file, not a checkpoint, truncated, or a pickle that needs to run code.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's messages: "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".
-        unsafe = "GLOBAL " in str(error)
-        what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
-        raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
-    except Exception as error:  # torch.load of damaged bytes raises many types, some without a message
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'model'")
-    return dict(content)
-
-
-def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """The model's tensors by name, from a checkpoint (under 'model' or 'state_dict') or a bare state dict."""
-    content = read(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = dict(content[key])
-            break
-    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: there are no tensors in it; expected a state dict or a dict with 'model'")
-    return tensors
+        return "; ".join([*parts, *self.notes])
 
 
 def load_weights(
     model: nn.Module,
-    source: Path | str | Mapping[str, Tensor],
+    source: Path | str | Mapping[str, Any],
     *,
     other_classes: bool = False,
     backbone_alone: bool = True,
+    classes: ClassMap | None = None,
+    name: str | None = None,
 ) -> Loaded:
     """Load a checkpoint (ours, DETR's or SMCA's naming, a torchvision network) or a state dict into a model, in place.
 
-    other_classes: a class head of another size is skipped and reported instead of an error (finetuning).
-    backbone_alone: a torchvision network, which fills only the backbone, is accepted.
+    source: a path, the content of a checkpoint, or a state dict. other_classes: finetuning: a class head of another
+    size is skipped and reported, and so are other settings, instead of an error. backbone_alone: a torchvision network,
+    which fills only the backbone, is accepted. classes: with other_classes, the outputs of the head to take over.
+    name: of the source, for messages.
     Raises WeightsError, one line, where anything else does not fit: the model is then unchanged.
     """
-    name = "a state dict" if isinstance(source, Mapping) else str(source)
-    theirs = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
+    name = name or ("a state dict" if isinstance(source, Mapping) else str(source))
+    content = dict(source) if isinstance(source, Mapping) else read(source)
+    theirs = tensors_of(content, name)
     only_backbone = is_torchvision(theirs)
     if only_backbone and not backbone_alone:
         raise WeightsError(
@@ -98,6 +73,9 @@ def load_weights(
         )
     theirs, ours = in_our_names(theirs), model.state_dict()
     report = Loaded(name, loaded=0)
+    compare_settings(content, model, report, refuse=not other_classes)
+    if classes is not None:
+        take_classes(theirs, ours, classes, report)
     for key in [key for key in theirs if key in ours and theirs[key].shape != ours[key].shape]:
         why = f"{tuple(theirs[key].shape)} in the file, {tuple(ours[key].shape)} in the model"
         if not (other_classes and key.startswith("class_head.")):
@@ -116,6 +94,46 @@ def load_weights(
     model.load_state_dict(known, strict=False)
     report.loaded = len(known)
     return report
+
+
+def compare_settings(content: Mapping[str, Any], model: nn.Module, report: Loaded, *, refuse: bool) -> None:
+    """Compare what a checkpoint was trained with, if it says so, with what the model was built from.
+
+    Differences that no tensor's shape shows (smooth, heads, type4 or type5) are an error, or a note in the report.
+    """
+    built = model.config if isinstance(model, DETR) else None
+    trained = None if built is None else trained_config(content, report.source, built)
+    changed = [] if built is None or trained is None else model_differences(trained, built)
+    if changed and refuse:
+        raise WeightsError(
+            f"{report.source}: it was trained with other settings than the model is built from ({'; '.join(changed)}): "
+            "build the model with those of the file"
+        )
+    if changed:
+        report.notes.append(f"warning: it was trained with other settings ({'; '.join(changed)})")
+
+
+def take_classes(theirs: dict[str, Tensor], ours: Mapping[str, Tensor], classes: ClassMap, report: Loaded) -> None:
+    """Leave in `theirs` a class head of the model's size: their rows of the classes in common, the others initialised.
+
+    Without a class in common the head is skipped. The last output (softmax: no object) is kept with the others.
+    """
+    pairs = classes.pairs
+    for key in [key for key in HEAD if key in theirs]:
+        if not pairs:
+            report.skipped[key] = "no class in common"
+            del theirs[key]
+        elif (
+            classes.theirs
+            or classes.ours
+            or theirs[key].shape != ours[key].shape
+            or any(i != j for i, j in pairs.items())
+        ):
+            rows = ours[key].detach().clone()
+            mine, others = [*pairs.values(), len(rows) - 1], [*pairs, len(theirs[key]) - 1]
+            rows[mine] = theirs[key][others].to(rows)
+            theirs[key] = rows
+    report.notes.append(classes.describe())
 
 
 def pretrained_state(name: str, source: str) -> dict[str, Tensor]:

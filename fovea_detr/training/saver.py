@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import config_text, differences
 from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
 
@@ -15,8 +18,12 @@ from fovea_detr.training.state import TrainState
 class Saver:
     """Checkpoint and history of one run. Every rank reads them, only rank 0 writes them.
 
-    minutes: the time between two checkpoints. gpus: how many the run uses; 0 on CPUs.
+    minutes: the time between two checkpoints. gpus: how many the run uses; 0 on CPUs. config, and categories (the class
+    names by output): what a checkpoint carries besides the state, for evaluation and finetuning.
     """
+
+    config: Config | None = None
+    categories: Mapping[int, str] | None = None
 
     def __init__(self, folder: RunFolder, state: TrainState, minutes: float, gpus: int) -> None:
         self.folder = folder
@@ -27,9 +34,13 @@ class Saver:
         self.start_clock()
 
     def restore(self) -> None:
-        """Load the folder's newest checkpoint, if there is one. Raises RunFolderError for another total batch size."""
+        """Load the folder's newest checkpoint, if there is one.
+
+        Raises RunFolderError for another configuration or another total batch size.
+        """
         content = checkpoint.latest(self.folder)
         if content is not None:
+            self._check_same_config(content.get("config"))
             self._check_same_batch(content["position"]["total_batch_size"])
             self.state.load_state_dict(content)
             if self.writes:
@@ -49,7 +60,9 @@ class Saver:
         self._add_elapsed_time()
         self._saved_at = time.monotonic()
         if self.writes:
-            checkpoint.save(self.folder, self.state.state_dict())
+            about = {} if self.config is None else {"config": config_text(self.config)}
+            about |= {} if self.categories is None else {"categories": dict(self.categories)}
+            checkpoint.save(self.folder, {**self.state.state_dict(), **about})
 
     def commit(self, line: dict[str, Any]) -> None:
         """End an epoch: write the checkpoint first, then the history with this line."""
@@ -63,6 +76,14 @@ class Saver:
         now = time.monotonic()
         self.state.train_seconds += now - self._clock
         self._clock = now
+
+    def _check_same_config(self, before: str | None) -> None:
+        changed = differences(before, self.config) if before is not None and self.config is not None else []
+        if changed:
+            raise RunFolderError(
+                f"{self.folder.checkpoint_path} was saved by a run with another configuration ({'; '.join(changed)}): "
+                "put this run's own checkpoint back, or choose another study=NAME"
+            )
 
     def _check_same_batch(self, before: int) -> None:
         now = self.state.total_batch_size

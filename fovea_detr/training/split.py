@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,18 +14,19 @@ from fovea_detr.data.batches import epoch_batches, eval_batches
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
-from fovea_detr.evaluation.detections import detect, inference_seconds
+from fovea_detr.evaluation.detections import detect, in_category_ids, inference_seconds
 from fovea_detr.machine import distributed
 from fovea_detr.training.compiled import eager
 
 
 @dataclass
 class Split:
-    """The training or the validation split with its loader."""
+    """The training or the validation split with its loader. category_ids: by output; None: the outputs themselves."""
 
     dataset: CocoDataset
     loader: Loader
     config: Config
+    category_ids: Mapping[int, int] | None = None
 
     def epoch_batches(self, epoch: int) -> list[list[int]]:
         """This rank's training batches of an epoch, as indices of images."""
@@ -42,14 +43,15 @@ class Split:
     def detect(self, model: nn.Module, device: torch.device, before_each: Callable[[], None]) -> DetectionTable:
         """The detections in this rank's share of the images. before_each: called before every batch; it may raise."""
         size, world, rank = self.config.evaluation.batch_size, distributed.world_size(), distributed.rank()
-        batches = self.loader.read(eval_batches(len(self.dataset), size, world, rank))
+        batches = self.loader.read(eval_batches(self.dataset.annotations.image_ids, size, world, rank))
         with eager():
-            return detect(model, batches, device, self.config.precision, before_each)
+            table = detect(model, batches, device, self.config.precision, before_each)
+        return table if self.category_ids is None else in_category_ids(table, self.category_ids)
 
     def inference_time(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """The mean seconds per image at batch 1 over the first images, by DETR's protocol, and their number."""
-        count = min(self.config.evaluation.timed_images, len(self.dataset))
-        one_by_one = Loader(self.dataset, seed=0, workers=0).read([[i] for i in range(count)])
+        """The mean seconds per image at batch 1 over the first images by id, by DETR's protocol, and their number."""
+        batches = eval_batches(self.dataset.annotations.image_ids, 1, 1, 0)[: self.config.evaluation.timed_images]
+        one_by_one = Loader(self.dataset, seed=0, workers=0).read(batches)
         with eager():
             seconds = inference_seconds(model, one_by_one, device, self.config.precision)
-        return {"inference_seconds": seconds, "inference_images": count}
+        return {"inference_seconds": seconds, "inference_images": len(batches)}

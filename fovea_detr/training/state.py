@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fovea_detr.training.optim import refuse_other_groups
+
 
 @dataclass
 class TrainState:
@@ -39,7 +41,8 @@ class TrainState:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "position": position}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned."""
+        """Restore what `state_dict` has returned. Raises WeightsError for an optimizer with other groups."""
+        refuse_other_groups(self.optimizer, content["optimizer"])
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         for name, value in content["position"].items():

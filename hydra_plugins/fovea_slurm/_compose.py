@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.compose import one_line, parse
 from fovea_detr.config.local import with_local
-from fovea_detr.errors import ConfigError
+from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import point_name, with_absolute_paths
 from fovea_detr.study.launch import refuse_twins
@@ -53,7 +53,7 @@ def _answer(overrides: Sequence[str]) -> Point | str:
         return compose(*_shared, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         return f"point {point_name(overrides)}: {one_line(error)}"
-    except ConfigError as error:
+    except UserError as error:
         return f"point {point_name(overrides)}: {error}"
 
 
@@ -65,6 +65,10 @@ def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) 
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = with_absolute_paths(parse(composed))
+    if config.mode == "eval":
+        from fovea_detr.training.trained import as_trained  # reads the checkpoint, with torch
+
+        config = with_absolute_paths(as_trained(config, typed))
     assert isinstance(launcher, dict)
     asked = resources(config, {str(key): value for key, value in launcher.items()})
     return Point(point_name(typed), config, asked, typed)

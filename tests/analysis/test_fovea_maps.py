@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn import functional
 from analysis import fovea_maps
 from analysis.figures.capture import attention_weights, capture
 from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
-from analysis.figures.pixels import attention_at_pixels, prior_at_pixels
+from analysis.figures.pixels import attention_at_pixels, cell_coordinates, prior_at_pixels
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
@@ -26,6 +27,8 @@ from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.attention import Attention
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training import checkpoint
+from tests import reference
+from tests.fovea.priors import SHAPES, randomise
 from tests.model.builders import random_batch, random_image, small_config, small_model
 
 DC5 = ["model=fovea_r50_dc5", "model.backbone_weights=none", "model.encoder_layers=1", "model.decoder_layers=2"]
@@ -112,44 +115,98 @@ def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(b
     model.decoder.register_forward_hook(lambda _, __, output: references.append(output[1]))
     height, width = 200, 330  # of the file; resized to sides that are not multiples of the stride
     seen = capture(model, collate_images([random_image(150, 247)], [(height, width)]))
-    for query, reference in enumerate(references[0][0].sigmoid().tolist()):
+    for query, point in enumerate(references[0][0].sigmoid().tolist()):
         for maps in seen.layers:
-            assert maps.log_prior is not None
-            drawn = prior_at_pixels(
-                maps.log_prior[0, query].double().numpy(), (height, width), seen.size_hw, seen.stride
-            )
+            assert maps.log_prior_at is not None
+            formula = partial(maps.log_prior_at, 0, query)
+            drawn = prior_at_pixels(formula, (height, width), seen.size_hw, seen.stride)
             row, column = np.unravel_index(drawn.argmax(), drawn.shape)
-            assert abs(column + 0.5 - reference[0] * width) <= 1
-            assert abs(row + 0.5 - reference[1] * height) <= 1
+            assert abs(column + 0.5 - point[0] * width) <= 1
+            assert abs(row + 0.5 - point[1] * height) <= 1
 
 
-def test_the_prior_between_the_cells_is_its_formula():
-    """type4, which has the highest degree, on an image resized by 1 / 2 to 4 x 6 cells of 16 pixels."""
-    s1, s2, s3, smooth, centre = 0.5, 0.8, 0.3, 8.0, (2.3, 1.9)
+CENTRES = pytest.mark.parametrize("cell_centre", [False, True], ids=["at the index", "at the centre"])
 
-    def log_prior(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        dx2, dy2 = (x - centre[0]) ** 2, (y - centre[1]) ** 2
-        return -(s1**2 * dx2 + s2**2 * dy2 + s3**2 * dx2 * dy2) / smooth
 
-    cells = log_prior(np.arange(6)[None], np.arange(4)[:, None])
-    x, y = (np.arange(192)[None] + 0.5) / 32, (np.arange(128)[:, None] + 0.5) / 32
-    drawn = prior_at_pixels(cells, (128, 192), (64, 96), 16)
-    np.testing.assert_allclose(drawn, np.exp(log_prior(x, y)), atol=1e-9)
+@CENTRES
+@pytest.mark.parametrize(("scale_type", "kernel"), SHAPES)
+def test_the_drawn_prior_is_the_formula_at_every_pixel(scale_type, kernel, cell_centre):
+    """Against the naive formula, at the pixels of an image of another size: 1.5 x its 64 x 96 model input."""
+    axes = [f"dynamic_scale={scale_type}", f"kernel={kernel}", f"fovea.cell_centre={str(cell_centre).lower()}"]
+    model = small_model(*axes, "mixture=head_query")
+    randomise(model.decoder, seed=1)
+    inputs: list[tuple[torch.Tensor, ...]] = []
+    layer = next(module for module in model.decoder.modules() if isinstance(module, FoveaPrior))
+    layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
+    seen = capture(model, random_batch((64, 96), (80, 128)), image=0)
+    content, query_embed, point, sizes_hw, _ = inputs[0]
+    assert point is None
+    naive = reference.prior_at(
+        dict(layer.named_parameters()),
+        content[:1],
+        query_embed,
+        None,
+        sizes_hw[:1],
+        torch.tensor([[(x + 0.5) / 24, (y + 0.5) / 24] for y in range(96) for x in range(144)], dtype=torch.float64),
+        stride=seen.stride,
+        heads=2,
+        scale_type=scale_type,
+        smooth=8.0,
+        mixture="head_query",
+        kernel=kernel,
+    )[0][0].view(2, 7, 96, 144)
+    formula = seen.layers[0].log_prior_at
+    assert formula is not None
+    for head in range(2):
+        for query in range(7):
+            drawn = prior_at_pixels(partial(formula, head, query), (96, 144), seen.size_hw, seen.stride)
+            np.testing.assert_allclose(drawn, naive[head, query].detach().exp().numpy(), atol=1e-5)
+
+
+@CENTRES
+@pytest.mark.parametrize(("scale_type", "kernel"), SHAPES)
+def test_at_the_cells_the_drawn_prior_is_the_one_that_the_attention_gets(scale_type, kernel, cell_centre):
+    axes = [f"dynamic_scale={scale_type}", f"kernel={kernel}", f"fovea.cell_centre={str(cell_centre).lower()}"]
+    model = small_model(*axes)
+    randomise(model.decoder, seed=1)
+    seen = capture(model, random_batch((64, 96)))
+    assert seen.first_cell == (0.5 if cell_centre else 0.0)
+    x, y = (seen.first_cell + torch.arange(cells) for cells in (6, 4))
+    for maps in seen.layers:
+        assert maps.log_prior is not None
+        assert maps.log_prior_at is not None
+        for head in range(2):
+            for query in range(7):
+                torch.testing.assert_close(maps.log_prior_at(head, query, x, y), maps.log_prior[head, query])
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 4), (3, 2)])
-def test_attention_to_one_cell_is_drawn_around_its_pixel(row, column):
+@pytest.mark.parametrize(("first_cell", "first_pixel"), [(0.0, 0), (0.5, 16)])
+def test_attention_to_one_cell_is_drawn_around_its_pixel(row, column, first_cell, first_pixel):
     cells = np.zeros((4, 6))
     cells[row, column] = 1
-    drawn = attention_at_pixels(cells, (128, 192), (64, 96), 16)
+    drawn = attention_at_pixels(cells, (128, 192), (64, 96), 16, first_cell)
     assert drawn.shape == (128, 192)
-    np.testing.assert_allclose(drawn[row * 32 : row * 32 + 1, column * 32 : column * 32 + 1], 1, atol=0.05)
+    top, left = (first_pixel + index * 32 for index in (row, column))
+    np.testing.assert_allclose(drawn[top : top + 1, left : left + 1], 1, atol=0.05)
     assert drawn.min() == pytest.approx(0)
+
+
+def test_attention_between_the_cells_is_linear():
+    """Against the formula: the four cells around a pixel, weighted by their distance in x and y."""
+    cells = np.random.default_rng(0).random((3, 4))
+    drawn = attention_at_pixels(cells, (30, 44), (60, 80), 20, first_cell=0.5)
+    y, x = (cell_coordinates(pixels, resized, 20) - 0.5 for pixels, resized in ((30, 60), (44, 80)))
+    for row in range(30):
+        for column in range(44):
+            weights = [max(0.0, 1 - abs(np.clip(y[row], 0, 2) - i)) for i in range(3)]
+            across = [max(0.0, 1 - abs(np.clip(x[column], 0, 3) - j)) for j in range(4)]
+            assert drawn[row, column] == pytest.approx(weights @ cells @ across)
 
 
 def test_a_map_of_one_row_or_column_can_be_drawn():
     assert attention_at_pixels(np.ones((1, 3)), (10, 30), (10, 30), 16).shape == (10, 30)
-    assert prior_at_pixels(np.zeros((2, 1)), (30, 10), (30, 10), 16).shape == (30, 10)
+    assert attention_at_pixels(np.ones((2, 1)), (30, 10), (30, 10), 16).shape == (30, 10)
 
 
 # ---- the figures ---------------------------------------------------------------------------------

@@ -121,7 +121,8 @@ def test_equal_configurations_in_two_folders_are_reported_and_counted_once(write
 
 
 def test_published_values_stand_beside_the_runs_of_their_recipe_alone(write, tmp_path):
-    for overrides in (["dynamic_scale=type3"], ["dynamic_scale=type3", "model.heads=4"], ["model=detr_r50"]):
+    changed = ("model.heads=4", "kernel=laplace", "fovea.cell_centre=true")
+    for overrides in (["dynamic_scale=type3"], *(["dynamic_scale=type3", one] for one in changed), ["model=detr_r50"]):
         write(*overrides)
     write("model=detr_r50", "schedule=500ep")
     table = table_of(tmp_path, metrics=("AP", "AP_large"))
@@ -129,6 +130,8 @@ def test_published_values_stand_beside_the_runs_of_their_recipe_alone(write, tmp
     assert found == {
         "dynamic_scale=type3": (Value(0.41), Value(0.591)),
         "dynamic_scale=type3,model.heads=4": (None, None),
+        "dynamic_scale=type3,kernel=laplace": (None, None),
+        "dynamic_scale=type3,fovea.cell_centre=true": (None, None),
         "model=detr_r50": (Value(0.348), Value(0.544)),
         "model=detr_r50,schedule=500ep": (Value(0.42), Value(0.611)),
     }

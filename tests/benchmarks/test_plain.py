@@ -13,6 +13,7 @@ from benchmarks.plain.model import PlainDETR, plain_twin
 from benchmarks.plain.step import in_float32, new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_criterion, build_model
 from fovea_detr.data.loader import collate_images
+from fovea_detr.errors import ConfigError
 from fovea_detr.model.detr import DETR
 from fovea_detr.training.optim import build_optimizer, set_learning_rate
 from fovea_detr.types import Target
@@ -30,6 +31,27 @@ def pair(*overrides: str) -> tuple[DETR, PlainDETR]:
     ours = build_model(config)
     randomise(ours.decoder, seed=1)
     return ours, plain_twin(config, ours)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "kernel=laplace",
+        "fovea.cell_centre=true",
+        "dynamic_scale=type5",
+        "model.backbone=convnext_tiny",
+        "model.position=learned",
+        "model.pre_norm=true",
+    ],
+)
+def test_a_value_without_a_plain_formula_is_refused_in_one_line(override: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{override} has no plain twin .*: choose .*$") as error:
+        pair(override)
+    assert "\n" not in str(error.value)
+
+
+def test_plain_detr_ignores_the_axes_of_the_fovea() -> None:
+    pair("model.fovea=false", "dynamic_scale=type5", "fovea.cell_centre=true")
 
 
 def images() -> list[Tensor]:

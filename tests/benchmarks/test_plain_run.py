@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.plain.run import PlainRun, ordered
+from benchmarks.plain.run import PlainRun, main, ordered
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
 from fovea_detr.data.batches import epoch_batches
@@ -52,3 +53,14 @@ def test_a_run_reports_its_time(root: Path, config: Config) -> None:
     assert 0 <= result["AP"][-1] <= 1
     assert result["training_seconds"] > 0
     assert result["evaluation_seconds"] > 0
+
+
+def test_the_command_refuses_a_value_without_a_plain_formula_in_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plain.run", str(root), "0", "kernel=laplace"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert error.startswith("error: kernel=laplace has no plain twin")
+    assert error.count("\n") == 1

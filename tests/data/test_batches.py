@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from fovea_detr.data.batches import epoch_batches, eval_batches
 from fovea_detr.errors import DataError
@@ -36,11 +38,23 @@ def test_too_few_images_for_a_batch_are_refused() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_evaluation_drops_and_repeats_nothing(world_size: int) -> None:
-    ranks = [eval_batches(11, 3, world_size, rank) for rank in range(world_size)]
+    ids = np.arange(11)
+    ranks = [eval_batches(ids, 3, world_size, rank) for rank in range(world_size)]
     assert sorted(chain(*chain(*ranks))) == list(range(11))
-    cut_once = eval_batches(11, 3, 1, 0)
+    cut_once = eval_batches(ids, 3, 1, 0)
     assert all(batch in cut_once for batches in ranks for batch in batches)
-    assert eval_batches(11, 3, 5, 4) == []
+    assert eval_batches(ids, 3, 5, 4) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_evaluation_takes_the_published_batches(seed: int, batch_size: int) -> None:
+    """torchvision's CocoDetection sorts the ids; a SequentialSampler keeps this order."""
+    ids = np.random.default_rng(seed).choice(581_929, 18, replace=False)
+    in_order = sorted(ids.tolist())
+    published = [list(batch) for batch in BatchSampler(SequentialSampler(in_order), batch_size, drop_last=False)]
+    found = eval_batches(ids, batch_size, 1, 0)
+    assert [ids[batch].tolist() for batch in found] == [[in_order[i] for i in batch] for batch in published]
 
 
 def bucketed(world_size: int = 1, rank: int = 0, seed: int = 3, epoch: int = 2) -> list[list[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from itertools import combinations_with_replacement
 
 import pytest
 import torch
@@ -56,10 +58,52 @@ def box_of_white(image: torch.Tensor) -> list[int]:
         ((192, 256), 128, 128, (96, 128)),
         ((300, 2000), 600, None, (600, 4000)),
         ((1, 5000), 800, 1333, (1, 1333)),
+        ((201, 640), 800, 1333, (419, 1334)),
+        ((640, 201), 800, 1333, (1334, 419)),
+        ((1, 2000), 800, 1333, (1, 2000)),
     ],
 )
 def test_sizes(size_hw: tuple[int, int], side: int, max_side: int | None, expected: tuple[int, int]) -> None:
     assert short_side_size(size_hw, side, max_side) == expected
+
+
+def published_size(size_hw: tuple[int, int], side: int, max_side: int | None) -> tuple[int, int]:
+    """The published rule, in floating point: nothing limits the long side after the short one was rounded."""
+    (height, width), (short, long) = size_hw, sorted(size_hw)
+    if max_side is not None and long / short * side > max_side:
+        side = round(max_side * short / long)
+    return int(side * height / short), int(side * width / short)
+
+
+@pytest.mark.parametrize("max_side", [1333, 640, None])
+def test_sizes_are_the_published_ones(max_side: int | None) -> None:
+    draws, longer = random.Random(0), 0
+    fixed = [(height, width) for height in range(150, 650, 7) for width in (200, 333, 480, 640, 641)]
+    drawn = [(draws.randint(2, 1000), draws.randint(2, 1000)) for _ in range(3000)]
+    for size_hw in fixed + drawn:
+        for side in (400, 480, 608, 800):
+            found = short_side_size(size_hw, side, max_side)
+            assert found == published_size(size_hw, side, max_side), (size_hw, side)
+            longer += max_side is not None and max(found) > max_side
+    assert longer > 100 or max_side is None
+
+
+@pytest.mark.parametrize("size_hw", [(201, 640), (640, 201)])
+def test_training_and_evaluation_resize_alike(size_hw: tuple[int, int]) -> None:
+    evaluation, training = eval_transform("coco"), PublishedTraining(short_sides=(800,), crop=0.0)
+    assert evaluation.prepared_hw(size_hw) == drawn_hw(training, size_hw, 0, 0, 1) == published_size(size_hw, 800, 1333)
+
+
+def test_the_tiny_recipe_never_exceeds_its_long_side() -> None:
+    """Of every size up to 256 px: the long side is cut to 128 px after the rounding."""
+    recipe, cut = LongSide(128), 0
+    for short, long in combinations_with_replacement(range(1, 257), 2):
+        side = max(1, round(128 * short / long))
+        wanted = (side, min(int(side * long / short), 128))
+        assert recipe.prepared_hw((short, long)) == wanted
+        assert recipe.prepared_hw((long, short)) == wanted[::-1]
+        cut += int(side * long / short) > 128
+    assert cut > 1000
 
 
 def test_boxes_follow_the_pixels_through_flip_and_resize() -> None:
@@ -168,7 +212,7 @@ def test_a_size_is_known_without_the_image(transform: Transform, size_hw: tuple[
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
 def test_an_unknown_recipe_is_refused(make: Callable[[str], Transform]) -> None:
-    with pytest.raises(ValueError, match="choose coco or tiny"):
+    with pytest.raises(ValueError, match="is not one of coco, tiny"):
         make("voc")
 
 
@@ -191,7 +235,8 @@ def test_largest_sizes_are_those_of_every_draw(size_hw: tuple[int, int], max_sid
     for side in (0, 1):
         assert max(size[side] for size in largest) == max(size[side] for size in drawn)
     most = max(height * width for height, width in drawn)
-    assert max(height * width for height, width in largest) >= 0.96 * most, "but for a pixel of rounding"
+    assert max(height * width for height, width in largest) == most
+    assert all(any(height <= h and width <= w for h, w in largest) for height, width in drawn)
 
 
 @pytest.mark.parametrize("size_hw", [(480, 640), (640, 427), (300, 2000)])

@@ -52,7 +52,7 @@ def test_the_total_is_the_weighted_sum_of_the_parts(loss: str) -> None:
     assert found.total.item() == pytest.approx(sum(WEIGHTS[k] * v.sum().item() for k, v in found.by_layer.items()))
 
 
-def test_detrs_dicts_are_welcome() -> None:
+def test_detrs_dicts_are_accepted() -> None:
     predictions, targets = random_predictions(2, 2, 5), random_targets(3, 0)
     dicts = [{"labels": t.labels, "boxes": t.boxes_cxcywh, "area": torch.zeros(len(t))} for t in targets]
     assert torch.equal(criterion("focal")(predictions, dicts).total, criterion("focal")(predictions, targets).total)

@@ -41,7 +41,7 @@ def test_channels_and_stride_are_those_of_the_spec(name: str, dc5: bool) -> None
     assert features.shape == (1, spec.channels, 64 // backbone.stride, 96 // backbone.stride)
 
 
-def test_every_spec_has_a_body_and_weights_if_it_says_so() -> None:
+def test_every_spec_has_a_body_and_the_weights_that_it_states() -> None:
     assert {spec.body for spec in BACKBONES.values()} == set(BODIES)
     known = torchvision.models.list_models(torchvision.models)
     assert {name: name in known for name in BACKBONES} == {name: spec.imagenet for name, spec in BACKBONES.items()}
@@ -50,13 +50,13 @@ def test_every_spec_has_a_body_and_weights_if_it_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_only_a_backbone_with_batch_norm_says_so(name: str) -> None:
+def test_batch_norm_is_set_where_the_backbone_has_it(name: str) -> None:
     backbone = build_backbone(name, dc5=False, batch_norm="trainable")
     assert any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()) == BACKBONES[name].batch_norm
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_size_has_a_cell_for_every_started_stride(name: str) -> None:
+def test_the_number_of_cells_is_rounded_up_for_any_size(name: str) -> None:
     backbone = build_backbone(name, dc5=False, batch_norm="frozen").eval()
     for size in ((33, 64), (64, 65), (1, 31), (95, 100)):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The whole model: every kind runs and learns, padding and neighbours in the batch change nothing they must not."""
+"""The whole model: every kind runs and learns; padding and other images of the batch change nothing."""
 
 from __future__ import annotations
 
@@ -84,30 +84,30 @@ def test_classes_start_rare() -> None:
     assert small_model("model.loss=softmax", "model.fovea=false").class_head.bias.abs().max() < 1
 
 
-def test_it_sees_a_batch_and_nothing_else() -> None:
+def test_the_only_input_is_a_batch() -> None:
     assert list(inspect.signature(DETR.forward).parameters) == ["self", "batch"]
     assert {field.name for field in fields(Batch)} == {"images", "sizes_hw", "original_sizes_hw", "image_ids"}
 
 
-def answers(model: DETR, batch: Batch) -> tuple[Tensor, Tensor]:
+def outputs(model: DETR, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         predictions = model(batch)
     return predictions.logits, predictions.boxes_cxcywh
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.fovea=false"], ["model.backbone=resnet18", "mixture=head_query"]])
-def test_an_image_as_large_as_the_batch_is_as_if_it_were_alone(overrides: list[str]) -> None:
+def test_other_images_change_no_image_without_padding(overrides: list[str]) -> None:
     model = small_model(*overrides)
-    together, alone = answers(model, random_batch(*SIZES_HW)), answers(model, random_batch(SIZES_HW[0]))
+    together, alone = outputs(model, random_batch(*SIZES_HW)), outputs(model, random_batch(SIZES_HW[0]))
     for ours, expected in zip(together, alone, strict=True):
         assert torch.allclose(ours[:, :1], expected, atol=1e-5)
 
 
-def test_neighbours_in_the_batch_change_nothing(fovea: DETR) -> None:
+def test_the_order_in_the_batch_changes_nothing(fovea: DETR) -> None:
     batch = random_batch(*SIZES_HW, (64, 96))
     order = torch.tensor([2, 0, 1])
     shuffled = Batch(batch.images[order], batch.sizes_hw[order], batch.original_sizes_hw[order])
-    for ours, expected in zip(answers(fovea, shuffled), answers(fovea, batch), strict=True):
+    for ours, expected in zip(outputs(fovea, shuffled), outputs(fovea, batch), strict=True):
         assert torch.allclose(ours, expected[:, order], atol=1e-5)
 
 
@@ -130,19 +130,19 @@ def test_padding_cells_have_no_influence(fovea: DETR, monkeypatch: pytest.Monkey
     batch = random_batch(*SIZES_HW)
     with torch.no_grad():
         features = fovea.backbone(batch.images)
-    expected = answers(fovea, batch)
+    expected = outputs(fovea, batch)
     padding = cell_padding(batch.sizes_hw, (64, 96), (4, 6))
     assert padding.any()
     garbage = torch.where(padding[:, None], torch.full_like(features, 1e3), features)
     monkeypatch.setattr(fovea.backbone, "forward", lambda _images: garbage)
-    for ours, wanted in zip(answers(fovea, batch), expected, strict=True):
+    for ours, wanted in zip(outputs(fovea, batch), expected, strict=True):
         assert torch.allclose(ours, wanted, atol=1e-5)
 
 
 def test_size_on_disk_has_no_influence(fovea: DETR) -> None:
     batch = random_batch(*SIZES_HW)
     elsewhere = Batch(batch.images, batch.sizes_hw, batch.original_sizes_hw * 7)
-    for ours, expected in zip(answers(fovea, elsewhere), answers(fovea, batch), strict=True):
+    for ours, expected in zip(outputs(fovea, elsewhere), outputs(fovea, batch), strict=True):
         assert torch.equal(ours, expected)
 
 
@@ -151,7 +151,7 @@ def test_queries_with_a_prior_add_its_reference_to_their_boxes() -> None:
     model = small_model("mixture=query", "model.num_queries=5")
     for parameter in model.box_head.parameters():
         torch.nn.init.zeros_(parameter)
-    _, boxes = answers(model, random_batch(*SIZES_HW))
+    _, boxes = outputs(model, random_batch(*SIZES_HW))
     plain, felt = boxes[:, :, :2], boxes[:, :, 2:]
     assert (plain == 0.5).all()
     assert (felt[..., 2:] == 0.5).all()
@@ -176,7 +176,7 @@ def test_bfloat16_autocast_is_finite_and_close(overrides: list[str]) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
-def test_learned_position_says_when_there_are_too_many_cells() -> None:
+def test_learned_position_refuses_too_many_cells() -> None:
     model = small_model("model.position=learned")
     assert isinstance(model.position, LearnedPosition)
     with pytest.raises(ValueError, match="feature map has 2 x 51"):

@@ -103,7 +103,7 @@ def images() -> Batch:
 
 
 def targets() -> list[dict[str, Tensor]]:
-    """As DETR's data sets hand them over."""
+    """As DETR's data sets return them."""
     rng = np.random.default_rng(7)
     made = []
     for i in range(len(SIZES_HW)):

@@ -18,7 +18,7 @@ def backbone() -> Backbone:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, seconds: dict[bool, list[float]]) -> list[bool]:
-    """Passes take these seconds, by format; -> the formats in the order in which they were asked for."""
+    """Passes take these seconds, by format; -> the formats in the order of their measurement."""
     asked: list[bool] = []
 
     def pass_seconds(backbone: nn.Module, images: Tensor, precision: str) -> float:
@@ -45,14 +45,14 @@ def test_medians_of_passes_in_turn_without_the_first(
     assert not backbone.channels_last
 
 
-def test_a_cpu_is_never_asked(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
+def test_nothing_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
     asked = clock(monkeypatch, {})
     assert not pays_channels_last(backbone, random_image(32, 32)[None], "bf16")
     assert not asked
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_measuring_leaves_no_trace(backbone: Backbone, precision: str) -> None:
+def test_a_measurement_restores_everything(backbone: Backbone, precision: str) -> None:
     backbone.body.get_submodule("bn1").eval()
     state = {name: value.clone() for name, value in backbone.state_dict().items()}
     modes, random_state = [m.training for m in backbone.modules()], torch.get_rng_state()
@@ -63,7 +63,7 @@ def test_measuring_leaves_no_trace(backbone: Backbone, precision: str) -> None:
     assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_a_failure_leaves_no_trace_either(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
+def test_a_failed_measurement_restores_everything(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
     monkeypatch.setattr(memory_format, "pass_seconds", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         is_faster(backbone, random_image(32, 32)[None], "fp32", runs=1)
@@ -97,7 +97,7 @@ def test_activations_follow_and_the_state_dict_does_not() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_a_gpu_is_asked_and_answers() -> None:
+def test_a_gpu_is_measured() -> None:
     backbone = build_backbone("resnet18", dc5=False, batch_norm="frozen").cuda()
     answer = pays_channels_last(backbone, random_image(256, 256)[None].cuda(), "bf16", runs=2)
     assert isinstance(answer, bool)

@@ -42,7 +42,7 @@ def test_a_batch_is_its_images_padded_with_zeros(interleaved: bool) -> None:
     assert bits(found).equal(bits(twin.images))
 
 
-def test_floats_pass_untouched_and_pixels_stay_as_they_were() -> None:
+def test_floats_are_returned_and_pixels_are_not_modified() -> None:
     batch = collate_images([alone(image) for image in random_images()])
     assert normalised(batch.images, batch.sizes_hw) is batch.images
     pixels = collate_images(random_images())
@@ -51,7 +51,7 @@ def test_floats_pass_untouched_and_pixels_stay_as_they_were() -> None:
     assert pixels.images.equal(before)
 
 
-def test_constants_first_asked_for_in_inference_serve_training_too() -> None:
+def test_constants_created_in_inference_work_in_training() -> None:
     batch = collate_images(random_images())
     _constants.cache_clear()
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_the_model_takes_pixels_and_normalised_floats_alike() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_it_waits_for_nothing() -> None:
+def test_on_a_gpu_there_is_no_synchronisation() -> None:
     images = random_images()
     batch = collate_images(images).to("cuda")
     torch.cuda.synchronize()

@@ -42,7 +42,7 @@ def test_sine_by_hand(hidden: int) -> None:
                 assert position[image, row, column].tolist() == pytest.approx(y + x, abs=1e-5)
 
 
-def test_sine_has_nothing_to_save() -> None:
+def test_sine_has_no_state() -> None:
     assert not SinePosition(16).state_dict()
 
 
@@ -62,7 +62,7 @@ def test_learned_is_a_column_and_a_row() -> None:
 
 
 @pytest.mark.parametrize("cells", [(51, 3), (3, 51)])
-def test_learned_knows_50_cells(cells: tuple[int, int]) -> None:
+def test_learned_has_50_cells_per_side(cells: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"model\.position=sine") as caught:
         LearnedPosition(8)(torch.zeros(1, *cells, dtype=torch.bool))
     assert "\n" not in str(caught.value)

@@ -44,7 +44,7 @@ def padding() -> Tensor:
 
 @NORM_PLACES
 def test_encoder_layer_equals_torch(pre_norm: bool) -> None:
-    """Without positions, which torch's layer does not know."""
+    """Without positions, which torch's layer does not have."""
     layer = EncoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm)
     randomise(layer, seed=1)
     cells = drawn(2, 7, HIDDEN, seed=2)
@@ -65,7 +65,7 @@ def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
 
 
 def test_positions_reach_queries_and_keys_but_not_values() -> None:
-    """An attention that sees one cell alone hands out its value, wherever the cell is."""
+    """Attention to a single cell returns the value of that cell, wherever the cell is."""
     layer = EncoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm=False)
     randomise(layer, seed=1)
     cells = drawn(2, 7, HIDDEN, seed=2)
@@ -81,7 +81,7 @@ def test_positions_reach_queries_and_keys_but_not_values() -> None:
 
 @pytest.mark.parametrize("fovea", [True, False], ids=["fovea", "plain"])
 def test_decoder_by_formula(fovea: bool) -> None:
-    """All layers: places reach queries and keys, the prior sees each layer's input, the reference is layer 0's."""
+    """Positions are added to queries and keys, the prior gets each layer's input, the reference is layer 0's."""
     overrides = [f"model.fovea={fovea}", "model.decoder_layers=3", "dynamic_scale=type3", "mixture=head"]
     decoder = build_decoder(small_config(*overrides))
     randomise(decoder, seed=1)

@@ -76,7 +76,9 @@ def test_one_bad_point_refuses_the_sweep(
     assert not (tmp_path / "runs/default/manifest.jsonl").exists()
 
 
-def test_sbatch_that_refuses_is_one_line_and_the_point_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_sbatch_is_one_line_and_the_reason_of_the_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_sbatch(monkeypatch, tmp_path)
     for name in ("squeue", "sacct"):
         (tmp_path / "bin" / name).write_text("#!/bin/sh\n")

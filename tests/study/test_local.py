@@ -26,7 +26,7 @@ def test_points_run_one_after_another_and_are_skipped_when_done(tmp_path: Path) 
     assert "nothing to submit: 2 done" in run_well(*sweep(tmp_path, "seed=0,1"))
 
 
-def test_a_failed_point_fails_the_wait_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_point_fails_the_wait_and_the_others_run(tmp_path: Path) -> None:
     done = run(
         *sweep(tmp_path, "schedule.usual_lr=1e8", "schedule.clip=0", "schedule.warmup=0", "schedule.lr=1e8,1e-3")
     )

@@ -45,7 +45,7 @@ def test_ranges_of_an_array() -> None:
     assert expanded("7_3") == ["7_3"]
 
 
-def test_accounting_is_asked_only_for_what_squeue_has_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sacct_is_called_only_for_jobs_that_squeue_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def command(arguments: list[str], **_: object) -> str:
@@ -62,7 +62,7 @@ def test_accounting_is_asked_only_for_what_squeue_has_forgotten(monkeypatch: pyt
     assert queue.jobs([], ["tiny-1123-062815-6f001a"], since=0)["1_0"].state == "COMPLETED"
 
 
-def test_slurm_that_is_not_there_is_one_line() -> None:
+def test_missing_slurm_is_one_line() -> None:
     with pytest.raises(queue.SlurmError, match="not a machine of a SLURM cluster"):
         queue.command(["no-such-program"])
     with pytest.raises(queue.SlurmError, match="has not answered"):

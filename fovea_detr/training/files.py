@@ -1,0 +1,55 @@
+"""Files of weights: read without executing any code in them."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fovea_detr.errors import WeightsError
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """A checkpoint file as a dict, on the CPU. No code in it is executed; an argparse.Namespace is allowed as data.
+
+    Raises WeightsError, one line: no such file, not a checkpoint, truncated, or a pickle that needs to run code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's messages: "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".
+        unsafe = "GLOBAL " in str(error)
+        what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
+        raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
+    except Exception as error:  # torch.load of damaged bytes raises many types, some without a message
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'model'")
+    return dict(content)
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """The model's tensors by name, from a checkpoint (under 'model' or 'state_dict') or a bare state dict."""
+    return tensors_of(read(path), path)
+
+
+def tensors_of(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
+    """The model's tensors by name, in the content of the file at `path`."""
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = dict(content[key])
+            break
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path}: there are no tensors in it; expected a state dict or a dict with 'model'")
+    return tensors
