@@ -6,6 +6,7 @@ import warnings
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -110,15 +111,20 @@ def claim(folder: RunFolder, seconds: float) -> bool:
 
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
-    train_set, val_set = distributed.first_on_node(lambda: build.build_data(config))
+    read = distributed.once_per_node(lambda: build.read_splits(config))
+    train_set, val_set = distributed.first_on_node(lambda: build.build_data(config, read))
     config = replace(config, data=replace(config.data, num_classes=val_set.annotations.num_classes))
     splits = {name: split for name, split in (("val", val_set), ("train", train_set)) if split is not None}
     data = {name: split.annotations.fingerprint for name, split in splits.items()}
     refuse_other_data(folder, data, config.data.root)
     if distributed.rank() == 0:
-        record_start(config, folder, device, data)
+        flaws = {name: split.annotations.flaws.as_json() for name, split in splits.items()}
+        record_start(config, folder, device, data, flaws)
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
+    for split in splits.values():
+        for line in split.annotations.warnings(config.model.num_queries):
+            console.log(f"warning: {line}")
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
     if config.mode == "train":
@@ -137,10 +143,12 @@ def total_batch_size(config: Config) -> int:
     return config.schedule.batch_size * distributed.world_size()
 
 
-def record_start(config: Config, folder: RunFolder, device: torch.device, data: dict[str, str]) -> None:
+def record_start(
+    config: Config, folder: RunFolder, device: torch.device, data: dict[str, str], flaws: dict[str, list[Any]]
+) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the fingerprint of the annotations by split.
+    data: the fingerprint of the annotations by split. flaws: what was found in them, by split.
     """
     text = folder.config_text()
     if text is None:
@@ -148,7 +156,7 @@ def record_start(config: Config, folder: RunFolder, device: torch.device, data: 
     elif left_out := Stored(text).passed_over:
         tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
-    facts["data"] = data
+    facts |= {"data": data, "data_flaws": flaws}
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
     first = folder.provenance()

@@ -13,7 +13,7 @@ CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # a checkout keeps
 
 # Leaves that say where and how a run is carried out, not what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
-INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
+INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
@@ -81,6 +81,7 @@ class Data:
     bucketing: bool = False
     workers: int = 4
     check: str = "quick"  # quick | full
+    max_flawed: float = 0.01  # share of the objects; only refuses, so that it makes no other run
 
 
 @dataclass
