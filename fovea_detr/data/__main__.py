@@ -16,7 +16,6 @@ from typing import get_args
 from fovea_detr.config.schema import Data
 from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.coco import CocoDataset, check_images
-from fovea_detr.data.flaws import refuse
 from fovea_detr.data.readers import READERS, SplitName
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError
@@ -47,26 +46,26 @@ def check(data: Data, name: SplitName, *, full: bool) -> int:
     try:
         split = READERS[data.name](data, name)
         report(name, split)
-        refuse([split.flaws], data.max_flawed)
         if full:
             check_images(CocoDataset(split, eval_transform(data.recipe)))
     except DataError as error:
         print(f"{name}: refused: {error}")
+        return 2
+    if split.flaws.refusal(data.max_flawed):
+        print(f"{name}: refused with data.max_flawed={data.max_flawed:g}")
         return 2
     return int(split.flaws.share > 0)
 
 
 def report(name: str, split: CocoSplit) -> None:
     """The numbers of the split, and a line for every kind of flaw."""
-    crowds = int(split.objects.is_crowd.sum())
+    crowds, flaws = int(split.objects.is_crowd.sum()), split.flaws
     print(
-        f"{name}: {split.path}: {len(split.image_ids)} images, {len(split.labels)} objects and {crowds} crowds of "
-        f"{len(split.categories)} categories"
+        f"{name}: {flaws.path}: {len(split.image_ids)} images, {len(split.labels)} objects and {crowds} crowds of "
+        f"{len(split.categories)} categories; {flaws.flawed_objects} of {flaws.objects} objects are flawed"
     )
-    for flaw in split.flaws.found:
+    for flaw in flaws.found:
         print(f"  {flaw}")
-    if split.flaws.share > 0:
-        print(f"  {split.flaws.share:.2%} are flawed")
 
 
 if __name__ == "__main__":

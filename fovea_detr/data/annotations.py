@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fovea_detr.data.flaws import Flaws
+from fovea_detr.data.flaws import Flaws, first_line
 from fovea_detr.data.object_table import Objects
 from fovea_detr.data.tables import Tables
 from fovea_detr.errors import DataError
@@ -127,7 +127,3 @@ def collector_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

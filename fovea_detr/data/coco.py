@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.flaws import EXAMPLES
-from fovea_detr.data.pixels import decode, stored_orientation
+from fovea_detr.data.headers import size_mismatch
+from fovea_detr.data.pixels import decode
 from fovea_detr.data.samples import Sample, as_target
 from fovea_detr.data.transforms import Transform, drawn_hw, draws
 from fovea_detr.errors import DataError
@@ -75,11 +76,7 @@ class CocoDataset(Dataset[Example]):
         path = split.folder / split.file_names[index]
         image = decode(path)
         if tuple(image.shape[1:]) != size_hw:
-            found, wanted = (f"{width} x {height}" for height, width in (image.shape[1:], size_hw))
-            turned = stored_orientation(path)
-            upright = f" (EXIF orientation {turned} applied)" if turned > 1 else ""
-            remedy = "annotate the upright image, or remove the orientation" if upright else "get the right image"
-            raise DataError(f"{path}: {found} pixels{upright} on disk, but {wanted} in {split.path.name}; {remedy}")
+            raise DataError(size_mismatch(size_hw, path) or f"{path}: changed while it was read")
         mine = slice(split.starts[index], split.starts[index + 1])
         return Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from numbers import Integral, Real
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ INTEGER = re.compile(r"\s*[+-]?\d{1,20}\s*", re.ASCII)
 
 def fields(entries: list[Any], key: str) -> list[Any]:
     """One field of every entry; None where it is absent or the entry is not an object."""
+    with suppress(KeyError, TypeError):
+        return list(map(itemgetter(key), entries))  # a third of the time
     return [entry.get(key) if isinstance(entry, dict) else None for entry in entries]
 
 
@@ -42,11 +45,11 @@ def numbers(values: Sequence[Any]) -> Column:
 
 def quadruples(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[n, 4] float64, and two masks [n]: lists of four entries; those of which all four are numbers."""
+    complete = np.ones(len(values), bool)
     if not (set(map(type, values)) <= {list} and set(map(len, values)) <= {4}):
-        values = [list(v) if isinstance(v, list | tuple | np.ndarray) and len(v) == 4 else None for v in values]
-    complete = np.array([value is not None for value in values], bool)
-    absent = (None,) * 4
-    flat, valid = numbers(list(chain.from_iterable(absent if value is None else value for value in values)))
+        complete = np.array([isinstance(v, list | tuple | np.ndarray) and len(v) == 4 for v in values], bool)
+        values = [value if is_one else (None,) * 4 for value, is_one in zip(values, complete, strict=True)]
+    flat, valid = numbers(list(chain.from_iterable(values)))
     return flat.reshape(-1, 4), complete, np.asarray(valid.reshape(-1, 4).all(axis=1))
 
 

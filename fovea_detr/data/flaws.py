@@ -13,7 +13,6 @@ import numpy as np
 from fovea_detr.errors import DataError
 
 EXAMPLES = 3  # of each kind
-NARROW = 100  # characters of a name or a value in a message
 
 
 class Fate(Enum):
@@ -36,8 +35,8 @@ class Flaw:
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
-        fate = f", {self.fate.value}" if self.fate in (Fate.LEFT_OUT, Fate.CLIPPED) else ""
-        return f"{self.count} {self.kind}{fate}: {', '.join(self.examples)}{more}"
+        fate = f" {self.fate.value}" if self.fate in (Fate.LEFT_OUT, Fate.CLIPPED) else ""
+        return f"{self.kind}: {self.count}{fate} ({', '.join(self.examples)}{more})"
 
 
 @dataclass
@@ -57,7 +56,7 @@ class Flaws:
     def add(self, kind: str, fate: Fate, items: Sequence[Any] | np.ndarray, name: Callable[[Any], str] = str) -> None:
         """items: one for each flaw; the first ones are shown by their names. Nothing is added without any."""
         if len(items):
-            examples = tuple(shown(name(item)) for item in items[:EXAMPLES])
+            examples = tuple(shown(name(item), 240) for item in items[:EXAMPLES])
             self.found.append(Flaw(kind, fate, len(items), examples))
 
     @property
@@ -97,8 +96,12 @@ def refuse(splits: Iterable[Flaws], max_flawed: float) -> None:
         raise DataError("; ".join(refusals))
 
 
-def shown(value: Any) -> str:
-    """A value of the file in a message: on one line, short, and printable."""
+def shown(value: Any, longest: int = 60) -> str:
+    """A value of the file in a message: on one line, printable, and of that many characters at most."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= NARROW else f"{text[:NARROW]}..."
+    text = text if len(text) <= longest else f"{text[:longest]}..."
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def first_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from fovea_detr.data.columns import Column, fields, integers
-from fovea_detr.data.flaws import Fate, Flaws
+from fovea_detr.data.flaws import Fate, Flaws, first_line
+from fovea_detr.data.headers import UNREADABLE, size_mismatch
 from fovea_detr.errors import DataError
 
 LONGEST_SIDE = 1 << 24  # pixels: float32 counts exactly up to here
-MOST_SIZES_READ = 10_000  # images; in a larger split an empty file is only found when decoded: stat is slow on NFS
+# Images: in a larger split, an empty file, or one of another size, is only found when decoded. NFS is slow.
+MOST_STATS, MOST_HEADERS = 10_000, 2_000
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,30 @@ def _repeated(
     return repeated & ~np.isin(ids, list(conflicts)), np.array(sorted(conflicts), np.int64)
 
 
-def check_files(names: list[str], folder: Path, flaws: Flaws) -> None:
-    """Lists each folder once instead of calling stat for every image."""
-    parts = [os.path.split(name) for name in names]
+def check_files(images: Images, folder: Path, flaws: Flaws) -> None:
+    """Lists each folder once instead of calling stat for every image; reads the headers of a small split."""
+    parts = [os.path.split(name) for name in images.file_names]
     present = {parent: _listed(folder, parent) for parent in {parent for parent, _ in parts}}
-    found = [name in present[parent] for parent, name in parts]
-    missing = [name for name, is_there in zip(names, found, strict=True) if not is_there]
-    flaws.add(f"image files that are not in {folder}", Fate.REFUSED, missing)
-    if len(names) <= MOST_SIZES_READ:
-        paths = [folder / name for name, is_there in zip(names, found, strict=True) if is_there]
-        empty = [path for path in paths if not path.is_file() or path.stat().st_size == 0]
-        flaws.add("image files that are empty, or broken links", Fate.REFUSED, empty)
+    found = np.array([name in present[parent] for parent, name in parts], bool)
+    flaws.add(
+        f"image files that are not in {folder}", Fate.REFUSED, np.flatnonzero(~found), images.file_names.__getitem__
+    )
+    paths = {i: folder / images.file_names[i] for i in np.flatnonzero(found).tolist()}
+    if len(parts) > MOST_STATS:
+        return
+    empty = [i for i, path in paths.items() if not path.is_file() or path.stat().st_size == 0]
+    flaws.add("image files that are empty, or broken links", Fate.REFUSED, empty, lambda i: str(paths[i]))
+    if len(parts) > MOST_HEADERS:
+        return
+    unreadable, others = [], []
+    for i in paths.keys() - set(empty):
+        try:
+            mismatch = size_mismatch((int(images.sizes_hw[i, 0]), int(images.sizes_hw[i, 1])), paths[i])
+            others += [mismatch] if mismatch and images.sizes_hw[i].max() < LONGEST_SIDE else []
+        except UNREADABLE as error:
+            unreadable.append(f"{paths[i]}: {first_line(error)}")
+    flaws.add("files that are no images", Fate.REFUSED, unreadable)
+    flaws.add("images of another size than annotated", Fate.REFUSED, others)
 
 
 def _listed(folder: Path, parent: str) -> set[str]:

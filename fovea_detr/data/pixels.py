@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from fovea_detr.data.annotations import first_line
+from fovea_detr.data.flaws import first_line
+from fovea_detr.data.headers import UNREADABLE, orientation
 from fovea_detr.errors import DataError
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of PIL
 GREY16, LARGEST16 = ("I;16", "I;16L", "I;16B", "I;16N", "I"), 65535  # PIL before version 11 opens 16-bit PNG as "I"
 
 
@@ -35,21 +34,6 @@ def decode(path: Path) -> Tensor:
         empty = path.is_file() and path.stat().st_size == 0
         reason = "the file is empty" if empty else first_line(error)
         raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error
-
-
-def orientation(image: Image.Image) -> int:
-    """1 (upright) to 8, as in EXIF; 1 where the file has none that can be read."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UNREADABLE:
-        return 1
-    return value if value in range(1, 9) else 1
-
-
-def stored_orientation(path: Path) -> int:
-    """That of a file that can be read."""
-    with Image.open(path) as image:
-        return orientation(image)
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

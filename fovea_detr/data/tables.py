@@ -32,7 +32,7 @@ class Tables:
         names = _parse_categories(categories, flaws)
         image_ids, owners = _ids(images, annotations, flaws)
         table = parse_images(images, image_ids, flaws)
-        check_files(table.file_names, folder, flaws)
+        check_files(table, folder, flaws)
         return cls(table, ObjectParser(annotations, owners, table, flaws).parse(names), names, flaws)
 
 
