@@ -118,6 +118,7 @@ def _check_backbone(model: Model) -> None:
 
 
 def _check_data(data: Data) -> None:
+    _refuse(not 0 <= data.max_flawed <= 1, f"data.max_flawed={data.max_flawed} is a share of the objects, 0..1")
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 
