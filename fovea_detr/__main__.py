@@ -11,27 +11,30 @@ from omegaconf import DictConfig
 
 from fovea_detr import cli
 from fovea_detr.compose import parse
+from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.identity import Folders, point_name, with_absolute_weights
 from hydra_plugins.fovea_slurm.config import register
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def run_point(composed: DictConfig) -> None:
-    """Train and evaluate one point of the grid; Hydra calls this once per point of a sweep."""
+def run_point(composed: DictConfig) -> float | None:
+    """Train and evaluate one point of the grid -> AP; Hydra calls this once per point of a sweep."""
     hydra_config = HydraConfig.get()
-    with cli.one_line_errors(leave=hydra_config.mode == RunMode.RUN):
-        config = with_absolute_weights(parse(composed))
+    typed, leave = hydra_config.overrides.task, hydra_config.mode == RunMode.RUN
+    with cli.one_line_errors(leave, on_every_rank=True):
+        config = with_absolute_weights(parse(with_local(composed, typed)))
+    with cli.one_line_errors(leave):
         if config.mode == "eval":
             from fovea_detr.training.trained import as_trained  # reads the checkpoint, with torch
 
-            config = as_trained(config, hydra_config.overrides.task)
+            config = as_trained(config, typed)
         study_folder = Path(config.runs) / config.study
-        point = Folders(study_folder).name(point_name(hydra_config.overrides.task), config)
+        point = Folders(study_folder).name(point_name(typed), config)
 
         from fovea_detr import experiment  # imports torch: only after the configuration has passed its checks
 
-        experiment.run(config, point)
+        return experiment.run(config, point)
 
 
 def main() -> None:

@@ -126,10 +126,11 @@ def build_data(
 ) -> tuple[CocoDataset | None, CocoDataset]:
     """The training (None with mode=eval) and the validation split. splits: None to read them. Raises DataError."""
     data, splits = config.data, read_splits(config) if splits is None else splits
-    val = CocoDataset(splits["val"], eval_transform(data.recipe), in_memory=data.in_memory)
+    to_eval, to_train = (make(data.recipe, long_side=data.long_side) for make in (eval_transform, train_transform))
+    val = CocoDataset(splits["val"], to_eval, in_memory=data.in_memory)
     if "train" not in splits:
         return None, val
-    return CocoDataset(splits["train"], train_transform(data.recipe), in_memory=data.in_memory), val
+    return CocoDataset(splits["train"], to_train, in_memory=data.in_memory), val
 
 
 def build_loader(config: Config, split: CocoDataset, device: torch.device) -> Loader:

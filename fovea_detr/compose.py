@@ -1,23 +1,19 @@
-"""From the command line, or a list of overrides, to the Config: rewriting for Hydra, and errors in one line."""
+"""From a list of overrides to the Config, and Hydra's errors in one line."""
 
 from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.config.checks import check
+from fovea_detr.config.local import with_local
+from fovea_detr.config.overrides import HINT, group_values, rewrite
 from fovea_detr.config.schema import CONF_DIR, Config
 from fovea_detr.errors import ConfigError, UserError
-
-NUMERIC_GROUPS = ("smooth",)
-PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
-PATH_KEYS += ("data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
-HINT = "see `python run.py --help`"
 
 
 def parse(composed: DictConfig) -> Config:
@@ -27,7 +23,7 @@ def parse(composed: DictConfig) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         where = error.full_key or "the configuration"
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}; see `python run.py --help`") from None
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}; {HINT}") from None
     assert isinstance(config, Config)
     check(config)
     return config
@@ -40,72 +36,15 @@ def load_config(overrides: list[str] | None = None) -> Config:
     """
     from hydra import compose, initialize_config_dir
 
+    rewritten = rewrite(overrides or [])
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
-            composed = compose("config", rewrite(overrides or []))
+            composed = compose("config", rewritten)
         except Exception as error:
             if not is_users(error):
                 raise
             raise ConfigError(one_line(error)) from None
-    return parse(composed)
-
-
-def refuse_repeated_sweeps(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for `seed=0,1 seed=2,3` in a sweep: Hydra keeps the last one, and runs two points of four."""
-    if not {"-m", "--multirun"} & set(arguments):
-        return
-    seen: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        before = seen.get(key)
-        if equals and before is not None and (is_several(before) or is_several(value)):
-            raise ConfigError(f"{key}={before} and {key}={value}: name a key once, {key}={before},{value}")
-        if equals:
-            seen[key] = value
-
-
-def is_several(value: str) -> bool:
-    """Whether Hydra makes several runs of `key=VALUE`: a list or a quoted text is one value."""
-    return "," in re.sub(r"\[.*\]|\{.*\}|'.*'|\".*\"", "", value)
-
-
-def quote_numeric_choices(arguments: Sequence[str]) -> list[str]:
-    """`smooth=4,8` -> `smooth='4','8'`: Hydra reads a bare number as a value and rejects it as a group's choice."""
-    pattern = re.compile(rf"({'|'.join(NUMERIC_GROUPS)})=(-?[0-9.,]+)")
-    quoted = []
-    for argument in arguments:
-        match = pattern.fullmatch(argument)
-        if match:
-            choices = ",".join(f"'{choice}'" for choice in match[2].split(","))
-            argument = f"{match[1]}={choices}"
-        quoted.append(argument)
-    return quoted
-
-
-def quote_existing_paths(arguments: Sequence[str]) -> list[str]:
-    """`weights=runs/x/a=1,b=2/checkpoint.pt` -> the value quoted: `=` and `,` are Hydra's grammar and our names.
-
-    Only a value that exists on disk just as it stands is quoted, so that a list of paths is still a sweep.
-    """
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in PATH_KEYS and re.search(r"[=,(){}\[\]:]", value) and _exists(value):
-            argument = f"{key}='{value}'"
-        quoted.append(argument)
-    return quoted
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except OSError:  # longer than a file system allows: a list of paths
-        return False
-
-
-def rewrite(arguments: Sequence[str]) -> list[str]:
-    """The command line as typed -> the same in Hydra's grammar."""
-    return quote_existing_paths(quote_numeric_choices(arguments))
+    return parse(with_local(composed, rewritten))
 
 
 def one_line(error: BaseException) -> str:
@@ -121,14 +60,9 @@ def one_line(error: BaseException) -> str:
 
 
 def _values_of(group: str) -> str:
-    names = sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=_by_number)
+    names = group_values(group)
     by_leaf = " (any other number: fovea.smooth=...)" if group == "smooth" else ""
     return f"choose {', '.join(names)}{by_leaf}; " if names else ""
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """A sorting key that puts 4 before 16."""
-    return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def is_users(error: Exception) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fovea_detr import build
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
+from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError, RunFolderError, tell
 from fovea_detr.machine import distributed
@@ -30,9 +31,11 @@ from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
 from fovea_detr.training.state import TrainState
 
+NAMES_SHOWN = 6  # of classes
 
-def run(config: Config, point: str, host: Host | None = None) -> None:
-    """Run one point of a study in runs/<study>/<point>/: start it, resume it, or print that it is done.
+
+def run(config: Config, point: str, host: Host | None = None) -> float | None:
+    """Run one point of a study in runs/<study>/<point>/: start it, resume it, or print that it is done -> its last AP.
 
     Raises UserError for errors that a user can fix. A run stopped by a signal exits with 128 + its number.
     """
@@ -41,12 +44,17 @@ def run(config: Config, point: str, host: Host | None = None) -> None:
         torch.set_num_threads(config.threads)
     folder, host = RunFolder(Path(config.runs) / config.study / point), host or Host()
     with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
-        if finished_before(config, folder):
-            return
-        with host.stop.listening() as stop:
-            distributed.first_on_node(lambda: claim(folder, host.lock_seconds))
-            with closing(build_trainer(config, folder, device, stop)) as trainer:
-                train_or_evaluate(trainer)
+        if not finished_before(config, folder):
+            with host.stop.listening() as stop:
+                distributed.first_on_node(lambda: claim(folder, host.lock_seconds))
+                with closing(build_trainer(config, folder, device, stop)) as trainer:
+                    train_or_evaluate(trainer)
+        return last_ap(folder)
+
+
+def last_ap(folder: RunFolder) -> float | None:
+    """What a Hydra sweeper optimises. None on other ranks than 0."""
+    return (folder.result() or {})["last"]["AP"] if distributed.rank() == 0 else None
 
 
 def train_or_evaluate(trainer: Trainer) -> None:
@@ -133,6 +141,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
             )
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
+    console.log(data_line(config, val_set, train_set))
     for split in splits.values():
         for line in split.annotations.warnings(config.model.num_queries):
             console.log(f"warning: {line}")
@@ -160,6 +169,20 @@ def stored_num_classes(folder: RunFolder) -> int | None:
     """The number of classes of this run, if it has been started before."""
     text = folder.config_text()
     return None if text is None else Stored(text).num_classes
+
+
+def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> str:
+    """`data: coco, /data/coco: 118287 + 5000 images, 80 classes (person, bicycle, car, ...), at most 1333 px`."""
+    splits = [split for split in (train, val) if split is not None]
+    names = list(val.annotations.categories.values())
+    shown = ", ".join(names if len(names) <= NAMES_SHOWN else [*names[: NAMES_SHOWN - 1], "..."])
+    sizes = {tuple(size) for split in splits for size in split.annotations.sizes_hw.tolist()}
+    longest = max(max(hw) for split in splits for size in sizes for hw in split.transform.largest_sizes(size))
+    where = ", ".join(filter(None, (config.data.name, config.data.root)))
+    return (
+        f"data: {where}: {' + '.join(str(len(split)) for split in splits)} images, {len(names)} "
+        f"class{'es' if len(names) > 1 else ''} ({shown}), at most {longest} px"
+    )
 
 
 def total_batch_size(config: Config) -> int:

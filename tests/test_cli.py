@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 from omegaconf import OmegaConf
 
-from fovea_detr import cli, compose
+from fovea_detr import cli
 from fovea_detr.compose import load_config
+from fovea_detr.config import overrides
 from fovea_detr.config.schema import AXES, CONF_DIR, leaves
-from fovea_detr.errors import DataError
+from fovea_detr.errors import ConfigError, DataError
 from fovea_detr.runs.folder import RunFolder
+from tests import launch
 
 GROUPS = [*AXES, "smooth", "model", "schedule", "data", "cluster"]
 
@@ -121,21 +123,180 @@ def test_a_sweep_by_name_launches_its_points_and_one_that_is_done_is_shown(tmp_p
     ],
 )
 def test_quote_numeric_choices(argument, rewritten):
-    assert compose.quote_numeric_choices([argument]) == [rewritten]
+    assert overrides.quote_numeric_choices(argument) == rewritten
 
 
 def test_every_group_with_numeric_values_is_quoted():
     folders = [path for path in CONF_DIR.iterdir() if path.is_dir()]
     numeric = {folder.name for folder in folders if any(path.stem.isdigit() for path in folder.glob("*.yaml"))}
-    assert numeric == set(compose.NUMERIC_GROUPS)
+    assert numeric == set(overrides.NUMERIC_GROUPS)
 
 
-def test_a_path_in_a_run_folder_is_quoted_where_it_exists(tmp_path: Path):
-    path = tmp_path / "dynamic_scale=type3,seed=1.pt"
-    assert compose.rewrite([f"weights={path}"]) == [f"weights={path}"]
-    path.touch()
-    assert compose.rewrite([f"weights={path}", "seed=1,2"]) == [f"weights='{path}'", "seed=1,2"]
-    assert load_config([f"weights={path}"]).weights == str(path)
+@pytest.mark.parametrize(
+    ("argument", "rewritten"),
+    [
+        ("smooth=glob(*)", "smooth='4','8','16'"),
+        ("smooth=glob([4,8])", "smooth='4','8'"),
+        ("smooth=choice(4,8)", "smooth='4','8'"),
+        ("smooth=range(4,9,4)", "smooth='4','8'"),
+        ("smooth=range(4.0,9.0,4.0)", "smooth='4','8'"),
+        ("smooth=sort(16,4,reverse=true)", "smooth='16','4'"),
+    ],
+)
+def test_functions_of_a_numeric_group_are_expanded(argument: str, rewritten: str) -> None:
+    assert overrides.quote_numeric_choices(argument) == rewritten
+
+
+NAMES = [
+    "été",
+    "a#b",
+    "a&b",
+    "my data",
+    " x",
+    "a=b",
+    "a,b",
+    "it's",
+    'say "x"',
+    "f(x)",
+    "a:b",
+    "[x]",
+    "{a: 1}",
+    "100%",
+    "~a",
+]
+NAMES += [
+    "back\\slash",
+    "end\\",
+    "'quoted'",
+    "2024",
+    "1e3",
+    "true",
+    "日本",
+    "a;b",
+    "$HOME",
+    "glob(*)",
+    "dynamic_scale=type3,seed=1",
+]
+
+
+def read_by_hydra(override: str) -> list[Any]:
+    """The override as typed, through a sweep, -> the values that the points get."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    ((*points,),) = BasicSweeper.split_arguments(parser.parse_overrides(overrides.rewrite([override])), None)
+    return [parser.parse_overrides(list(point))[0].value() for point in points]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_read_as_typed(tmp_path: Path, name: str, exists: bool) -> None:
+    path = tmp_path / name
+    if exists:
+        path.mkdir()
+    assert load_config([f"data.root={path}"]).data.root == str(path)
+    assert read_by_hydra(f"data.root={path}") == [str(path)]
+
+
+def test_a_relative_path_that_looks_like_a_number_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("1e3", "2024", "true", "~x"):
+        assert load_config([f"runs={name}"]).runs == name
+
+
+def test_the_home_folder_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/zoé")
+    assert load_config(["data.root=~/coco", "runs=~/my runs"]).data.root == "/home/zoé/coco"
+    assert load_config(["data.root=~/coco", "runs=~/my runs"]).runs == "/home/zoé/my runs"
+
+
+def test_a_list_of_existing_paths_is_a_sweep(tmp_path: Path) -> None:
+    for name in ("a", "b,c", "d e"):
+        (tmp_path / name).touch()
+    found = read_by_hydra(f"weights={tmp_path}/a,{tmp_path}/b,c,null,{tmp_path}/d e")
+    assert found == [f"{tmp_path}/a", f"{tmp_path}/b,c", None, f"{tmp_path}/d e"]
+    assert read_by_hydra("model.backbone_weights=imagenet,none") == ["imagenet", "none"]
+    assert read_by_hydra(f"weights={tmp_path}/a,{tmp_path}/z") == [f"{tmp_path}/a,{tmp_path}/z"]
+
+
+@pytest.mark.parametrize("typed", ["data.root=${oc.env:HOME}/coco", "data.root='/x/y'", "data.root=null", "data.root="])
+def test_quotes_interpolations_and_null_are_left_to_hydra(typed: str) -> None:
+    assert overrides.rewrite([typed]) == [typed]
+
+
+# ---- slips -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["hydra/launcher=submitit_slurm"],
+            "hydra/launcher=submitit_slurm belongs to a sweep; add -m: python run.py -m",
+        ),
+        (["seed=1", "hydra.launcher.dry_run=true"], "run.py -m seed=1 hydra.launcher.dry_run=true"),
+        (["sweeps=mixture"], "sweeps=mixture belongs to a sweep; add -m"),
+        (["hydra/sweeper=optuna"], "add -m"),
+        (["-m", "dynamic_scale=type1,", "type2"], "dynamic_scale=type1, type2: spaces split this into 2 arguments; "),
+        (["-m", "smooth=4,", "8,", "16", "seed=1"], "write smooth=4,8,16"),
+        (["-m", "smooth=4", ",8"], "write smooth=4,8"),
+        (["smooth=", "4"], "write smooth=4"),
+        (["smooth=4,"], "there is no value after the last comma"),
+        (["type2"], "type2: not of the form KEY=VALUE"),
+        (["-m", "smooth='4,8"], "a quote is not closed; add the second '"),
+        (['study="a'], 'a quote is not closed; add the second "'),
+        (["data.root='/my data"], "a quote is not closed"),
+        (["study=café"], "Hydra reads 'é' only in quotes; write 'study=\"café\"'"),
+        (["study=a#b"], "Hydra reads '#' only in quotes"),
+        (["smooth=glob(5*)", "-m"], "smooth=glob(5*): no value matches; choose 4, 8, 16"),
+        (["smooth=interval(4,8)", "-m"], "name the values, as in smooth=4,8"),
+        (["--multi-run", "smooth=4,8"], "--multi-run: there is no such option"),
+        (["--multirun=true", "smooth=4,8"], "--multirun"),
+        (["-multirun", "smooth=4,8"], "ignored explicit argument"),
+        (["--cfg", "jobs"], "invalid choice: 'jobs'"),
+        (["-m", "seed=0,1", "seed=2"], "name a key once"),
+    ],
+)
+def test_a_slip_is_refused_in_one_line(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        cli.for_hydra(arguments)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["-m", "smooth=4,8", "seed=1"], ["-m", "smooth='4','8'", "seed=1"]),
+        (["smooth=4,8", "-m", "seed=1"], ["smooth='4','8'", "seed=1", "-m"]),
+        (["smooth=4", "--multirun"], ["smooth='4'", "--multirun"]),
+        (["seed=1", "--cfg", "job", "smooth=4"], ["seed=1", "smooth='4'", "--cfg", "job"]),
+        (["--cfg", "job", "sweeps=smooth"], ["--cfg", "job", "sweeps=smooth"]),
+        (["hydra.mode=MULTIRUN", "sweeps=smooth"], ["hydra.mode=MULTIRUN", "sweeps=smooth"]),
+        (["-m", "~sweeps", "+hydra.launcher.wait=true"], ["-m", "~sweeps", "+hydra.launcher.wait=true"]),
+    ],
+)
+def test_options_may_stand_between_overrides(typed: list[str], read: list[str]) -> None:
+    assert cli.for_hydra(typed) == read
+
+
+def test_m_after_an_override_is_a_sweep(tmp_path: Path) -> None:
+    done = run("smooth=choice(4,8)", "-m", "model.heads=7", f"runs={tmp_path}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: point model.heads=7,smooth=4: ")
+
+
+@pytest.mark.slow
+def test_torchrun_prints_an_error_of_all_ranks_once() -> None:
+    done = launch.run("sead=1", ranks=3)
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: unknown key 'sead' on the command line; see `python run.py --help`"
+    ]
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------
 
 
 def test_a_users_mistake_exits_with_2_and_a_bug_keeps_its_traceback(capsys):

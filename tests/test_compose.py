@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from omegaconf import OmegaConf
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import point_name
+from fovea_detr.runs.identity import identity, point_name, settings
 
 SWEEPS_DIR = CONF_DIR.parent / "sweeps"
-YAMLS = sorted([*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")])
+YAMLS = sorted({*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")} - {CONF_DIR / "local.yaml"})
 
 # The nine published commands: dynamic_scale, mixture, smooth, epochs, lr_drop.
 PUBLISHED = {
@@ -99,6 +100,8 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("schedule.weight_decay=-1", "must not be negative"),
         ("schedule.batch_size=0", "must be at least 1"),
         ("data.num_classes=0", "must be at least 1"),
+        ("data.long_side=256", "data.long_side=256 has no effect with data.recipe=coco: add data.recipe=tiny"),
+        ("data=shapes data.long_side=0", "data.long_side=0 must be at least 1"),
         ("experiment=tiny data.root=/my/data", "add data=coco to train on your own data, or remove data.root"),
         ("evaluation.backend=cocoapi", "evaluation.backend=cocoapi is not one of faster_coco_eval, pycocotools"),
         ("data=shapes data.recipe=large", "is not one of coco, tiny"),
@@ -143,6 +146,8 @@ def test_refused_in_one_line(overrides, words):
         ("kernel=laplace dynamic_scale=type3", "kernel.name", "laplace"),
         ("kernel=laplace dynamic_scale=type4 model.fovea=false", "kernel.name", "laplace"),
         ("fovea.cell_centre=true", "fovea.cell_centre", True),
+        ("experiment=own data.root=/my/data", "data.long_side", 256),
+        ("experiment=own data.root=/my/data model=detr_focal_tiny", "model.num_queries", 100),
     ],
 )
 def test_taken(overrides, key, value):
@@ -178,6 +183,125 @@ def test_the_base_run():
     cluster, schedule = config.cluster, config.schedule
     assert (cluster.partition, cluster.nodes, cluster.gpus, cluster.cpus) == ("vc_research", 1, 4, 32)
     assert cluster.gpus * schedule.batch_size == schedule.usual_total_batch == 16
+
+
+# ---- conf/local.yaml and COCO_ROOT -------------------------------------------------------------------------------
+
+LOCAL = """
+data: { root: /local/coco, workers: 9 }
+cluster: { partition: mine, extra: { exclude: node1 } }
+tracker: tensorboard
+"""
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Write a text as the personal file of this test."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "local.yaml"
+        path.write_text(text)
+        monkeypatch.setenv("FOVEA_LOCAL", str(path))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("overrides", "variable", "changed"),
+    [
+        ([], None, {}),
+        ([], "/variable/coco", {"data.root": "/variable/coco"}),
+        (["data.root=/typed/coco"], "/variable/coco", {"data.root": "/typed/coco"}),
+        (["data=coco", "data.workers=4"], None, {"data.workers": 4}),
+        (["data.root=null"], None, {"data.root": None}),
+        (
+            ["cluster.partition=vc_research", "tracker=none"],
+            None,
+            {"cluster.partition": "vc_research", "tracker": "none"},
+        ),
+        (["cluster=vc_research"], None, {"cluster.partition": "vc_research", "cluster.extra.exclude": None}),
+    ],
+)
+def test_local_values_are_used_where_the_command_line_has_none(
+    local: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str],
+    variable: str | None,
+    changed: dict[str, Any],
+) -> None:
+    without = load_config(overrides)
+    local(LOCAL)
+    if variable:
+        monkeypatch.setenv("COCO_ROOT", variable)
+    values = leaves(load_config(overrides))
+    expected = {"data.root": "/local/coco", "data.workers": 9, "tracker": "tensorboard", "cluster.partition": "mine"}
+    expected |= {"cluster.extra.exclude": "node1"} | changed
+    assert {key: values.get(key) for key in expected} == expected
+    assert {**values, **leaves(without)}.items() >= leaves(without).items()
+    assert identity(settings(without)) == identity(settings(load_config(overrides)))
+
+
+def test_the_environment_variable_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCO_ROOT", "/variable/coco")
+    assert load_config().data.root == "/variable/coco"
+    monkeypatch.setenv("COCO_ROOT", "")
+    assert load_config().data.root is None
+
+
+@pytest.mark.parametrize("overrides", [["experiment=tiny"], ["data=shapes"]])
+def test_generated_data_takes_nothing_from_the_local_file(
+    local: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    without = load_config(overrides)
+    local(LOCAL)
+    monkeypatch.setenv("COCO_ROOT", "/variable/coco")
+    assert load_config(overrides) == without
+
+
+def test_the_local_file_may_name_a_cluster(local: Callable[[str], Path]) -> None:
+    local("cluster: vc_research")
+    assert load_config().cluster == Config().cluster
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", (CONF_DIR / "local.example.yaml").read_text()])
+def test_these_local_files_are_valid(local: Callable[[str], Path], text: str) -> None:
+    local(text)
+    assert load_config().data.root == ("/data/coco" if "/data/coco" in text else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1", "seed may not stand there, only what says where and how runs are carried out"),
+        ("model: { dropout: 0.2 }", "model.dropout may not stand there"),
+        ("evaluation: { batch_size: 1 }", "evaluation.batch_size may not stand there"),
+        ("data: { recipe: tiny }", "data.recipe may not stand there"),
+        ("data: null", "field 'data' is not Optional; see conf/local.example.yaml"),
+        ("study: mine", "study may not stand there"),
+        ("runs: /scratch", "runs may not stand there"),
+        ("cluster: { gpu: 4 }", "Key 'gpu' not in 'Cluster'"),
+        ("cluster: { gpus: many }", "Value 'many'"),
+        ("cluster: nowhere", "nowhere.yaml"),
+        ("data: [root", "while parsing"),
+        ("- data", "local.yaml: "),
+        ("data", "local.yaml: "),
+        ("data: { root: '${oc.env:NOT_SET_AT_ALL}' }", "NOT_SET_AT_ALL"),
+    ],
+)
+def test_a_wrong_local_file_is_refused_in_one_line(local: Callable[[str], Path], text: str, words: str) -> None:
+    path = local(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config()
+    assert str(refused.value).startswith(f"{path}: ")
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_local_file_that_was_named_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEA_LOCAL", "/nowhere/local.yaml")
+    with pytest.raises(ConfigError, match=r"/nowhere/local\.yaml"):
+        load_config()
 
 
 # ---- experiments and sweeps --------------------------------------------------------------------------------------

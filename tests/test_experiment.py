@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from fovea_detr.experiment import announce
+from fovea_detr.build import build_data
+from fovea_detr.compose import load_config
+from fovea_detr.experiment import announce, data_line
 from fovea_detr.runs.folder import RunFolder
 from tests.data.builders import box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
@@ -45,6 +47,27 @@ def test_images_without_any_object_train(tmp_path: Path) -> None:
     edit(root, lambda content: content["annotations"].clear())
     out = run_well(*own_data(root, tmp_path), ranks=2)
     assert "l1 0.000, giou 0.000" in out
+
+
+def test_the_first_line_of_a_run_names_its_data(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "data", images=[(96, 64)] * 8, categories={1: "cat", 2: "dog"})
+    own = ("experiment=own", f"data.root={root}", "data.long_side=96", "schedule.epochs=1", f"runs={tmp_path}")
+    text = "images, 2 classes (cat, dog), at most 96 px"
+    assert run_well(*own).splitlines()[0].endswith(f"] data: coco, {root}: 8 + 8 {text}")
+    weights = f"weights={only_folder(tmp_path, 'own').checkpoint_path}"
+    evaluated = run_well(*own, "mode=eval", weights, "study=eval")
+    assert evaluated.splitlines()[0].endswith(f"] data: coco, {root}: 8 {text}")
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(1, "1 class (c0)"), (6, "6 classes (c0, c1, c2, c3, c4, c5)"), (80, "80 classes (c0, c1, c2, c3, c4, ...)")],
+)
+def test_the_line_about_the_data_names_at_most_six_classes(tmp_path: Path, count: int, shown: str) -> None:
+    root = write_coco(tmp_path, images=[(300, 100), (50, 50)], categories={i: f"c{i}" for i in range(count)})
+    config = load_config([f"data.root={root}", "data.recipe=tiny"])
+    train, val = build_data(config)
+    assert data_line(config, val, train) == f"data: coco, {root}: 2 + 2 images, {shown}, at most 128 px"
 
 
 def no_image(root: Path) -> None:

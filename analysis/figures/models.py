@@ -78,7 +78,7 @@ def open_picture(config: Config, image: str) -> Picture:
     """An image file, or an image id of the validation split. Raises UserError if there is none."""
     if Path(image).is_file():
         sample = _file_sample(Path(image))
-        resized = eval_transform(config.data.recipe).prepare(sample).image
+        resized = eval_transform(config.data.recipe, long_side=config.data.long_side).prepare(sample).image
         return Picture(sample.image, collate_images([resized], [sample.size_hw]), {})
     if not image.isdigit():
         raise UserError(f"{image}: neither an image file nor the id of a validation image")

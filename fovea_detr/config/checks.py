@@ -27,7 +27,7 @@ CHOICES = {
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
-AT_LEAST_ONE += ("cluster.nodes", "cluster.gpus", "cluster.cpus")
+AT_LEAST_ONE += ("data.long_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
 ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
@@ -119,6 +119,10 @@ def _check_backbone(model: Model) -> None:
 
 def _check_data(data: Data) -> None:
     _refuse(not 0 <= data.max_flawed <= 1, f"data.max_flawed={data.max_flawed} is a share of the objects, 0..1")
+    _refuse(
+        data.recipe == "coco" and data.long_side != Data().long_side,
+        f"data.long_side={data.long_side} has no effect with data.recipe=coco: add data.recipe=tiny",
+    )
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 

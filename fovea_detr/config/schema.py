@@ -85,6 +85,7 @@ class Data:
     split_seed: int = 0
     cache: str = ".cache"
     recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
+    long_side: int = 128  # pixels, of recipe=tiny
     num_classes: Optional[int] = None  # noqa: UP045 - None: highest category id + 1, read from the annotations
     train_images: int = 0  # of the generated data set
     val_images: int = 0

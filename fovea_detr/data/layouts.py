@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import Data
 from fovea_detr.data.holdout import Holdout, SplitName
 from fovea_detr.errors import DataError
@@ -137,10 +138,7 @@ def source_of(root: Path, layout: Layout, files: Files) -> Source:
 def detect(data: Data) -> tuple[Path, Layout]:
     """data.root and its layout. DataError: none fits, or several do."""
     if data.root is None:
-        raise DataError(
-            "data.root is not set: give the folder of a data set (COCO 2017, Roboflow, CVAT, Label Studio), name its "
-            f"files by {NAME_THE_FILES}, or use data=shapes"
-        )
+        raise DataError(f"{NO_ROOT}; or name the files of another data set by {NAME_THE_FILES}, or use data=shapes")
     root = Path(data.root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data.root must name the folder of a data set")

@@ -14,6 +14,7 @@ Standard library only. Files are replaced atomically: written to a temporary nam
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -76,6 +77,29 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def lock_file(folder: Path) -> IO[bytes]:
+    """The open file `.lock` of a folder, which is created if needed. RunFolderError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / ".lock").open("ab")
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot write there ({error.strerror}); choose runs=FOLDER") from None
+
+
+def is_free(file: IO[bytes], lock: Callable[[IO[bytes], int], None]) -> bool:
+    """Lock a file by fcntl's lockf or flock -> whether it was free. RunFolderError if its file system has no locks."""
+    try:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # another process holds it
+            return False
+        raise RunFolderError(
+            f"{file.name}: this file system does not support file locks ({error.strerror}), and without them two "
+            "processes could write one run; put runs=FOLDER on one that does (Lustre: mounted with -o flock)"
+        ) from None
+    return True
+
+
 def this_start() -> dict[str, Any]:
     """Which job runs this process, and how often SLURM has restarted it; nothing outside SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -127,11 +151,8 @@ class RunFolder:
 
     def try_lock(self) -> bool:
         """Lock the folder -> whether it was free."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / ".lock").open("ab")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: forked workers do not hold it
-        except OSError:
+        file = lock_file(self.path)
+        if not is_free(file, fcntl.lockf):  # of this process only: forked workers do not hold it
             file.close()
             return False
         self._lock = file

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import RunFolder, is_free, lock_file
 from fovea_detr.runs.state import LOST, Job, Standing, read_record, standing_of
 from fovea_detr.study import local, manifest, queue, sbatch
 from fovea_detr.study.manifest import Point, Submission, load_frozen
@@ -54,20 +54,15 @@ class Study:
     @contextmanager
     def locked(self) -> Iterator[IO[bytes]]:
         """Exclude other commands. Yields the lock's file: a child that inherits it keeps the lock if we are killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + LOCK_SECONDS
-        with (self.folder / ".lock").open("ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() >= end:
-                        raise UserError(
-                            f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
-                            "wait for it or stop it"
-                        ) from None
-                    time.sleep(0.1)
+        with lock_file(self.folder) as file:
+            while not is_free(file, fcntl.flock):
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
+                        "wait for it or stop it"
+                    )
+                time.sleep(0.1)
             yield file
 
     def submissions(self) -> list[Submission]:

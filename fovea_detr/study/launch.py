@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import Config
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError
@@ -103,10 +104,7 @@ def refuse_missing_data(points: Sequence[Point]) -> None:
         data = point.config.data
         named = (data.root, data.train.annotations, data.val.annotations)
         if data.name == "coco" and named == (None, None, None):
-            raise ConfigError(
-                f"point {point.name}: data.root is not set, so every job would end at once: add data.root=COCO; "
-                "nothing was started"
-            )
+            raise ConfigError(f"point {point.name}: {NO_ROOT}; nothing was started")
 
 
 def group_by_resources(points: Sequence[Point], statuses: Sequence[PointStatus]) -> list[list[Point]]:

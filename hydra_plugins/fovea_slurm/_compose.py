@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.compose import one_line, parse
+from fovea_detr.config.local import with_local
 from fovea_detr.errors import ConfigError, UserError
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import point_name, with_absolute_paths
 from fovea_detr.study.launch import refuse_twins
 from fovea_detr.study.manifest import Point
@@ -57,8 +59,9 @@ def _answer(overrides: Sequence[str]) -> Point | str:
 
 def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> Point:
     composed = loader.load_sweep_config(master, list(overrides))
-    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     typed = list(composed.hydra.overrides.task)
+    with_local(composed, typed)
+    launcher = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     OmegaConf.set_struct(composed, False)
     del composed["hydra"]
     config = with_absolute_paths(parse(composed))
@@ -69,3 +72,9 @@ def compose(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) 
     assert isinstance(launcher, dict)
     asked = resources(config, {str(key): value for key, value in launcher.items()})
     return Point(point_name(typed), config, asked, typed)
+
+
+def last_ap(point: Point) -> float | None:
+    """The AP of a point that is done, for a sweeper that chooses the next points by it."""
+    result = RunFolder(point.study_folder / point.name).result()
+    return None if result is None else result["last"]["AP"]

@@ -15,6 +15,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
 from omegaconf import DictConfig, open_dict
 
+from fovea_detr.errors import ConfigError
+
 
 class _Composer:
     """Hydra's config loader for the sweeper, which composes every point only to check it.
@@ -50,6 +52,13 @@ class FoveaBasicLauncher(BasicLauncher):
         return super().launch(job_overrides, initial_job_idx)
 
 
+def refuse_sweeper_without_results(config: DictConfig, *, waits: bool) -> None:
+    """Raise ConfigError if a launcher that does not wait for results is combined with a sweeper that needs them."""
+    sweeper = config.hydra.sweeper._target_
+    if not waits and not sweeper.endswith(".BasicSweeper"):
+        raise ConfigError(f"{sweeper.rpartition('.')[2]} needs each point's result: add hydra.launcher.wait=true")
+
+
 class _Launch:
     """What the launchers of queues do instead of the plugin's."""
 
@@ -69,20 +78,21 @@ class _Launch:
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         from fovea_detr.study import launch, status
         from fovea_detr.study.folder import Study
-        from hydra_plugins.fovea_slurm._compose import compose_all
+        from hydra_plugins.fovea_slurm._compose import compose_all, last_ap
 
         assert self.config is not None
+        refuse_sweeper_without_results(self.config, waits=self.params["wait"] and not self.params["dry_run"])
         if self.scratch is not None:
             shutil.rmtree(self.scratch, ignore_errors=True)
         points = compose_all(self.loader, self.config, job_overrides)
-        statuses = launch.launch(points, self.kind, dry_run=self.params["dry_run"])
+        launch.launch(points, self.kind, dry_run=self.params["dry_run"])
         if self.params["wait"] and not self.params["dry_run"]:
             studies: dict[Study, list[str]] = {}
             for point in points:
                 studies.setdefault(Study(point.study_folder), []).append(point.name)
             if not status.until_ended(studies):
                 sys.exit(1)
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in statuses]
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=last_ap(point)) for point in points]
 
 
 class FoveaSlurmLauncher(_Launch, SlurmLauncher):

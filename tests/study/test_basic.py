@@ -1,17 +1,25 @@
-"""Plain `python run.py -m`: all points are checked before the first one starts; then they run one after another."""
+"""`python run.py -m`: all points are checked before the first one starts; what each point and the sweeper are given."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from fovea_detr import cli
+from fovea_detr.__main__ import run_point
+from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.errors import ConfigError
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.identity import config_text
+from fovea_detr.study.manifest import Point
+from hydra_plugins.fovea_slurm import launcher
 from hydra_plugins.fovea_slurm.config import register
 from tests.test_cli import run
 
@@ -58,3 +66,92 @@ def test_points_run_in_their_order_with_their_configurations(tmp_path: Path, mon
 def test_no_task_runs_if_the_last_point_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"point fovea\.smooth=-6"):
         sweep(monkeypatch, tmp_path, "fovea.smooth=4,-6")
+
+
+# ---- what a sweeper gets back ------------------------------------------------------------------------------------
+
+SCORES = {"4": 0.25, "8": 0.375}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """runs/ with two points that are done."""
+    for smooth, score in SCORES.items():
+        folder = RunFolder(tmp_path / "default" / f"smooth={smooth}")
+        folder.write_config(config_text(load_config([f"smooth={smooth}"])))
+        folder.write_result({"last": {"AP": score}, "epochs": 50, "minutes": 3.0, "inference_seconds": 0.04})
+    return tmp_path
+
+
+def returned(monkeypatch: pytest.MonkeyPatch, runs: Path, *overrides: str) -> list[Any]:
+    """What the points smooth=4 and smooth=8 return to Hydra's sweeper."""
+    register()
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra has loaded it once more
+
+    found: list[Any] = []
+    hydras = BasicSweeper.sweep
+
+    def sweep_and_read(self: BasicSweeper, arguments: list[str]) -> None:
+        found.extend(result.return_value for batch in hydras(self, arguments) for result in batch)
+
+    monkeypatch.setattr(BasicSweeper, "sweep", sweep_and_read)
+    monkeypatch.setattr("sys.argv", ["run.py", "-m", "smooth=4,8", f"runs={runs}", *overrides])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    cli.run_cleanly(run_point)
+    return found
+
+
+def test_a_point_returns_its_last_ap_to_the_sweeper(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert returned(monkeypatch, finished) == list(SCORES.values())
+
+
+def test_a_launcher_that_waits_returns_the_aps(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = ["hydra/launcher=submitit_local", "hydra.launcher.wait=true", "data.root=/data/coco"]
+    assert returned(monkeypatch, finished, *local) == list(SCORES.values())
+
+
+def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper() -> None:
+    optuna = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+    config = OmegaConf.create({"hydra": {"sweeper": {"_target_": optuna}}})
+    launcher.refuse_sweeper_without_results(config, waits=True)
+    with pytest.raises(ConfigError, match=r"^OptunaSweeper needs each point's result: add hydra\.launcher\.wait=true$"):
+        launcher.refuse_sweeper_without_results(config, waits=False)
+
+
+# ---- conf/local.yaml in a sweep ----------------------------------------------------------------------------------
+
+
+def test_local_values_are_frozen_in_every_point_and_reach_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "local.yaml"
+    file.write_text("cluster: { partition: mine, gpus: 2 }\ntracker: tensorboard\n")
+    monkeypatch.setenv("FOVEA_LOCAL", str(file))
+    monkeypatch.setenv("COCO_ROOT", "/data/coco")
+    points: list[Point] = []
+    monkeypatch.setattr("fovea_detr.study.launch.launch", lambda found, *_, **__: points.extend(found))
+    typed = (
+        "dynamic_scale=type1,type2",
+        "hydra/launcher=submitit_slurm",
+        "cluster.gpus=8",
+        "hydra.launcher.dry_run=true",
+    )
+    sweep(monkeypatch, tmp_path, *typed)
+    assert [point.name for point in points] == ["dynamic_scale=type1", "dynamic_scale=type2"]
+    for point in points:
+        assert (point.config.data.root, point.config.tracker) == ("/data/coco", "tensorboard")
+        assert (point.config.cluster.partition, point.config.cluster.gpus) == ("mine", 8)
+        assert (point.resources["partition"], point.resources["tasks_per_node"]) == ("mine", 8)
+
+
+def test_the_sentence_of_the_project_needs_only_the_data(tmp_path: Path) -> None:
+    sentence = ["-m", "dynamic_scale=type1,type2,type3,type4", "hydra/launcher=submitit_slurm"]
+    sentence += ["hydra.launcher.dry_run=true", f"runs={tmp_path}"]
+    refused = run(*sentence)
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"error: point dynamic_scale=type1: data\.root is not set: .*local\.yaml.*COCO_ROOT.*\n", refused.stderr
+    )
+    planned = run(*sentence, COCO_ROOT=str(tmp_path))
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count(" new\n") >= 4
