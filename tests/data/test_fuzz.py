@@ -5,6 +5,7 @@ FOVEA_FUZZ=2000 python -m pytest tests/data/test_fuzz.py runs that many mutation
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -78,7 +79,7 @@ def mutate(content: Any, rng: random.Random) -> None:
             node, key = child, rng.choice(list(child) if isinstance(child, dict) else range(len(child)))
         value = rng.choice([*VALUES, MISSING, MISSING, MISSING])
         if value is not MISSING:
-            node[key] = value
+            node[key] = copy.deepcopy(value)
         elif isinstance(node, list) or key in node:
             del node[key]
 
