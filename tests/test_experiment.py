@@ -190,7 +190,7 @@ def test_a_changed_configuration_is_refused_with_the_difference(finished: tuple[
     folder.write_config(text.replace("smooth: 4.0", "smooth: 6.0"))
     done = run(*overrides)
     folder.write_config(text)
-    assert_one_line(done.returncode, done.stderr, "fovea.smooth: 6.0 -> 4.0")
+    assert_one_line(done.returncode, done.stderr, "fovea.smooth: 6 -> 4")
     assert folder.state()["state"] == "done"  # type: ignore[index]
 
 
