@@ -9,10 +9,12 @@ from hydra.utils import get_class
 from torch import nn
 
 from fovea_detr.config.schema import Config
+from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.categories import COCO_CLASSES, Classes, merge_names
 from fovea_detr.data.coco import CocoDataset, check_images
+from fovea_detr.data.flaws import refuse
 from fovea_detr.data.loader import Loader
-from fovea_detr.data.readers import READERS
+from fovea_detr.data.readers import READERS, SplitName
 from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.errors import DataError
 from fovea_detr.fovea.prior import FoveaPrior
@@ -99,26 +101,36 @@ def build_criterion(config: Config) -> Criterion:
     )
 
 
-def build_data(config: Config) -> tuple[CocoDataset | None, CocoDataset]:
-    """The training split (None with mode=eval) and the validation split, checked. Raises DataError.
+def read_splits(config: Config) -> dict[SplitName, CocoSplit]:
+    """The annotations of "train" (not with mode=eval) and "val", checked; with data.check=full the images too.
 
     Both have the classes of both splits and `data.num_classes`; with mode=eval, of the validation split alone.
+    Raises DataError.
     """
-    data, training = config.data, config.mode == "train"
+    data = config.data
     if data.name not in READERS:
         raise DataError(f"data.name={data.name} has no reader: add it to READERS in fovea_detr/data/readers.py")
-    # val first: it is small, so that its errors appear at once
-    splits = [READERS[data.name](data, name) for name in (("val", "train") if training else ("val",))]
-    if training:
-        classes = Classes.of(merge_names(splits[1].categories, splits[0].categories), data.num_classes)
-        splits = [split.with_classes(classes) for split in splits]
+    names: tuple[SplitName, ...] = ("val", "train") if config.mode == "train" else ("val",)
+    splits: dict[SplitName, CocoSplit] = {name: READERS[data.name](data, name) for name in names}
+    refuse([split.flaws for split in splits.values()], data.max_flawed)
+    if "train" in splits:
+        classes = Classes.of(merge_names(splits["train"].categories, splits["val"].categories), data.num_classes)
+        splits = {name: split.with_classes(classes) for name, split in splits.items()}
+    for split in splits.values() if data.check == "full" else ():
+        check_images(CocoDataset(split, eval_transform(data.recipe)))
+    return splits
+
+
+def build_data(
+    config: Config, splits: dict[SplitName, CocoSplit] | None = None
+) -> tuple[CocoDataset | None, CocoDataset]:
+    """The training (None with mode=eval) and the validation split. splits: None to read them. Raises DataError."""
+    data, splits = config.data, read_splits(config) if splits is None else splits
     to_eval, to_train = (make(data.recipe, long_side=data.long_side) for make in (eval_transform, train_transform))
-    val = CocoDataset(splits[0], to_eval, in_memory=data.in_memory)
-    train = CocoDataset(splits[1], to_train, in_memory=data.in_memory) if training else None
-    for split in (train, val):
-        if split is not None and data.check == "full":
-            check_images(split)
-    return train, val
+    val = CocoDataset(splits["val"], to_eval, in_memory=data.in_memory)
+    if "train" not in splits:
+        return None, val
+    return CocoDataset(splits["train"], to_train, in_memory=data.in_memory), val
 
 
 def build_loader(config: Config, split: CocoDataset, device: torch.device) -> Loader:

@@ -6,6 +6,7 @@ import warnings
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -121,7 +122,8 @@ def claim(folder: RunFolder, seconds: float) -> bool:
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
     config = with_num_classes(config, stored_num_classes(folder))
-    train_set, val_set = distributed.first_on_node(lambda: build.build_data(config))
+    read = distributed.once_per_node(lambda: build.read_splits(config))
+    train_set, val_set = distributed.first_on_node(lambda: build.build_data(config, read))
     classes = val_set.annotations.classes
     weights = Weights.read(config, classes) if config.mode == "eval" else None  # the model has its classes
     config = with_num_classes(config, (weights.number if weights else None) or classes.number)
@@ -129,7 +131,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     data = {name: split.annotations.fingerprint for name, split in splits.items()}
     refuse_other_data(folder, data, config.data.root)
     if distributed.rank() == 0:
-        record_start(config, folder, device, data, has_set_classes=weights is None and classes.has_more_than_needed)
+        flaws = {name: split.annotations.flaws.as_json() for name, split in splits.items()}
+        set_classes = weights is None and classes.has_more_than_needed
+        record_start(config, folder, device, {"data": data, "data_flaws": flaws}, has_set_classes=set_classes)
         if config.data.val_fraction:
             tables = {name: split.annotations for name, split in splits.items()}
             folder.write_split(
@@ -138,6 +142,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     console.log(data_line(config, val_set, train_set))
+    for split in splits.values():
+        for line in split.annotations.warnings(config.model.num_queries):
+            console.log(f"warning: {line}")
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
     trainer.saver.config, trainer.saver.categories = config, classes.by_output
@@ -154,6 +161,16 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     return trainer
 
 
+def with_num_classes(config: Config, number: int | None) -> Config:
+    return replace(config, data=replace(config.data, num_classes=number or config.data.num_classes))
+
+
+def stored_num_classes(folder: RunFolder) -> int | None:
+    """The number of classes of this run, if it has been started before."""
+    text = folder.config_text()
+    return None if text is None else Stored(text).num_classes
+
+
 def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> str:
     """`data: coco, /data/coco: 118287 + 5000 images, 80 classes (person, bicycle, car, ...), at most 1333 px`."""
     splits = [split for split in (train, val) if split is not None]
@@ -168,27 +185,17 @@ def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> st
     )
 
 
-def with_num_classes(config: Config, number: int | None) -> Config:
-    return replace(config, data=replace(config.data, num_classes=number or config.data.num_classes))
-
-
-def stored_num_classes(folder: RunFolder) -> int | None:
-    """The number of classes of this run, if it has been started before."""
-    text = folder.config_text()
-    return None if text is None else Stored(text).num_classes
-
-
 def total_batch_size(config: Config) -> int:
     """Images of one step, over all ranks."""
     return config.schedule.batch_size * distributed.world_size()
 
 
 def record_start(
-    config: Config, folder: RunFolder, device: torch.device, data: dict[str, str], *, has_set_classes: bool
+    config: Config, folder: RunFolder, device: torch.device, data: dict[str, Any], *, has_set_classes: bool
 ) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the fingerprint of the annotations by split. has_set_classes: `data.num_classes` is more than they need.
+    data: the facts of it: fingerprints and flaws. has_set_classes: `data.num_classes` is more than its categories need.
     """
     text = folder.config_text()
     if text is None:
@@ -196,7 +203,7 @@ def record_start(
     elif left_out := Stored(text).passed_over:
         tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
-    facts["data"] = data
+    facts |= data
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
     first = folder.provenance()

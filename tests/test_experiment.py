@@ -56,8 +56,9 @@ def test_the_first_line_of_a_run_names_its_data(tmp_path: Path) -> None:
     assert run_well(*own).splitlines()[0].endswith(f"] data: coco, {root}: 8 + 8 {text}")
     weights = f"weights={only_folder(tmp_path, 'own').checkpoint_path}"
     evaluated = run_well(*own, "mode=eval", weights, "study=eval")
-    logged = [line for line in evaluated.splitlines() if line.startswith("[")]
-    assert logged[0].endswith(f"] data: coco, {root}: 8 {text}")
+    told, first = evaluated.splitlines()[:2]
+    assert told.startswith("from the checkpoint: ")
+    assert first.endswith(f"] data: coco, {root}: 8 {text}")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,35 @@ def test_the_line_about_the_data_names_at_most_six_classes(tmp_path: Path, count
     config = load_config([f"data.root={root}", "data.recipe=tiny"])
     train, val = build_data(config)
     assert data_line(config, val, train) == f"data: coco, {root}: 2 + 2 images, {shown}, at most 128 px"
+
+
+def test_flaws_stay_in_the_log_and_in_the_provenance(tmp_path: Path) -> None:
+    """On two ranks, of which one reads the annotations; every image is decoded once before."""
+    boxes = [box(1, 1, (4, 4, 10, 10))] * 99 + [box(2, 1, (4, 4, 0, 10))]
+    root = write_coco(tmp_path / "flawed", annotations=boxes)
+    out = run_well(*own_data(root, tmp_path), "data.check=full", ranks=2)
+    flaw = "empty boxes: 1 left out (annotation 100 (image 000002.jpg, box [4, 4, 0, 10], category 1))"
+    folder = only_folder(tmp_path)
+    for text in (out, (folder.path / "train.log").read_text()):
+        for line in (flaw, "1 of 2 images hold more objects than model.num_queries=20; "):
+            assert text.count(f"warning: instances_train2017.json: {line}") == 1
+    provenance = folder.provenance()
+    assert provenance is not None
+    (kept,) = provenance["data_flaws"]["train"]
+    assert (kept["kind"], kept["fate"], kept["count"], len(kept["examples"])) == ("empty boxes", "left out", 1, 1)
+
+
+def test_thin_images_train(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "thin", [(3000, 1), (1, 300), (1600, 16)], [box(1, 1, (100, 0, 900, 1))])
+    run_well(*own_data(root, tmp_path), "data.recipe=tiny")
+
+
+def test_no_validation_objects_and_too_few_images_are_named(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "few")
+    edit(root, lambda content: content["annotations"].clear(), split="val")
+    done = run(*own_data(root, tmp_path), "schedule.batch_size=3")
+    assert "warning: instances_val2017.json: no objects" in done.stdout
+    assert_one_line(done.returncode, done.stderr, "set schedule.batch_size=2")
 
 
 def no_image(root: Path) -> None:

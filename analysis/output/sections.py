@@ -9,6 +9,7 @@ from html import escape
 from analysis.output.commands import command
 from analysis.output.svg import COLOURS
 from analysis.output.terminal import count_of, none_finished
+from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column, Value
 from analysis.tables.rows import Row
@@ -92,6 +93,9 @@ def facts_of(run: Run) -> Iterator[tuple[str, str]]:
     for name in ("device", "world_size", "python"):
         if name in run.provenance:
             yield name.replace("_", " "), str(run.provenance[name])
+    for split, flaws in node_of(run.provenance.get("data_flaws")).items():
+        if flaws:
+            yield f"flaws of {split}", "; ".join(f"{flaw['count']} {flaw['kind']}: {flaw['fate']}" for flaw in flaws)
     packages = run.provenance.get("packages")
     yield from ((name, str(version)) for name, version in packages.items()) if isinstance(packages, dict) else ()
 

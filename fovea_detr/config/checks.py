@@ -118,6 +118,7 @@ def _check_backbone(model: Model) -> None:
 
 
 def _check_data(data: Data) -> None:
+    _refuse(not 0 <= data.max_flawed <= 1, f"data.max_flawed={data.max_flawed} is a share of the objects, 0..1")
     _refuse(
         data.recipe == "coco" and data.long_side != Data().long_side,
         f"data.long_side={data.long_side} has no effect with data.recipe=coco: add data.recipe=tiny",

@@ -14,7 +14,7 @@ CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
-INFRASTRUCTURE |= {"data.workers", "data.check", "evaluation.save_predictions"}
+INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
@@ -93,6 +93,7 @@ class Data:
     bucketing: bool = False
     workers: int = 4
     check: str = "quick"  # quick | full
+    max_flawed: float = 0.01  # share of the objects; only refuses, so that it makes no other run
 
 
 @dataclass

@@ -1,11 +1,12 @@
-"""The annotations of one split, checked: what `CocoDataset` reads, whatever layout the data set has on disk."""
+"""The annotations of one split: what `CocoDataset` reads, whatever layout the data set has on disk."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 
 from fovea_detr.data.categories import Classes
-from fovea_detr.data.tables import Tables, check_annotations
+from fovea_detr.data.flaws import Flaws, first_line
+from fovea_detr.data.object_table import Objects
+from fovea_detr.data.tables import Tables
 from fovea_detr.errors import DataError
 
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """The annotations of one split, checked. `labels` and `boxes_xyxy` are what is trained on, sorted by image: those
-    of image i are at starts[i]:starts[i + 1]. Crowds and broken boxes are in `ground_truth()` only."""
+    """The annotations of one split, converted and checked. Those who train on it `refuse` its flaws first.
+
+    `labels` and `boxes_xyxy` are what is trained on, sorted by image: those of image i are at starts[i]:starts[i + 1].
+    `objects` is what is evaluated against: the same objects and the crowds, in the order of the file.
+    """
 
     path: Path  # of the annotations, for messages
     folder: Path  # of the images
@@ -28,42 +34,45 @@ class CocoSplit:
     file_names: list[str]  # relative to the folder
     sizes_hw: np.ndarray  # [N, 2] int64 pixels
     labels: np.ndarray  # [A] int64 outputs of the class head: the category ids, unless `classes` is compact
-    boxes_xyxy: np.ndarray  # [A, 4] float32 pixels, clamped to the image
+    boxes_xyxy: np.ndarray  # [A, 4] float32 pixels, clipped to the image
     starts: np.ndarray  # [N + 1] int64
     categories: dict[int, str]  # of this split
     classes: Classes  # of the data set, once `with_classes` has been told of the other split
     fingerprint: str  # of the annotations, 16 hex digits
-    content: Callable[[], dict[str, Any]]  # reads COCO's dict again: too large to keep in memory
+    objects: Objects
+    flaws: Flaws
 
     @classmethod
     def of(
         cls, path: Path, folder: Path, content: Callable[[], dict[str, Any]], fingerprint: str | None = None
     ) -> CocoSplit:
-        """Check the annotations that `content()` returns, in the format of COCO's instances_*.json.
+        """Convert the annotations that `content()` returns, in the format of COCO's instances_*.json.
 
-        folder: of the images. fingerprint: None for one of the content itself. DataError: the first thing that is
-        broken. Warns of single broken boxes, which are left out of training.
+        `content` is called once, and what it returns is not kept. folder: of the images. fingerprint: None for one of
+        the content itself. DataError: not in this format at all; every other flaw is listed in `flaws`.
         """
-        annotations = content()
-        tables = Tables.parse(path, annotations)
-        usable = check_annotations(tables, folder) & ~tables.is_crowd
-        kept = np.flatnonzero(usable)
-        kept = kept[np.argsort(tables.rows[kept], kind="stable")]
-        classes = Classes.of(tables.categories)
+        with collector_paused():
+            annotations = content()
+            tables = Tables.parse(path, folder, annotations)
+            fingerprint = fingerprint or hash_of(annotations)
+            del annotations
+        images, objects, classes = tables.images, tables.objects, Classes.of(tables.categories)
+        trained = np.flatnonzero(~objects.is_crowd)
+        trained = trained[np.argsort(objects.rows[trained], kind="stable")]
         return cls(
             path=path,
             folder=folder,
-            image_ids=tables.image_ids,
-            file_names=tables.file_names,
-            sizes_hw=tables.sizes_hw,
-            labels=classes.outputs(tables.labels[kept]),
-            boxes_xyxy=tables.clamped_xyxy()[kept].astype(np.float32),
-            starts=np.searchsorted(tables.rows[kept], np.arange(len(tables.image_ids) + 1)),
+            image_ids=images.ids,
+            file_names=images.file_names,
+            sizes_hw=images.sizes_hw,
+            labels=classes.outputs(objects.labels[trained]),
+            boxes_xyxy=objects.boxes_xyxy[trained],
+            starts=np.searchsorted(objects.rows[trained], np.arange(len(images.ids) + 1)),
             categories=tables.categories,
             classes=classes,
-            fingerprint=fingerprint
-            or hashlib.sha256(json.dumps(annotations, sort_keys=True).encode()).hexdigest()[:16],
-            content=content,
+            fingerprint=fingerprint,
+            objects=objects,
+            flaws=tables.flaws,
         )
 
     @property
@@ -76,36 +85,52 @@ class CocoSplit:
         return replace(self, labels=classes.outputs(self.classes.category_ids(self.labels)), classes=classes)
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's dict for pycocotools, with `iscrowd`, `area` and `info` filled in, and unique names of categories.
+        """COCO's dict for COCOeval, with the boxes and areas of the file. Annotations are numbered from 1."""
+        table = self.objects
+        columns = (self.image_ids[table.rows], table.labels, table.boxes_xywh, table.areas, table.is_crowd.astype(int))
+        keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+        rows = zip(range(1, len(table.rows) + 1), *(column.tolist() for column in columns), strict=True)
+        return {
+            "info": {},
+            "images": [{"id": i} for i in self.image_ids.tolist()],
+            "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
+            "categories": [{"id": i, "name": self.classes.labels[i]} for i in self.categories],
+        }
 
-        Annotations are numbered from 1: COCOeval takes an id of 0 for "no match".
-        """
-        content = self.content()
-        for number, annotation in enumerate(content["annotations"], start=1):
-            annotation["id"] = number
-            annotation.setdefault("iscrowd", 0)
-            annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        labels = self.classes.labels
-        content["categories"] = [{"id": i, "name": labels[i]} for i in self.categories]
-        content.setdefault("info", {})
-        return content
+    def warnings(self, num_queries: int) -> Iterator[str]:
+        """What to know before the first step, a line each. num_queries: of the model."""
+        yield from (f"{self.path.name}: {flaw}" for flaw in self.flaws.found)
+        if not len(self.objects.rows):
+            yield f"{self.path.name}: no objects: nothing can be learned from it, and every metric on it is -1"
+        counts = np.diff(self.starts)
+        if (most := int(counts.max(initial=0))) > num_queries:
+            yield (
+                f"{self.path.name}: {int((counts > num_queries).sum())} of {len(counts)} images hold more objects than "
+                f"model.num_queries={num_queries}; the most are {most}, in {self.file_names[int(counts.argmax())]}: "
+                f"the rest cannot be found: set model.num_queries={most} or more"
+            )
 
 
 def load_json(path: Path) -> Any:
-    """Read with the cyclic garbage collector paused: it takes two thirds of the time on COCO's training annotations.
+    """DataError: the file is not JSON."""
+    try:
+        with collector_paused():
+            return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({first_line(error)}); get the annotations again") from error
 
-    DataError: the file is not JSON.
-    """
+
+def hash_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the cyclic garbage collector: it takes two thirds of the time on COCO's training annotations."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({first_line(error)}); get the annotations again") from error
+        yield
     finally:
         if was_enabled:
             gc.enable()
-
-
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

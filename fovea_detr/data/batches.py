@@ -34,7 +34,8 @@ def epoch_batches(
     if num_images < total:
         raise DataError(
             f"{num_images} training images do not fill one batch of {total} ({world_size} processes x "
-            f"{batch_size_per_rank} images): lower schedule.batch_size or use fewer processes"
+            f"{batch_size_per_rank} images): set schedule.batch_size={max(1, num_images // world_size)}"
+            f"{' and use fewer processes' if num_images < world_size else ''}"
         )
     generator = Generator().manual_seed(mixed_seed("order", seed, epoch))
     order = torch.randperm(num_images, generator=generator).tolist()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -70,16 +68,6 @@ class Classes:
         """A unique name for each category id: `fish (1)` and `fish (2)` where two categories are called fish."""
         count = Counter(self.names.values())
         return {i: name if count[name] == 1 else f"{name} ({i})" for i, name in self.names.items()}
-
-
-def category_names(path: Path, ids: Sequence[int], names: Iterable[str]) -> dict[int, str]:
-    """By id. An id that comes twice keeps its first name; a second, different one is warned of."""
-    found: dict[int, str] = {}
-    for i, name in zip(ids, names, strict=True):
-        first = found.setdefault(i, name)
-        if first != name:
-            warnings.warn(f"{path}: category id {i} is named {first} and {name}: {first} is taken", stacklevel=3)
-    return found
 
 
 def merge_names(train: Mapping[int, str], val: Mapping[int, str]) -> dict[int, str]:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fovea_detr.data.annotations import CocoSplit, first_line
+from fovea_detr.data.annotations import CocoSplit
+from fovea_detr.data.flaws import EXAMPLES
+from fovea_detr.data.headers import size_mismatch
+from fovea_detr.data.pixels import decode
 from fovea_detr.data.samples import Sample, as_target
 from fovea_detr.data.transforms import Transform, drawn_hw, draws
 from fovea_detr.errors import DataError
 from fovea_detr.types import Target
-
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # of PIL
 
 
 class Draw(NamedTuple):
@@ -74,13 +71,12 @@ class CocoDataset(Dataset[Example]):
         ]
 
     def sample(self, index: int) -> Sample:
-        """The image as on disk, and its boxes in pixels."""
+        """The image as on disk but upright, and its boxes in pixels."""
         split, size_hw = self.annotations, self._size_hw(index)
         path = split.folder / split.file_names[index]
         image = decode(path)
         if tuple(image.shape[1:]) != size_hw:
-            found, wanted = (f"{width} x {height}" for height, width in (image.shape[1:], size_hw))
-            raise DataError(f"{path}: {found} pixels on disk, but {wanted} in {split.path.name}; get the right image")
+            raise DataError(size_mismatch(size_hw, path) or f"{path}: changed while it was read")
         mine = slice(split.starts[index], split.starts[index + 1])
         return Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
 
@@ -89,29 +85,18 @@ class CocoDataset(Dataset[Example]):
         return height, width
 
 
-def decode(path: Path) -> Tensor:
-    """[3, h, w] uint8 RGB, interleaved, from any mode that PIL reads. DataError: missing, empty, truncated, no image.
-
-    By PIL, not torchvision: torchvision took 1.2 ms instead of 1.4 for 640 x 480 (of about 6 for the whole pipeline),
-    but its pixels equal PIL's only while both packages contain the same libjpeg, it writes libjpeg's warnings to
-    stderr, and every other format would still need PIL.
-    """
-    try:
-        with Image.open(path) as image:
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except UNREADABLE as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else first_line(error)
-        raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error
-
-
 def check_images(dataset: CocoDataset, threads: int = 4) -> None:
-    """Decode every image of the data set. DataError: the first one that cannot be read or has another size."""
+    """Decode every image of the data set. DataError: the images that cannot be read or have another size."""
 
-    def read(index: int) -> None:
-        dataset.sample(index)
+    def failure(index: int) -> str | None:
+        try:
+            dataset.sample(index)
+        except DataError as error:
+            return str(error)
+        return None
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(read, range(len(dataset))):
-            pass  # a failed read raises here; those that have not started are cancelled
+        failures = [line for line in pool.map(failure, range(len(dataset))) if line is not None]
+    if failures:
+        more = f"; and {len(failures) - EXAMPLES} more" if len(failures) > EXAMPLES else ""
+        raise DataError(f"{len(failures)} of {len(dataset)} images: {'; '.join(failures[:EXAMPLES])}{more}")

@@ -138,7 +138,7 @@ def source_of(root: Path, layout: Layout, files: Files) -> Source:
 def detect(data: Data) -> tuple[Path, Layout]:
     """data.root and its layout. DataError: none fits, or several do."""
     if data.root is None:
-        raise DataError(f"{NO_ROOT}; or name the files by {NAME_THE_FILES}, or use data=shapes")
+        raise DataError(f"{NO_ROOT}; or name the files of another data set by {NAME_THE_FILES}, or use data=shapes")
     root = Path(data.root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; data.root must name the folder of a data set")

@@ -12,9 +12,7 @@ need a core of its own, and the newest checkpoint would have to wait for its eva
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +23,7 @@ import pycocotools.coco
 import pycocotools.cocoeval
 from torch import Tensor
 
+from fovea_detr.data.annotations import collector_paused
 from fovea_detr.runs.folder import COCO_METRICS, Metric
 
 # evaluation.backend -> (the index of a data set, the evaluation)
@@ -87,7 +86,7 @@ class GroundTruth:
 
     def evaluate(self, table: DetectionTable) -> Any:
         """COCOeval on boxes, evaluated and accumulated."""
-        with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
+        with collector_paused(), contextlib.redirect_stdout(io.StringIO()):
             _, evaluator = BACKENDS[self.backend]
             evaluation = evaluator(self.index, self._indexed(self._detections(table)), "bbox")
             evaluation.evaluate()
@@ -150,15 +149,3 @@ def _mean(values: np.ndarray) -> float:
     """As COCOeval.summarize has it."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector: for a million new dicts it takes longer than making them."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 import torch
@@ -124,6 +127,29 @@ def first_on_node(function: Callable[[], T]) -> T:
     if anywhere:
         raise SystemExit(2)
     return function() if value is None else value
+
+
+def once_per_node(function: Callable[[], T]) -> T:
+    """Call a function on each node's first rank; the other ranks get a copy of its value, through a temporary file.
+
+    Errors: as with `first_on_node`. The value must be picklable.
+    """
+    if not is_active():
+        return function()
+    with TemporaryDirectory() as folder:
+        own = (socket.gethostname(), local_rank(), Path(folder) / "value")
+        file = next(path for host, local, path in gather(own) if (host, local) == (own[0], 0))
+
+        def write_or_read() -> T:
+            if own[1] == 0:
+                value = function()
+                own[2].write_bytes(pickle.dumps(value, protocol=5))
+                return value
+            return pickle.loads(file.read_bytes()) if file.is_file() else function()
+
+        value = first_on_node(write_or_read)
+        gather(None)  # the file is removed when every rank has read it
+    return value
 
 
 def stop_together(function: Callable[[], T]) -> T:

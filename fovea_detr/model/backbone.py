@@ -69,12 +69,13 @@ class Body(nn.Module):
 class TinyBody(Body):
     """Stem 4x4 / 4 and four BasicBlocks of width 16, 32, 64, 128 with strides 1, 2, 2, 1: output stride 16."""
 
+    STEM = 4  # pixels: the kernel; shorter images are padded with zeros
     WIDTHS = (16, 32, 64, 128)
     STRIDES = (1, 2, 2, 1)
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, self.WIDTHS[0], kernel_size=4, stride=4, bias=False)
+        self.conv1 = nn.Conv2d(3, self.WIDTHS[0], self.STEM, stride=self.STEM, bias=False)
         self.bn1 = norm(self.WIDTHS[0])
         blocks, before = [], self.WIDTHS[0]
         for width, stride in zip(self.WIDTHS, self.STRIDES, strict=True):
@@ -87,7 +88,8 @@ class TinyBody(Body):
         self.find_frozen_norms()
 
     def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
-        x = conv_norm(images, self.conv1, self.bn1).relu_()
+        bottom, right = (max(0, self.STEM - side) for side in images.shape[-2:])
+        x = conv_norm(functional.pad(images, (0, right, 0, bottom)), self.conv1, self.bn1).relu_()
         for block in self.blocks:
             x = block(x, conv_norm)
         return x

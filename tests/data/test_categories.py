@@ -9,7 +9,8 @@ import pytest
 
 from fovea_detr import build
 from fovea_detr.compose import load_config
-from fovea_detr.data.categories import Classes, category_names, coco_names, match, merge_names
+from fovea_detr.data.categories import Classes, coco_names, match, merge_names
+from fovea_detr.data.readers import read_coco
 from fovea_detr.errors import DataError
 from tests.data.builders import edit, write_coco
 
@@ -77,9 +78,12 @@ def test_duplicate_names_are_told_apart_by_id() -> None:
     assert Classes.of({1: "fish", 2: "fish", 3: "crab"}).labels == {1: "fish (1)", 2: "fish (2)", 3: "crab"}
 
 
-def test_a_duplicate_id_keeps_its_first_name() -> None:
-    with pytest.warns(UserWarning, match="category id 2 is named b and c: b is taken"):
-        assert category_names(Path("x.json"), [1, 2, 2], ["a", "b", "c"]) == {1: "a", 2: "b"}
+def test_a_duplicate_id_keeps_its_first_name(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, categories={1: "a", 2: "b"})
+    edit(root, lambda content: content["categories"].append({"id": 2, "name": "c"}))
+    split = read_coco(root, "train")
+    assert split.categories == {1: "a", 2: "b"}
+    assert "category ids used twice (the first name counts): 1 (2 (b, c))" in map(str, split.flaws.found)
 
 
 def test_labels_of_both_splits_are_outputs_and_the_ground_truth_keeps_its_ids(tmp_path: Path) -> None:

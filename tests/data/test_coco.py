@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from fovea_detr.data.coco import CocoDataset, Draw, check_images, decode
+from fovea_detr.data.coco import CocoDataset, Draw, check_images
+from fovea_detr.data.flaws import refuse
 from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import Transform, eval_transform, train_transform
 from fovea_detr.errors import DataError
@@ -39,20 +39,23 @@ BROKEN_CONTENT: dict[str, tuple[Change, str]] = {
     "no annotations table": (lambda content: content.pop("annotations"), "annotations"),
     "no categories": (lambda content: content.update(categories=[]), "categories"),
     "unknown category": (set_field("annotations", category_id=5), "annotation 2 (image 000002.jpg, box"),
-    "unknown image": (set_field("annotations", image_id=77), "annotation 2 has image id 77"),
-    "category is a word": (set_field("annotations", category_id="cat"), "'category_id'"),
+    "unknown image": (set_field("annotations", image_id=77), "annotation 2 (image id 77"),
+    "category is a word": (set_field("annotations", category_id="cat"), "category cat"),
     "negative category": (set_field("categories", id=-1), "-1"),
-    "box of three numbers": (set_box(1, 2, 3), "'bbox'"),
-    "no box": (without("annotations", "bbox"), "'bbox'"),
-    "nan": (set_box(float("nan"), 1, 5, 5), "annotation 2 (image 000002.jpg, box [nan, 1.0, 5.0, 5.0])"),
+    "box of three numbers": (set_box(1, 2, 3), "box [1, 2, 3]"),
+    "no box": (without("annotations", "bbox"), "without a box of four numbers"),
+    "nan": (set_box(float("nan"), 1, 5, 5), "annotation 2 (image 000002.jpg, box [nan, 1, 5, 5]"),
     "infinity": (set_box(0, 1, float("inf"), 5), "annotation 2 (image 000002.jpg"),
-    "zero width": (set_box(1, 1, 0, 5), "annotation 2 (image 000002.jpg, box [1.0, 1.0, 0.0, 5.0])"),
+    "zero width": (set_box(1, 1, 0, 5), "annotation 2 (image 000002.jpg, box [1, 1, 0, 5]"),
     "negative height": (set_box(1, 9, 5, -5), "annotation 2 (image 000002.jpg"),
     "outside on the left": (set_box(-1.5, 1, 5, 5), "annotation 2 (image 000002.jpg"),
     "outside on the right": (set_box(20, 1, 14, 5), "annotation 2 (image 000002.jpg"),
     "wholly in the margin": (set_box(32, 1, 0.5, 5), "annotation 2 (image 000002.jpg"),
-    "image id used twice": (set_field("images", id=1), "image id 1 is used by 000001.jpg and 000002.jpg"),
-    "image without name": (without("images", "file_name"), "'file_name'"),
+    "image id used twice": (
+        set_field("images", id=1),
+        "images that share an id: 2 left out (000001.jpg (id 1), 000002.jpg (id 1))",
+    ),
+    "image without name": (without("images", "file_name"), "without a file_name"),
     "image without height": (set_field("images", height=0), "000002.jpg"),
     "image listed but missing": (set_field("images", file_name="gone.jpg"), "gone.jpg"),
     "image in a missing folder": (set_field("images", file_name="far/gone.jpg"), "far/gone.jpg"),
@@ -72,13 +75,13 @@ BROKEN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "instances_train2017.json: not JSON",
     ),
     "a list": (lambda root: annotation_path(root).write_text("[1]"), "instances_train2017.json"),
-    "empty image": (lambda root: image_path(root, 2).write_bytes(b""), "000002.jpg: the file is empty"),
+    "empty image": (lambda root: image_path(root, 2).write_bytes(b""), "files that are empty, or broken links: 1 ("),
 }
 
 
 def refusal_of(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        read_coco(root, "train")
+        refuse([read_coco(root, "train").flaws], 0.01)
     return str(caught.value)
 
 
@@ -96,24 +99,25 @@ def test_everything_broken_is_refused_in_one_line_that_names_it(tmp_path: Path, 
     assert "\n" not in message
 
 
-def test_few_broken_boxes_are_left_out_with_one_warning(tmp_path: Path) -> None:
-    annotations = [box(1 + i % 2, 1, (4.0, 4.0, 8.0, 8.0)) for i in range(10_001)]
+def test_few_flawed_objects_are_left_out_of_training_and_evaluation(tmp_path: Path) -> None:
+    annotations = [box(1 + i % 2, 1, (4.0, 4.0, 8.0, 8.0)) for i in range(100)]
     annotations[5]["bbox"][2] = 0.0
     root = write_coco(tmp_path, annotations=annotations)
-    with pytest.warns(UserWarning, match=r"annotation 6 \(image 000002.jpg.*1 of 10001") as caught:
-        split = read_coco(root, "train")
-    assert len(caught) == 1
-    assert len(split.labels) == 10_000
-    assert len(split.ground_truth()["annotations"]) == 10_001
+    split = read_coco(root, "train")
+    refuse([split.flaws], 0.01)
+    (flaw,) = split.flaws.found
+    assert (
+        str(flaw) == "empty boxes: 1 left out (annotation 6 (image 000002.jpg, box [4.0, 4.0, 0.0, 8.0], category 1))"
+    )
+    assert len(split.labels) == len(split.ground_truth()["annotations"]) == 99
     edit(root, lambda content: content["annotations"].pop())
-    assert "annotation 6 " in refusal_of(root)
+    assert "1 of 99 objects are flawed, more than data.max_flawed=0.01 allows: empty boxes: 1 " in refusal_of(root)
 
 
 def test_a_pixel_outside_is_rounding_and_clamped(tmp_path: Path) -> None:
     root = write_coco(tmp_path, annotations=[box(1, 1, (-1.0, -0.5, 50.0, 33.0))])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        split = read_coco(root, "train")
+    split = read_coco(root, "train")
+    assert split.flaws.found == []
     assert split.boxes_xyxy.tolist() == [[0, 0, 48, 32]]
 
 
@@ -177,16 +181,6 @@ def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None
     edit(tmp_path / "b", lambda content: content["annotations"][0].update(bbox=[1, 1, 2, 2]))
     assert first == second != read_coco(tmp_path / "b", "train").fingerprint
     assert len(first) == 16
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "LA"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}"
-    Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode).save(path)
-    image = decode(path)
-    assert image.dtype == torch.uint8
-    assert image.shape == (3, 4, 6)
-    assert image.min() > 250
 
 
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.write_text("no image"), lambda path: path.unlink()])

@@ -13,6 +13,7 @@ from fovea_detr import build
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR, Data
 from fovea_detr.data.annotations import CocoSplit
+from fovea_detr.data.flaws import refuse
 from fovea_detr.data.readers import READERS, SplitName
 from fovea_detr.errors import DataError
 from tests.data.builders import annotation_path, write_coco
@@ -85,8 +86,8 @@ def test_another_layout_is_a_function_and_a_line(tmp_path: Path, monkeypatch: py
 
 def test_a_broken_box_of_another_layout_is_one_line(tmp_path: Path) -> None:
     write_lines(tmp_path, "cat.png 1 5 5 0 10")
-    with pytest.raises(DataError, match=r"train\.txt: annotation without id \(image cat\.png[^\n]*$"):
-        read_lines(Data(root=str(tmp_path)), "train")
+    with pytest.raises(DataError, match=r"train\.txt: 1 of 1 objects .*annotation without id \(image cat\.png[^\n]*$"):
+        refuse([read_lines(Data(root=str(tmp_path)), "train").flaws], 0.01)
 
 
 def test_the_fingerprint_of_cocos_layout_is_that_of_the_file(tmp_path: Path) -> None:

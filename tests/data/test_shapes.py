@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.flaws import refuse
 from fovea_detr.data.readers import read_coco
 from fovea_detr.data.shapes import drawing, generate
 from fovea_detr.data.transforms import eval_transform
@@ -141,4 +142,4 @@ def test_a_lost_image_is_a_data_error(tmp_path: Path) -> None:
     root = generate.generate(tmp_path, 2, 1, seed=3)
     (root / "train2017" / "000000000002.jpg").unlink()
     with pytest.raises(DataError, match=r"000000000002\.jpg"):
-        CocoDataset(read_coco(root, "train"), eval_transform("tiny"))
+        refuse([read_coco(root, "train").flaws], 0.01)

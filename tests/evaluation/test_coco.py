@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fovea_detr.config.checks import CHOICES
 from fovea_detr.config.schema import Config
+from fovea_detr.data.annotations import CocoSplit, load_json
 from fovea_detr.evaluation import coco
 from fovea_detr.evaluation.coco import BACKENDS, DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.runs import folder
@@ -320,3 +322,23 @@ def test_perfect_detections_are_one() -> None:
     results = [{**{key: a[key] for key in kept}, "score": 0.9} for a in truth["annotations"]]
     metrics = metrics_of(truth, results)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR_100"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_is_evaluated_as_pycocotools_evaluates_its_file(seed: int, backend: str, tmp_path: Path) -> None:
+    """Read and checked for training, it gives the numbers of the file itself bit for bit: boxes, areas and crowds."""
+    truth = made_truth(seed, crowd=True)
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        Image.new("L", (500, 500)).save(tmp_path / image["file_name"])
+    (tmp_path / "file.json").write_text(json.dumps(truth))
+    split = CocoSplit.of(tmp_path / "file.json", tmp_path, lambda: load_json(tmp_path / "file.json"))
+    assert not split.flaws.are_fatal
+    results = made_results(truth, seed + 100)
+    read = GroundTruth(split.ground_truth(), backend)
+    assert read.index.dataset == GroundTruth(truth, backend).index.dataset
+    expected = by_pycocotools(truth, results, tmp_path).stats.tolist()
+    tolerance = 0 if backend == "pycocotools" else 1e-12
+    metrics = coco_metrics(read, table_of(results))
+    assert [metrics[name] for name in TWELVE] == pytest.approx(expected, rel=0, abs=tolerance)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def _gather_and_check(rank: int, store: Path) -> None:
         parts = [rows_of(other, length) for other, length in enumerate(lengths)]
         for ours in parts, [part[:, 0].long() for part in parts]:
             assert torch.equal(distributed.gather_rows(ours[rank]), torch.cat(ours)), (rank, lengths)
+    torch.distributed.destroy_process_group()
+
+
+def test_once_per_node_calls_on_one_rank_and_copies_its_value(tmp_path: Path) -> None:
+    spawn(_read_once_and_check, (tmp_path,), nprocs=3)
+    assert (tmp_path / "calls").read_text() == "0"
+
+
+def _read_once_and_check(rank: int, folder: Path) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3)
+
+    def read() -> dict[str, torch.Tensor]:
+        with (folder / "calls").open("a") as file:
+            file.write(str(rank))
+        return {"rows": rows_of(0, 5)}
+
+    assert torch.equal(distributed.once_per_node(read)["rows"], rows_of(0, 5))
     torch.distributed.destroy_process_group()
 
 
