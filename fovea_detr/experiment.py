@@ -16,13 +16,13 @@ from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.readers import fingerprints
-from fovea_detr.errors import ConfigError, RunFolderError, tell
+from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.host import Host, record_failures
-from fovea_detr.runs.identity import Stored, config_text, refuse_other_config, refuse_other_data
+from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
 from fovea_detr.training.console import Console, summary
@@ -91,6 +91,8 @@ def choose_device(config: Config) -> torch.device:
 def finished_before(config: Config, folder: RunFolder) -> bool:
     """Whether the folder holds this run's result; if so, print it. Raises RunFolderError for another run's folder."""
     refuse_other_config(config, folder)
+    if distributed.rank() == 0:
+        note_left_out(folder)
     refuse_other_data(folder, fingerprints(config.data), config.data.root)
     result = folder.result()
     if result is None:
@@ -200,8 +202,6 @@ def record_start(
     text = folder.config_text()
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))
-    elif left_out := Stored(text).passed_over:
-        tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
     facts |= data
     if config.weights is not None:

@@ -54,8 +54,17 @@ def sources(data: Data) -> dict[SplitName, Source]:
 
 
 def fingerprints(data: Data) -> dict[str, str]:
-    """Of the annotations by split, without parsing them; only of those that are visible here."""
-    return {split: one.fingerprint() for split, one in sources(data).items() if one.annotations.is_file()}
+    """Of the annotations below data.root by split, as far as they are visible here; data=coco is not parsed for it.
+
+    Nothing without a root: generated data are a function of the configuration.
+    """
+    if data.name == "coco" or data.root is None:
+        return {split: one.fingerprint() for split, one in sources(data).items() if one.annotations.is_file()}
+    found: dict[str, str] = {}
+    for split in get_args(SplitName):
+        with suppress(DataError, OSError):
+            found[split] = READERS[data.name](data, split).fingerprint
+    return found
 
 
 def describe_layout(data: Data) -> str:

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from fovea_detr.compose import parse
 from fovea_detr.config.schema import AXES, CONF_DIR, Config, Data, SplitFiles, is_infrastructure, leaves
-from fovea_detr.errors import RunFolderError
+from fovea_detr.errors import RunFolderError, tell
 from fovea_detr.runs.folder import RunFolder
 
 PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identity; the others are infrastructure
@@ -255,6 +255,13 @@ def refuse_other_config(config: Config, folder: RunFolder) -> None:
         )
 
 
+def note_left_out(folder: RunFolder) -> None:
+    """Name on stderr the settings of the folder's run that this version does not have, if they were not the default."""
+    text = folder.config_text()
+    if text is not None and (left_out := Stored(text).passed_over):
+        tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
+
+
 def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: object) -> None:
     """Raise RunFolderError if the folder's run had other annotations. fingerprints: of today's, by split."""
     before = (folder.provenance() or {}).get("data") or {}
@@ -338,11 +345,16 @@ class Folders:
                 self._names.setdefault(identity(known), []).append(name)
 
     def name(self, new: str, config: Config) -> str:
-        """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none."""
+        """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none.
+
+        A folder whose run had a setting that this version does not have, other than its default, is found by its own
+        name only: it is another model.
+        """
         found = [
             name
             for name in self._names.get(identity(settings(config)), [])
             if not differences(self._texts[name], config)  # the number of classes, if it is set
+            and (name == new or not Stored(self._texts[name]).passed_over)
         ]
         return new if new in found or not found else found[0]
 

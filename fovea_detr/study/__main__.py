@@ -19,7 +19,7 @@ from pathlib import Path
 from fovea_detr.cli import one_line_errors
 from fovea_detr.errors import UserError
 from fovea_detr.study.folder import Study, frozen_point
-from fovea_detr.study.launch import launch
+from fovea_detr.study.launch import launch, refuse_twins
 from fovea_detr.study.manifest import Point
 from fovea_detr.study.status import SECONDS, table
 
@@ -86,14 +86,19 @@ def relaunch(study: Study, options: argparse.Namespace) -> None:
     wanted = (*FAILED, "cancelled") if options.points else FAILED
     statuses = study.current_states(study.points(options.points))
     chosen = [status for status in statuses if status.state in wanted]
+    first = {point: one for one in reversed(study.submissions()) for point in one.points}
     kinds: dict[str, list[Point]] = {}
     for status in chosen:
         if status.submission is None:
             raise UserError(f"{status.point} was not submitted by a sweep: start it again by its own command")
-        kinds.setdefault(status.submission.kind, []).append(frozen_point(status, options.same_code))
+        submission = first[status.point] if options.same_code else status.submission
+        point = frozen_point(submission, status.point, same_code=options.same_code)
+        kinds.setdefault(status.submission.kind, []).append(point)
     if not chosen:
         print(f"{study.folder}: nothing to launch again")
     for kind, points in kinds.items():
+        if not options.same_code:
+            refuse_twins(points)
         launch(points, kind)
 
 

@@ -161,12 +161,10 @@ class Study:
             queue.command(["kill", str(pid)])
 
 
-def frozen_point(status: PointStatus, same_code: bool) -> Point:
+def frozen_point(submission: Submission, name: str, *, same_code: bool) -> Point:
     """A point that was submitted before, with its frozen configuration."""
-    submission = status.submission
-    assert submission is not None
-    file = submission.config_file(status.point)
-    point = Point(status.point, load_frozen(file), submission.resources)
+    file = submission.config_file(name)
+    point = Point(name, load_frozen(file), submission.resources)
     return replace(point, snapshot=Path(submission.snapshot), frozen=file.read_text()) if same_code else point
 
 

@@ -11,7 +11,16 @@ from fovea_detr.config.schema import Config
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders, identity, refuse_other_config, refuse_other_data, settings
+from fovea_detr.runs.identity import (
+    NUM_CLASSES,
+    Folders,
+    Stored,
+    identity,
+    note_left_out,
+    refuse_other_config,
+    refuse_other_data,
+    settings,
+)
 from fovea_detr.runs.state import Standing
 from fovea_detr.study import sbatch, snapshot
 from fovea_detr.study.folder import PointStatus, Study
@@ -67,9 +76,29 @@ def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> lis
     for point in points:
         folder, data = RunFolder(study.folder / point.name), point.config.data
         refuse_other_config(point.config, folder)
+        note_left_out(folder)
         if folder.provenance():
             refuse_other_data(folder, fingerprints(data), data.root)
-    return study.current_states([point.name for point in points], write=write)
+    statuses = study.current_states([point.name for point in points], write=write)
+    for point, status in zip(points, statuses, strict=True):
+        refuse_other_queued_data(point, status)
+    return statuses
+
+
+def refuse_other_queued_data(point: Point, status: PointStatus) -> None:
+    """Raise ConfigError if the point's job waits or runs on other data, which its folder does not tell yet."""
+    if status.submission is None or status.state not in ("queued", "running"):
+        return
+    file = status.submission.config_file(status.point)
+    before = Stored(file.read_text()).config().data if file.is_file() else point.config.data
+    theirs, ours = fingerprints(before), fingerprints(point.config.data)
+    for split in theirs.keys() & ours.keys():
+        if theirs[split] != ours[split]:
+            raise ConfigError(
+                f"point {point.name} is {status.state} on other data: the {split} annotations of {before.root} have "
+                f"the fingerprint {theirs[split]}, those of {point.config.data.root} have {ours[split]}; choose "
+                "another study=NAME, or cancel it"
+            )
 
 
 def use_present_folders(study: Study, points: Sequence[Point]) -> None:
@@ -85,7 +114,8 @@ def refuse_twins(points: Sequence[Point]) -> None:
     """Raise ConfigError for two points that would be one run: equal settings, or one name for a folder."""
     seen: dict[tuple[Path, object], Point] = {}
     for point in points:
-        for key in (point.name, identity(settings(point.config))):
+        found = settings(point.config)
+        for key in (point.name, (identity(found), found[NUM_CLASSES])):
             twin = seen.setdefault((point.study_folder, key), point)
             if twin is not point:
                 first, second = (

@@ -246,3 +246,18 @@ def test_other_data_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
 def test_a_stored_configuration_that_is_no_longer_valid_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="heads"):
         Stored(edited(text, lambda content: content["model"].update(heads=7))).config()
+
+
+def test_a_run_with_a_set_key_that_is_gone_is_found_by_its_own_name_only(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is another model: the plain command must not show its result."""
+    config = load_config(["experiment=tiny", "mixture=head"])
+    first = text.replace(identity.CHANGED, f"{identity.CHANGED}model.flag, ")
+    learned = edited(first, lambda content: content["model"].update(flag="learned"))
+    RunFolder(tmp_path / "model.flag=learned").write_config(learned)
+    folders = Folders(tmp_path)
+    assert folders.name("mixture=head", config) == "mixture=head"
+    assert folders.name("model.flag=learned", config) == "model.flag=learned"
+    identity.note_left_out(RunFolder(tmp_path / "model.flag=learned"))
+    assert capsys.readouterr().err.endswith("this version does not have them: model.flag=learned\n")
