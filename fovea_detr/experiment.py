@@ -137,10 +137,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
         set_classes = weights is None and classes.has_more_than_needed
         record_start(config, folder, device, {"data": data, "data_flaws": flaws}, has_set_classes=set_classes)
         if config.data.val_fraction:
-            tables = {name: split.annotations for name, split in splits.items()}
-            folder.write_split(
-                {n: dict(zip(t.file_names, t.image_ids.tolist(), strict=True)) for n, t in tables.items()}
-            )
+            folder.write_split({name: split.annotations.ids_by_file for name, split in splits.items()})
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     console.log(data_line(config, val_set, train_set))

@@ -80,6 +80,11 @@ class CocoSplit:
         """The highest category id + 1: a category's id is the index of its class output, so ids may have gaps."""
         return self.classes.number
 
+    @property
+    def ids_by_file(self) -> dict[str, int]:
+        """The image ids by file name."""
+        return dict(zip(self.file_names, self.image_ids.tolist(), strict=True))
+
     def with_classes(self, classes: Classes) -> CocoSplit:
         """The same annotations under the classes of the whole data set."""
         return replace(self, labels=classes.outputs(self.classes.category_ids(self.labels)), classes=classes)

@@ -76,24 +76,39 @@ def load_weights(
     compare_settings(content, model, report, refuse=not other_classes)
     if classes is not None:
         take_classes(theirs, ours, classes, report)
-    for key in [key for key in theirs if key in ours and theirs[key].shape != ours[key].shape]:
-        why = f"{tuple(theirs[key].shape)} in the file, {tuple(ours[key].shape)} in the model"
-        if not (other_classes and key.startswith("class_head.")):
-            raise WeightsError(f"{name}: {key} is {why}; {_advice(key)}")
-        report.skipped[key] = why
-        del theirs[key]
-    unknown = [key for key in theirs if key not in ours and not key.endswith("num_batches_tracked")]
-    if unknown:
-        raise WeightsError(f"{name}: the model has no {_names(unknown)}; choose the model that the file was made with")
+    _take_out_other_shapes(theirs, ours, report, other_classes)
     report.missing = [key for key in ours if key not in theirs and key not in report.skipped]
-    lacking = [key for key in report.missing if not (only_backbone and not key.startswith("backbone."))]
-    lacking = [key for key in lacking if not key.endswith("num_batches_tracked")]
-    if lacking:
-        raise WeightsError(f"{name}: the file has no {_names(lacking)}; choose the model that the file was made with")
+    _refuse_other_model(theirs, ours, report, only_backbone)
     known = {key: value for key, value in theirs.items() if key in ours}
     model.load_state_dict(known, strict=False)
     report.loaded = len(known)
     return report
+
+
+def _take_out_other_shapes(
+    theirs: dict[str, Tensor], ours: Mapping[str, Tensor], report: Loaded, other_classes: bool
+) -> None:
+    """Move a class head of another size from `theirs` to the report. WeightsError: another tensor of another shape."""
+    for key in [key for key in theirs if key in ours and theirs[key].shape != ours[key].shape]:
+        why = f"{tuple(theirs[key].shape)} in the file, {tuple(ours[key].shape)} in the model"
+        if not (other_classes and key.startswith("class_head.")):
+            raise WeightsError(f"{report.source}: {key} is {why}; {_advice(key)}")
+        report.skipped[key] = why
+        del theirs[key]
+
+
+def _refuse_other_model(
+    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], report: Loaded, only_backbone: bool
+) -> None:
+    """Raise WeightsError for tensors that the model does not have, and for tensors of the model that are missing."""
+    unknown = [key for key in theirs if key not in ours]
+    lacking = [key for key in report.missing if not (only_backbone and not key.startswith("backbone."))]
+    for keys, what in ((unknown, "the model has no"), (lacking, "the file has no")):
+        counted = [key for key in keys if not key.endswith("num_batches_tracked")]
+        if counted:
+            raise WeightsError(
+                f"{report.source}: {what} {_names(counted)}; choose the model that the file was made with"
+            )
 
 
 def compare_settings(content: Mapping[str, Any], model: nn.Module, report: Loaded, *, refuse: bool) -> None:
