@@ -43,8 +43,11 @@ def published_name(ours: str) -> str:
 
 
 def is_torchvision(state: Mapping[str, Tensor]) -> bool:
-    """Whether it is a network of torchvision's, which fills a backbone only."""
-    return any(name in state for name in TORCHVISION)
+    """Whether it is a network of torchvision's, which fills a backbone only: by its layers, or by its classifier."""
+    has_classifier = any(name.startswith(CLASSIFIERS) for name in state)
+    return any(name in state for name in TORCHVISION) or (
+        has_classifier and not any(name.startswith(("backbone.", "transformer.", "decoder.")) for name in state)
+    )
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.errors import WeightsError
 from fovea_detr.model.backbone import BODIES, Backbone, build_backbone
 from fovea_detr.model.detr import padding_of_cells
+from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.training.checkpoint import load_weights, pretrained_state
 from tests.model.builders import random_batch, random_image, small_model
 
@@ -189,3 +190,14 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file") as caught:
         pretrained_state("resnet18", str(tmp_path / "nowhere.pth"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "swin_t", "regnet_x_400mf", "efficientnet_b0"])
+def test_a_classifier_of_torchvision_is_known_as_one(name: str) -> None:
+    """Also of families that are not in BACKBONES yet; a detector of DETR's names is none."""
+    state = torchvision.models.get_model(name).state_dict()
+    ours = in_our_names(state)
+    assert is_torchvision(state)
+    assert all(key.startswith("backbone.body.") for key in ours)
+    assert 0 < len(state) - len(ours) <= 4  # weight and bias of the classifier, and a norm before it
+    assert not is_torchvision({f"backbone.0.body.{key}": value for key, value in state.items()})
