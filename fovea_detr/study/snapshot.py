@@ -103,7 +103,10 @@ def _identity(path: Path, name: str) -> bytes:
 
 
 def _files_of(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path] if path.exists() else []
+    """Files and links of a folder: `fovea_detr/conf` is a link."""
+    if not path.is_dir():
+        return [path] if path.exists() else []
+    return [file for file in path.rglob("*") if file.is_file() or file.is_symlink()]
 
 
 def _git_files(code: Path) -> list[str]:
