@@ -92,7 +92,7 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     """Whether the folder holds this run's result; if so, print it. Raises RunFolderError for another run's folder."""
     refuse_other_config(config, folder)
     if distributed.rank() == 0:
-        note_left_out(folder)
+        note_left_out(folder.path, folder.config_text())
     refuse_other_data(folder, fingerprints(config.data), config.data.root)
     result = folder.result()
     if result is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from analysis.reading.runs import Run
 from analysis.reading.settings import overrides
+from fovea_detr.config.overrides import is_several
 
 SWEEP_ONLY = ("-m", "--multirun")
 
@@ -45,9 +46,4 @@ def without_sweep(words: Sequence[str], point: dict[str, str]) -> list[str] | No
             del left[key]
         kept.append(word)
     kept += [f"{key}={value}" for key, value in left.items()]
-    return None if any(is_sweep(word) for word in kept) else kept
-
-
-def is_sweep(word: str) -> bool:
-    """Whether Hydra expands `key=a,b` into several runs. A list or a quoted text is one value."""
-    return "," in re.sub(r"\[.*\]|\{.*\}|'.*'|\".*\"", "", word)
+    return None if any(is_several(word) for word in kept) else kept

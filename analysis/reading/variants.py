@@ -37,12 +37,6 @@ def name_variants(settings: Sequence[Settings], run_names: Sequence[str]) -> lis
     return short if len(set(short)) == len(set(full)) else full
 
 
-def natural(text: str) -> list[tuple[float, str]]:
-    """A sort key that puts 4 before 16."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", text)
-    return [(float(part), "") if i % 2 else (float("inf"), part) for i, part in enumerate(parts) if part]
-
-
 def _label(one: Settings, shown: Sequence[str], keys: Sequence[str], settings: Sequence[Settings]) -> str:
     """`type3, smooth=8`: only the value if it is a word that no other varying key has."""
     words = Counter(word for key in keys for word in {str(other.get(key)) for other in settings})

@@ -10,9 +10,9 @@ from functools import cached_property
 from analysis.reading.folders import without_seed
 from analysis.reading.runs import Run
 from analysis.reading.settings import SEED, leaf
-from analysis.reading.variants import natural
 from analysis.tables.cells import Cell, Column, Value, mean_of
 from analysis.tables.filters import full_key
+from fovea_detr.config.overrides import natural
 
 STATE_ORDER = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
 

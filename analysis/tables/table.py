@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from analysis.reading.runs import Run
 from analysis.reading.settings import overrides, short_name, varying_keys
-from analysis.reading.variants import natural
 from analysis.tables.cells import Cell, Column, Value, data_names, data_values, show
 from analysis.tables.comparison import find_baseline, mark_best, with_differences, with_published
 from analysis.tables.filters import Condition, lookup, parse_conditions
 from analysis.tables.rows import Row, duplicate_runs, make_rows, note_differences, note_unfinished, sorted_rows
+from fovea_detr.config.overrides import natural
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 

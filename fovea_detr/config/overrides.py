@@ -131,14 +131,13 @@ def _choice(element: Any) -> str:
 
 def group_values(group: str) -> list[str]:
     """The choices of a group of conf/, 4 before 16."""
-    return sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=_by_number)
+    return sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=natural)
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part or 0), "") if i % 2 else (0, part) for i, part in enumerate(re.split(r"(\d+)", name))]
-
-
-# ---- paths -----------------------------------------------------------------------------------------------------------
+def natural(text: str) -> list[tuple[float, str]]:
+    """A sort key that puts 4 before 16."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(float(part), "") if i % 2 else (float("inf"), part) for i, part in enumerate(parts) if part]
 
 
 def quote_paths(override: str) -> str:

@@ -255,11 +255,10 @@ def refuse_other_config(config: Config, folder: RunFolder) -> None:
         )
 
 
-def note_left_out(folder: RunFolder) -> None:
-    """Name on stderr the settings of the folder's run that this version does not have, if they were not the default."""
-    text = folder.config_text()
+def note_left_out(where: Path, text: str | None) -> None:
+    """Name on stderr the settings of a stored configuration that this version does not have, where they were set."""
     if text is not None and (left_out := Stored(text).passed_over):
-        tell(f"note: {folder.path}: left out, for this version does not have them: {', '.join(left_out)}")
+        tell(f"note: {where}: left out, for this version does not have them: {', '.join(left_out)}")
 
 
 def refuse_other_data(folder: RunFolder, fingerprints: Mapping[str, str], root: object) -> None:

@@ -15,6 +15,7 @@ from fovea_detr.runs.identity import (
     NUM_CLASSES,
     Folders,
     Stored,
+    config_text,
     identity,
     note_left_out,
     refuse_other_config,
@@ -76,7 +77,7 @@ def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> lis
     for point in points:
         folder, data = RunFolder(study.folder / point.name), point.config.data
         refuse_other_config(point.config, folder)
-        note_left_out(folder)
+        note_left_out(folder.path, folder.config_text())
         if folder.provenance():
             refuse_other_data(folder, fingerprints(data), data.root)
     statuses = study.current_states([point.name for point in points], write=write)
@@ -90,7 +91,10 @@ def refuse_other_queued_data(point: Point, status: PointStatus) -> None:
     if status.submission is None or status.state not in ("queued", "running"):
         return
     file = status.submission.config_file(status.point)
-    before = Stored(file.read_text()).config().data if file.is_file() else point.config.data
+    text = file.read_text() if file.is_file() else None
+    if text in (None, point.frozen or config_text(point.config)):  # as it was submitted: nothing is parsed or hashed
+        return
+    before = Stored(text).config().data
     theirs, ours = fingerprints(before), fingerprints(point.config.data)
     for split in theirs.keys() & ours.keys():
         if theirs[split] != ours[split]:

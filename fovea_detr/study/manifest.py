@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from fovea_detr.config.schema import Config
-from fovea_detr.errors import tell
 from fovea_detr.runs.folder import write_text
-from fovea_detr.runs.identity import Stored, config_text
+from fovea_detr.runs.identity import Stored, config_text, note_left_out
 
 OUT_OF_MEMORY = re.compile(r"exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", re.IGNORECASE)
 NOT_IN_FACTS = ("folder", "job", "refused")
@@ -156,10 +155,9 @@ def _from_facts(folder: Path, facts: dict[str, Any]) -> Submission:
 
 def load_frozen(path: Path) -> Config:
     """A point's configuration as it was submitted, checked again: a file that it names may have been removed."""
-    stored = Stored(path.read_text())
-    if stored.passed_over:
-        tell(f"note: {path}: left out, for this version does not have them: {', '.join(stored.passed_over)}")
-    return stored.config()
+    text = path.read_text()
+    note_left_out(path, text)
+    return Stored(text).config()
 
 
 def job_name(study: str, submission_id: str) -> str:

@@ -259,5 +259,5 @@ def test_a_run_with_a_set_key_that_is_gone_is_found_by_its_own_name_only(
     folders = Folders(tmp_path)
     assert folders.name("mixture=head", config) == "mixture=head"
     assert folders.name("model.flag=learned", config) == "model.flag=learned"
-    identity.note_left_out(RunFolder(tmp_path / "model.flag=learned"))
+    identity.note_left_out(tmp_path / "model.flag=learned", learned)
     assert capsys.readouterr().err.endswith("this version does not have them: model.flag=learned\n")
