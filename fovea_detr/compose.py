@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.config.checks import check
+from fovea_detr.config.groups import group_values
 from fovea_detr.config.local import with_local
-from fovea_detr.config.overrides import HINT, group_values, rewrite
+from fovea_detr.config.overrides import HINT, rewrite
 from fovea_detr.config.schema import CONF_DIR, Config
 from fovea_detr.errors import ConfigError, UserError
 

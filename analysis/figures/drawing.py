@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import COLOURS, label_ends, line_styles
-from fovea_detr.config.overrides import natural
+from fovea_detr.config.groups import natural
 
 EARLY = "before the learning-rate drop: not comparable"
 SPREAD = "± 1 standard deviation over {} seeds"

@@ -12,7 +12,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import SEED, leaf
 from analysis.tables.cells import Cell, Column, Value, mean_of
 from analysis.tables.filters import full_key
-from fovea_detr.config.overrides import natural
+from fovea_detr.config.groups import natural
 
 STATE_ORDER = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
 

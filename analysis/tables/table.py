@@ -12,7 +12,7 @@ from analysis.tables.cells import Cell, Column, Value, data_names, data_values, 
 from analysis.tables.comparison import find_baseline, mark_best, with_differences, with_published
 from analysis.tables.filters import Condition, lookup, parse_conditions
 from analysis.tables.rows import Row, duplicate_runs, make_rows, note_differences, note_unfinished, sorted_rows
-from fovea_detr.config.overrides import natural
+from fovea_detr.config.groups import natural
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from fovea_detr.config.schema import CONF_DIR
+from fovea_detr.config.groups import group_values
 from fovea_detr.errors import ConfigError
 
 NUMERIC_GROUPS = ("smooth",)
@@ -127,17 +127,6 @@ def _elements(override: Any, typed: str) -> list[Any]:
 def _choice(element: Any) -> str:
     number = isinstance(element, int | float) and not isinstance(element, bool)
     return f"'{element:g}'" if number else getattr(element, "with_quotes", element.__str__)()
-
-
-def group_values(group: str) -> list[str]:
-    """The choices of a group of conf/, 4 before 16."""
-    return sorted((path.stem for path in (CONF_DIR / group).glob("*.yaml")), key=natural)
-
-
-def natural(text: str) -> list[tuple[float, str]]:
-    """A sort key that puts 4 before 16."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", text)
-    return [(float(part), "") if i % 2 else (float("inf"), part) for i, part in enumerate(parts) if part]
 
 
 def quote_paths(override: str) -> str:
