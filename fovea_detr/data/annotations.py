@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fovea_detr.data.categories import Classes
-from fovea_detr.data.flaws import Flaws, first_line
+from fovea_detr.data.coco_json import collector_paused
+from fovea_detr.data.flaws import Flaws
 from fovea_detr.data.object_table import Objects
 from fovea_detr.data.tables import Tables
-from fovea_detr.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -116,26 +114,5 @@ class CocoSplit:
             )
 
 
-def load_json(path: Path) -> Any:
-    """DataError: the file is not JSON."""
-    try:
-        with collector_paused():
-            return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({first_line(error)}); get the annotations again") from error
-
-
 def hash_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector: it takes two thirds of the time on COCO's training annotations."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

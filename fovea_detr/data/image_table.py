@@ -87,9 +87,9 @@ def check_files(images: Images, folder: Path, flaws: Flaws) -> None:
     flaws.add(
         f"image files that are not in {folder}", Fate.REFUSED, np.flatnonzero(~found), images.file_names.__getitem__
     )
-    paths = {i: folder / images.file_names[i] for i in np.flatnonzero(found).tolist()}
     if len(parts) > MOST_STATS:
         return
+    paths = {i: folder / images.file_names[i] for i in np.flatnonzero(found).tolist()}
     empty = [i for i, path in paths.items() if not path.is_file() or path.stat().st_size == 0]
     flaws.add("image files that are empty, or broken links", Fate.REFUSED, empty, lambda i: str(paths[i]))
     if len(parts) > MOST_HEADERS:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fovea_detr.config.schema import Data
-from fovea_detr.data.annotations import CocoSplit, load_json
+from fovea_detr.data.annotations import CocoSplit
+from fovea_detr.data.coco_json import load_coco
 from fovea_detr.data.file_names import resolve_names
 from fovea_detr.data.holdout import SplitName
 from fovea_detr.data.layouts import LAYOUTS, Source, locate, source_of
@@ -30,7 +31,7 @@ def read(source: Source) -> CocoSplit:
 
 def content_of(source: Source) -> Any:
     """COCO's dict of a split, the names of images resolved: in the whole file, so that no file is on both sides."""
-    content = load_json(source.annotations)
+    content = load_coco(source.annotations)
     chosen = source.holdout.select(source.annotations, content) if source.holdout else content
     resolve_names(source.annotations, source.images, content)
     return chosen

@@ -17,7 +17,8 @@ from pycocotools.cocoeval import COCOeval
 
 from fovea_detr.config.checks import CHOICES
 from fovea_detr.config.schema import Config
-from fovea_detr.data.annotations import CocoSplit, load_json
+from fovea_detr.data.annotations import CocoSplit
+from fovea_detr.data.coco_json import load_coco
 from fovea_detr.evaluation import coco
 from fovea_detr.evaluation.coco import BACKENDS, DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.runs import folder
@@ -333,7 +334,7 @@ def test_a_split_is_evaluated_as_pycocotools_evaluates_its_file(seed: int, backe
         image["file_name"] = f"{image['id']}.png"
         Image.new("L", (500, 500)).save(tmp_path / image["file_name"])
     (tmp_path / "file.json").write_text(json.dumps(truth))
-    split = CocoSplit.of(tmp_path / "file.json", tmp_path, lambda: load_json(tmp_path / "file.json"))
+    split = CocoSplit.of(tmp_path / "file.json", tmp_path, lambda: load_coco(tmp_path / "file.json"))
     assert not split.flaws.are_fatal
     results = made_results(truth, seed + 100)
     read = GroundTruth(split.ground_truth(), backend)
