@@ -15,7 +15,7 @@ from fovea_detr import build
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
-from fovea_detr.data.readers import fingerprints
+from fovea_detr.data.readers import describe_layout, fingerprints
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
@@ -93,7 +93,8 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     refuse_other_config(config, folder)
     if distributed.rank() == 0:
         note_left_out(folder.path, folder.config_text())
-    refuse_other_data(folder, fingerprints(config.data), config.data.root)
+    found = distributed.once_per_node(lambda: fingerprints(config.data))
+    refuse_other_data(folder, found, config.data.root)
     result = folder.result()
     if result is None:
         return False
@@ -141,6 +142,8 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     epochs, point = config.schedule.epochs, folder.path.name
     console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
     console.log(data_line(config, val_set, train_set))
+    if layout := describe_layout(config.data):
+        console.log(layout)
     for split in splits.values():
         for line in split.annotations.warnings(config.model.num_queries):
             console.log(f"warning: {line}")

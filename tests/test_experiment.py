@@ -15,7 +15,7 @@ from fovea_detr.build import build_data
 from fovea_detr.compose import load_config
 from fovea_detr.experiment import announce, data_line
 from fovea_detr.runs.folder import RunFolder
-from tests.data.builders import box, edit, image_path, write_awkward, write_coco
+from tests.data.builders import annotation_path, box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
 from tests.training.test_preflight import new_trainer
 
@@ -53,7 +53,13 @@ def test_the_first_line_of_a_run_names_its_data(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "data", images=[(96, 64)] * 8, categories={1: "cat", 2: "dog"})
     own = ("experiment=own", f"data.root={root}", "data.long_side=96", "schedule.epochs=1", f"runs={tmp_path}")
     text = "images, 2 classes (cat, dog), at most 96 px"
-    assert run_well(*own).splitlines()[0].endswith(f"] data: coco, {root}: 8 + 8 {text}")
+    first, second = run_well(*own).splitlines()[:2]
+    assert first.endswith(f"] data: coco, {root}: 8 + 8 {text}")
+    train, val = (
+        f"{split}: COCO 2017, {annotation_path(root, split)}, images in {root}/{split}2017"
+        for split in ("train", "val")
+    )
+    assert second.endswith(f"] {train}; {val}")
     weights = f"weights={only_folder(tmp_path, 'own').checkpoint_path}"
     evaluated = run_well(*own, "mode=eval", weights, "study=eval")
     told, first = evaluated.splitlines()[:2]
@@ -255,14 +261,15 @@ def test_a_set_number_of_classes_counts(tmp_path: Path) -> None:
     assert_one_line(refused.returncode, refused.stderr, "data.num_classes=2, but the category ids")
 
 
-def test_huge_category_ids_train_and_come_back(tmp_path: Path) -> None:
-    root = write_coco(tmp_path / "huge", [(64, 48)] * 4, categories={7: "car", 20231115: "bus"})
+@pytest.mark.parametrize("ids", [(7, 20231115), (-1, 0)])
+def test_huge_and_negative_category_ids_train_and_come_back(tmp_path: Path, ids: tuple[int, int]) -> None:
+    root = write_coco(tmp_path / "odd", [(64, 48)] * 4, categories=dict(zip(ids, ("car", "bus"), strict=True)))
     run_well(*own_data(root, tmp_path), "evaluation.save_predictions=true")
     folder = only_folder(tmp_path)
     saved = torch.load(folder.checkpoint_path)
     assert (saved["model"]["class_head.weight"].shape[0], saved["categories"]) == (3, {0: "car", 1: "bus"})
     predictions = json.loads((folder.path / "predictions.json").read_text())
-    assert {one["category_id"] for one in predictions} <= {7, 20231115}
+    assert {one["category_id"] for one in predictions} <= {*ids}
     assert folder.result()["last"]["AP_by_category"].keys() == {"car", "bus"}  # type: ignore[index]
 
 

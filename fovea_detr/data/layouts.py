@@ -51,6 +51,16 @@ LAYOUTS = (
         "Roboflow", Files("train/_annotations.coco.json", ("train",)), Files("valid/_annotations.coco.json", ("valid",))
     ),
     Layout("CVAT", Files("annotations/instances_default.json", ("images/default", "images"))),
+    Layout(
+        "CVAT, two subsets",
+        Files("annotations/instances_Train.json", ("images/Train", "images")),
+        Files("annotations/instances_Validation.json", ("images/Validation", "images")),
+    ),
+    Layout(
+        "instances of train and val",
+        Files("annotations/instances_train.json", ("train", "images/train", "images")),
+        Files("annotations/instances_val.json", ("val", "images/val", "images")),
+    ),
     Layout("Label Studio", Files("result.json", ("images",))),
 )
 NAME_THE_FILES = "data.train.annotations=, data.train.images= and the same for val"

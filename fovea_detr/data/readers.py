@@ -68,10 +68,9 @@ def fingerprints(data: Data) -> dict[str, str]:
     return found
 
 
-def describe_layout(data: Data) -> str:
-    """Where the splits were found, for the log: one line."""
-    found = sources(data)
-    return "; ".join(f"{split}: {one}" for split, one in found.items()) if found else f"data={data.name}"
+def describe_layout(data: Data) -> str | None:
+    """Where the splits of data=coco are, for the log: one line; None for other readers."""
+    return "; ".join(f"{split}: {one}" for split, one in sources(data).items()) or None
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:

@@ -49,7 +49,6 @@ def _parse_categories(entries: list[Any], flaws: Flaws) -> dict[int, str]:
     """The names by id. A name that is null or no text is the id; of an id used twice, the first name counts."""
     ids, valid = integers(fields(entries, "id"))
     flaws.add("categories without an integer id", Fate.REFUSED, np.flatnonzero(~valid), lambda i: entries[i])
-    flaws.add("categories with a negative id (number them from 1)", Fate.REFUSED, ids[ids < 0])
     names: dict[int, str] = {}
     twice = []
     for i, name in zip(ids[valid].tolist(), np.array(fields(entries, "name"), object)[valid], strict=True):

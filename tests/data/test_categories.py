@@ -29,6 +29,7 @@ def test_coco_stays_as_published() -> None:
         ([1], 2, False),
         ([90], 91, False),
         ([91], 1, True),
+        ([-1, 0, 5], 3, True),
         ([1, 20231115], 2, True),
         (range(1, 21, 2), 20, False),
         ([*range(1, 20), 198], 199, False),  # 200 outputs for 20 categories

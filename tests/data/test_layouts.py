@@ -75,7 +75,22 @@ def write_coco_2017(root: Path) -> None:
         write_export(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017", numbers)
 
 
-TWO_FILES: dict[str, Callable[[Path], None]] = {"COCO 2017": write_coco_2017, "Roboflow": write_roboflow}
+def write_cvat_subsets(root: Path) -> None:
+    for subset, numbers in (("Train", range(1, 5)), ("Validation", range(5, 8))):
+        write_export(root / "annotations" / f"instances_{subset}.json", root / "images" / subset, numbers)
+
+
+def write_plain_names(root: Path) -> None:
+    for split, numbers in (("train", range(1, 5)), ("val", range(5, 8))):
+        write_export(root / "annotations" / f"instances_{split}.json", root / "images", numbers)
+
+
+TWO_FILES: dict[str, Callable[[Path], None]] = {
+    "COCO 2017": write_coco_2017,
+    "Roboflow": write_roboflow,
+    "CVAT, two subsets": write_cvat_subsets,
+    "instances of train and val": write_plain_names,
+}
 ONE_FILE: dict[str, Callable[[Path], None]] = {
     "CVAT": write_cvat,
     "CVAT, a subset": write_cvat_subset,
