@@ -68,9 +68,9 @@ def fingerprints(data: Data) -> dict[str, str]:
     return found
 
 
-def describe_layout(data: Data) -> str | None:
-    """Where the splits of data=coco are, for the log: one line; None for other readers."""
-    return "; ".join(f"{split}: {one}" for split, one in sources(data).items()) or None
+def describe_layout(data: Data) -> str:
+    """Where the splits of data=coco are, for the log: one line, empty for other readers."""
+    return "; ".join(f"{split}: {one}" for split, one in sources(data).items())
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:
