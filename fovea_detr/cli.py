@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from fovea_detr.compose import is_users, one_line
 from fovea_detr.config.overrides import HINT, refuse_repeated_sweeps, rewrite
+from fovea_detr.config.suggest import suggestion
 from fovea_detr.errors import ConfigError, UserError, tell
 
 OVERRIDE = re.compile(r"[+~]*[\w./@:$][\w./@:$-]*=|~", re.DOTALL)
@@ -79,7 +80,7 @@ def options_and_overrides(arguments: Sequence[str]) -> tuple[Namespace, list[str
     chosen, unknown = parser.parse_known_args(rest)
     for word in unknown:
         if word.startswith("-"):
-            _refuse(f"{word}: there is no such option")
+            _refuse(f"{word}: there is no such option; {suggestion(word.partition('=')[0])}overrides are KEY=VALUE")
     loose = {*chosen.overrides, *unknown}
     options = [word for word in rest if word not in loose]
     return chosen, options, [word for word in arguments if OVERRIDE.match(word) or word in loose]

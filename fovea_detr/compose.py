@@ -13,12 +13,14 @@ from fovea_detr.config.checks import check
 from fovea_detr.config.groups import group_values
 from fovea_detr.config.local import with_local
 from fovea_detr.config.overrides import HINT, rewrite
-from fovea_detr.config.schema import CONF_DIR, Config
+from fovea_detr.config.schema import CONF_DIR, Config, leaves
+from fovea_detr.config.suggest import suggestion
 from fovea_detr.errors import ConfigError, UserError
 
 
 def parse(composed: DictConfig) -> Config:
     """Hydra's composition -> the typed, range-checked Config. Raises ConfigError, one line, at the first mistake."""
+    refuse_values_of_nodes(composed)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
         config = OmegaConf.to_object(merged)
@@ -28,6 +30,14 @@ def parse(composed: DictConfig) -> Config:
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+def refuse_values_of_nodes(composed: DictConfig) -> None:
+    """Raise ConfigError for `fovea=false`: a node holds keys and has no value of its own."""
+    for name, default in vars(Config()).items():
+        is_node = leaves(default).keys() != {""}
+        if is_node and not isinstance(composed.get(name, {}), DictConfig):
+            raise ConfigError(f"{name}={composed[name]}: {name} is not a single value; {suggestion(name)}{HINT}")
 
 
 def load_config(overrides: list[str] | None = None) -> Config:
@@ -53,7 +63,9 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "; ".join(lines)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return f"unknown key '{match[1]}' on the command line; {HINT}"
+        return f"unknown key '{match[1]}' on the command line; {suggestion(match[1])}{HINT}"
+    if match := re.search(r"Ambiguous value for argument '(.+?)'; 1\.", text):
+        return f"{match[1]}: several values make a sweep: add -m; {HINT}"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, value = match[1].rpartition("/")
         return f"{group}={value}: there is no such value; {_values_of(group)}{HINT}"

@@ -39,6 +39,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     [
         ("nothing=1", "unknown key 'nothing'"),
         ("smooth=5", "choose 4, 8, 16"),
+        ("schedule=3", "schedule=3: there is no such value; choose 50ep"),
+        ("kernel=null", "kernel=null: there is no such value; choose gaussian"),
+        ("mixture=none,head", "mixture=none,head: several values make a sweep: add -m"),
+        ("fovea=false", "fovea is not a single value; did you mean model.fovea?"),
+        ("--lr 1e-4", "--lr: there is no such option; did you mean schedule.lr? overrides are KEY=VALUE"),
         ("model.heads=7", "does not divide"),
         ("-m smooth=4,8 mode=eval weights=nowhere.pth", "there is no such file"),
     ],
@@ -122,14 +127,15 @@ def test_a_sweep_by_name_launches_its_points_and_one_that_is_done_is_shown(tmp_p
         ("-m", "-m"),
     ],
 )
-def test_quote_numeric_choices(argument, rewritten):
-    assert overrides.quote_numeric_choices(argument) == rewritten
+def test_quote_choices(argument, rewritten):
+    assert overrides.quote_choices(argument) == rewritten
 
 
-def test_every_group_with_numeric_values_is_quoted():
-    folders = [path for path in CONF_DIR.iterdir() if path.is_dir()]
-    numeric = {folder.name for folder in folders if any(path.stem.isdigit() for path in folder.glob("*.yaml"))}
-    assert numeric == set(overrides.NUMERIC_GROUPS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_numbers_and_constants_are_quoted_for_every_group(group):
+    assert overrides.quote_choices(f"{group}=3,4.5") == f"{group}='3','4.5'"
+    assert overrides.quote_choices(f"{group}=null") == f"{group}='null'"
+    assert overrides.quote_choices(f"{group}=true") == f"{group}='true'"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,7 @@ def test_every_group_with_numeric_values_is_quoted():
     ],
 )
 def test_functions_of_a_numeric_group_are_expanded(argument: str, rewritten: str) -> None:
-    assert overrides.quote_numeric_choices(argument) == rewritten
+    assert overrides.quote_choices(argument) == rewritten
 
 
 NAMES = [
@@ -292,7 +298,7 @@ def test_torchrun_prints_an_error_of_all_ranks_once() -> None:
     done = launch.run("sead=1", ranks=3)
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: unknown key 'sead' on the command line; see `python run.py --help`"
+        "error: unknown key 'sead' on the command line; did you mean seed? see `python run.py --help`"
     ]
 
 

@@ -73,7 +73,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("model.dc5=maybe", "not a valid bool"),
         ("seed=null", "seed: Incompatible value 'None'"),
         ("model=[fovea_r50", "no viable alternative"),
-        ("dynamic_scale=type1,type2", "add --multirun"),
+        ("dynamic_scale=type1,type2", "add -m"),
         ("mode=test", "mode=test is not one of train, eval"),
         ("model.backbone=vgg16", "is not one of resnet18"),
         ("device=gpu", "device=gpu is not one of auto, cpu, cuda"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,7 +12,6 @@ from typing import Any
 from fovea_detr.config.groups import group_values
 from fovea_detr.errors import ConfigError
 
-NUMERIC_GROUPS = ("smooth",)
 PATH_KEYS = ("weights", "runs", "data.root", "data.cache", "model.backbone_weights")
 PATH_KEYS += tuple(f"data.{split}.{part}" for split in ("train", "val") for part in ("annotations", "images"))
 NAMES = ("imagenet", "none", "null")  # values of a path's key that are no path
@@ -21,9 +21,9 @@ HINT = "see `python run.py --help`"
 
 
 def rewrite(typed: Sequence[str]) -> list[str]:
-    """Quote paths and the choices of numeric groups. Raises ConfigError for what is not in Hydra's grammar."""
+    """Quote paths and the choices of groups that are numbers. Raises ConfigError for what is not in Hydra's grammar."""
     refuse_loose_words(typed)
-    rewritten = [quote_numeric_choices(quote_paths(override)) for override in typed]
+    rewritten = [quote_choices(quote_paths(override)) for override in typed]
     for override in rewritten:
         parsed(override)
     return rewritten
@@ -92,13 +92,13 @@ def is_several(value: str) -> bool:
     return "," in re.sub(r"\[.*\]|\{.*\}|'.*'|\".*\"", "", value)
 
 
-# ---- choices of numeric groups ---------------------------------------------------------------------------------------
+# ---- choices of groups ----------------------------------------------------------------------------------------------
 
 
-def quote_numeric_choices(override: str) -> str:
+def quote_choices(override: str) -> str:
     """`smooth=4,8` -> `smooth='4','8'`: Hydra rejects a bare number as a group's choice. Functions are expanded."""
     key, equals, value = override.partition("=")
-    if not equals or not value or key not in NUMERIC_GROUPS:
+    if not equals or not value or not group_values(key):
         return override
     read = parsed(override)
     if isinstance(read.value(), str):  # a single name, or a number in quotes
@@ -125,7 +125,9 @@ def _elements(override: Any, typed: str) -> list[Any]:
 
 
 def _choice(element: Any) -> str:
-    number = isinstance(element, int | float) and not isinstance(element, bool)
+    if element is None or isinstance(element, bool):
+        return f"'{json.dumps(element)}'"
+    number = isinstance(element, int | float)
     return f"'{element:g}'" if number else getattr(element, "with_quotes", element.__str__)()
 
 
