@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python a
 if find_spec("matplotlib") is None:
     sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
 
-from analysis.figures.capture import Capture, capture
 from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
-from analysis.figures.models import Picture, open_model, open_picture
+from analysis.figures.models import Picture, open_picture
 from analysis.figures.style import PNG_DPI, save
 from fovea_detr.boxes import cxcywh_to_xyxy
 from fovea_detr.errors import UserError
+from fovea_detr.predict.capture import Capture, capture
+from fovea_detr.predict.predictor import Predictor, load_run
 
 ENDINGS = (".png", ".pdf", ".svg")
 FIGURES = {"together": heads_together, "apart": heads_apart}
@@ -67,6 +68,7 @@ class View:
     """An image and what the model computed on it."""
 
     picture: Picture
+    predictor: Predictor
     capture: Capture
 
     @property
@@ -81,7 +83,7 @@ class View:
 
     def marked(self, queries: Sequence[int]) -> list[Marked]:
         """The queries with their detections: the last layer's box in pixels and the best class. Raises UserError."""
-        scores, names = self._scores(), self.picture.categories
+        scores, names = self._scores(), self.predictor.trained.names or self.picture.names
         for query in queries:
             if not 0 <= query < len(scores):
                 raise UserError(f"--queries {query}: the model has queries 0 to {len(scores) - 1}")
@@ -110,9 +112,9 @@ class View:
 
 def open_view(source: Path | str, image: str, overrides: Sequence[str] = ()) -> View:
     """A run folder (or a checkpoint and its overrides) and an image -> the data to draw. Raises UserError."""
-    config, model = open_model(Path(source), overrides)
-    picture = open_picture(config, image)
-    return View(picture, capture(model, picture.batch))
+    predictor = load_run(source, overrides, device="cpu")
+    picture = open_picture(predictor, image)
+    return View(picture, predictor, capture(predictor.model, picture.batch))
 
 
 def _numbers(text: str) -> list[int]:

@@ -76,8 +76,12 @@ class Predictions:
 
 @dataclass
 class Detections:
-    """The detections of one image, best first. scores: [N]. labels: [N] category ids. boxes_xyxy: [N, 4] pixels."""
+    """The detections of one image, best first. scores: [N]. labels: [N] outputs. boxes_xyxy: [N, 4] pixels.
+
+    queries: [N] int64, the query of each.
+    """
 
     scores: Tensor
     labels: Tensor
     boxes_xyxy: Tensor
+    queries: Tensor

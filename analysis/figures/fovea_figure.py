@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from analysis.figures.capture import Capture, LayerMaps
-from analysis.figures.pixels import attention_at_pixels, prior_at_pixels
 from analysis.figures.style import COLOURS, COLUMN_INCHES, house_style, new_figure
+from fovea_detr.predict.capture import Capture, LayerMaps
+from fovea_detr.predict.cells import attention_at_pixels, prior_at_pixels
 
 SHADE = np.array([213, 94, 0]) / 255  # vermilion of Okabe and Ito
 BOX = "#F0E442"

@@ -28,12 +28,17 @@ def decode(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image) if orientation(image) > 1 else image
-            return torch.from_numpy(_as_rgb(upright)).permute(2, 0, 1)
+            return upright_rgb(image)
     except UNREADABLE as error:
         empty = path.is_file() and path.stat().st_size == 0
         reason = "the file is empty" if empty else first_line(error)
         raise DataError(f"{path}: cannot be read as an image ({reason}); get it again") from error
+
+
+def upright_rgb(image: Image.Image) -> Tensor:
+    """[3, h, w] uint8, interleaved, its EXIF orientation applied. Raises what PIL raises, and ValueError."""
+    upright = ImageOps.exif_transpose(image) if orientation(image) > 1 else image
+    return torch.from_numpy(_as_rgb(upright)).permute(2, 0, 1)
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -23,8 +23,8 @@ def postprocess(predictions: Predictions, sizes_hw: Tensor) -> list[Detections]:
     return [Detections(*one) for one in zip(*_best(predictions, sizes_hw), strict=True)]
 
 
-def _best(predictions: Predictions, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """-> scores [B, Q], labels [B, Q], boxes [B, Q, 4] as (left, top, right, bottom) in pixels, best first."""
+def _best(predictions: Predictions, sizes_hw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> scores [B, Q], labels [B, Q], boxes [B, Q, 4] as (left, top, right, bottom) in pixels, queries [B, Q]."""
     logits, boxes = predictions.logits[-1], cxcywh_to_xyxy(predictions.boxes_cxcywh[-1])
     num_queries, num_outputs = logits.shape[1:]
     if predictions.activation == "sigmoid":
@@ -36,7 +36,7 @@ def _best(predictions: Predictions, sizes_hw: Tensor) -> tuple[Tensor, Tensor, T
         labels = classes.gather(1, query)
     sizes_hw = sizes_hw.to(boxes.device, non_blocking=True)
     scale = sizes_hw.flip(-1).repeat(1, 2).to(boxes.dtype)[:, None]  # [B, 1, 4] as (w, h, w, h)
-    return scores, labels, boxes.gather(1, query[..., None].expand(-1, -1, 4)) * scale
+    return scores, labels, boxes.gather(1, query[..., None].expand(-1, -1, 4)) * scale, query
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def detect(
 
 def detection_rows(predictions: Predictions, sizes_hw: Tensor) -> Tensor:
     """[B, Q, 6] float64: x, y, width, height in pixels, score, category id; best first, as in a DetectionTable."""
-    scores, labels, boxes = _best(predictions, sizes_hw)
+    scores, labels, boxes, _ = _best(predictions, sizes_hw)
     sides = (boxes[..., :2], boxes[..., 2:] - boxes[..., :2], scores[..., None], labels[..., None])
     return torch.cat([side.double() for side in sides], dim=-1)
 

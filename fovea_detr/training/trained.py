@@ -81,11 +81,11 @@ def num_classes(content: Mapping[str, Any], source: str) -> int | None:
     return None if head is None else len(head) - 1
 
 
-def as_trained(config: Config, overrides: Sequence[str] = ()) -> Config:
+def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = False) -> Config:
     """With mode=eval: the configuration of `weights`, as far as the overrides do not name something else.
 
     Taken from the checkpoint: model, prior, evaluation size and number of classes, and the data if no override names
-    any. Raises WeightsError, one line, if an override differs from what was trained.
+    any, and printed unless `quiet`. Raises WeightsError, one line, if an override differs from what was trained.
     """
     if config.mode != "eval":
         return config
@@ -103,7 +103,7 @@ def as_trained(config: Config, overrides: Sequence[str] = ()) -> Config:
         raise WeightsError(
             f"{config.weights} was trained with {pairs}: leave {'it' if len(wrong) == 1 else 'them'} out to evaluate it"
         )
-    if trained is not None and changed and process_rank() == 0:
+    if trained is not None and changed and not quiet and process_rank() == 0:
         print(f"from the checkpoint: {', '.join(f'{key}={value}' for key, value in changed.items())}", flush=True)
     return taken
 

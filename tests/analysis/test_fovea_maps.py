@@ -16,15 +16,15 @@ from PIL import Image
 from torch.nn import functional
 
 from analysis import fovea_maps
-from analysis.figures.capture import attention_weights, capture
 from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
-from analysis.figures.pixels import attention_at_pixels, cell_coordinates, prior_at_pixels
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
 from fovea_detr.fovea.prior import FoveaPrior
 from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.attention import Attention
+from fovea_detr.predict.capture import attention_weights, capture
+from fovea_detr.predict.cells import attention_at_pixels, cell_coordinates, prior_at_pixels
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training import checkpoint
 from tests import reference
