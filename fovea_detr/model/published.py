@@ -1,10 +1,12 @@
-"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision's networks have their own."""
+"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision and transformers have their own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from torch import Tensor
+
+from fovea_detr.model.transformers_names import from_transformers, is_transformers
 
 # Applied in this order, at every occurrence; the reverse direction applies them in reverse order.
 RENAMED = (
@@ -22,6 +24,7 @@ RENAMED = (
     (".point3.", ".prior.dynamic_scale.scale."),
 )
 TORCHVISION = ("layer1.0.conv1.weight", "features.0.0.weight")  # a ResNet has the first, ConvNeXt and Swin the second
+WRAPPERS = {"module", "_orig_mod", "model", "net", "network", "detector"}
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
@@ -50,9 +53,21 @@ def is_torchvision(state: Mapping[str, Tensor]) -> bool:
     )
 
 
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    while len(first := {name.partition(".")[0] for name in state}) == 1 and first & WRAPPERS:
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    return dict(state)
+
+
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in our, the published or torchvision's naming -> ours. DDP's `module.` prefix is removed."""
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    """A state dict in our, the published, torchvision's or transformers' naming -> ours.
+
+    A wrapper's prefix that all names have is removed: `module.` of DDP, `_orig_mod.` of torch.compile, `model.` or the
+    like of a Lightning module.
+    """
+    state = _without_wrappers(state)
     if is_torchvision(state):
         return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith(CLASSIFIERS)}
+    if is_transformers(state):
+        return from_transformers(state)
     return {our_name(name): value for name, value in state.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fovea_detr.errors import WeightsError
+from fovea_detr.training.foreign import is_safetensors, what_it_is
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -22,6 +24,10 @@ def read(path: Path | str) -> dict[str, Any]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
+    if is_safetensors(path):
+        return _read_safetensors(path)
+    if what := what_it_is(path):
+        raise WeightsError(f"{path}: {what}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -36,6 +42,17 @@ def read(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'model'")
     return dict(content)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    if find_spec("safetensors") is None:
+        raise WeightsError(f"{path}: a safetensors file needs a package: pip install safetensors")
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # a class of its own, of another module
+        raise WeightsError(f"{path}: damaged safetensors file ({str(error).splitlines()[0]})") from None
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:

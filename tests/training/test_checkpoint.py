@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,12 +225,21 @@ def truncated_old_format(path: Path) -> None:
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda _path: None, "there is no such file"),
     "folder": (lambda path: path.mkdir(), "there is no such file"),
-    "empty": (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "empty; expected a checkpoint or a state dict of torch.save"),
     "text": (lambda path: path.write_text("hello world\n" * 9), "not a checkpoint"),
-    "web_page": (lambda path: path.write_text("<!DOCTYPE html>\n<title>404</title>"), "not a readable checkpoint"),
+    "web_page": (
+        lambda path: path.write_text("<!DOCTYPE html>\n<title>404</title>"),
+        "a web page: download the file itself",
+    ),
+    "page_after_space": (lambda path: path.write_text("\n <html>"), "a web page: download the file itself"),
+    "json": (lambda path: path.write_text('{"a": 1}'), "a JSON file"),
+    "numpy": (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), "a numpy archive"),
+    "torchscript": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(str(path)), "a TorchScript archive"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "a gzip archive: unpack it"),
+    "safetensors": (lambda path: path.write_bytes(struct.pack("<Q", 9) + b'{"a": 1} '), "afetensors file"),
     "git_lfs_pointer": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
-        "not a readable checkpoint",
+        "a git-lfs pointer, not the file itself: run `git lfs pull`",
     ),
     "truncated": (truncated, "truncated or not a checkpoint"),
     "truncated_old_format": (truncated_old_format, "checkpoint"),
