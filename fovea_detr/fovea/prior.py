@@ -97,10 +97,9 @@ class FoveaPrior(nn.Module):
 
     def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Separable:
         """centres [B, H, Q, 2] -> the log-prior at every cell in separable form, -inf on padding."""
-        columns, rows = (
-            torch.arange(self.first_cell, self.first_cell + cells, device=z.device, dtype=z.dtype)
-            for cells in (grid.columns, grid.rows)
-        )
+        columns, rows = (torch.arange(cells, device=z.device, dtype=z.dtype) for cells in (grid.columns, grid.rows))
+        if self.first_cell:
+            columns, rows = columns + self.first_cell, rows + self.first_cell
         x, y, xy_x, xy_y = self.log_prior_at(z, centres_cells, columns, rows)
         return Separable(_hide(x, grid.column_is_padding), _hide(y, grid.row_is_padding), xy_x, xy_y)
 

@@ -88,8 +88,10 @@ class TinyBody(Body):
         self.find_frozen_norms()
 
     def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
-        bottom, right = (max(0, self.STEM - side) for side in images.shape[-2:])
-        x = conv_norm(functional.pad(images, (0, right, 0, bottom)), self.conv1, self.bn1).relu_()
+        if min(images.shape[-2:]) < self.STEM:
+            bottom, right = (max(0, self.STEM - side) for side in images.shape[-2:])
+            images = functional.pad(images, (0, right, 0, bottom))
+        x = conv_norm(images, self.conv1, self.bn1).relu_()
         for block in self.blocks:
             x = block(x, conv_norm)
         return x

@@ -134,7 +134,7 @@ class Decoder(nn.Module):
 
         Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
-        content = query_embed.new_zeros(len(memory), *query_embed.shape)
+        content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
         keys, reference, outputs = memory + position, None, []
         is_padding = grid.is_padding()
         may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
