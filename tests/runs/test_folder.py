@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.errors import RunFolderError
+from fovea_detr.runs import files
 from fovea_detr.runs import folder as folder_module
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study.folder import Study
@@ -77,14 +78,14 @@ def test_a_reader_sees_complete_files_of_a_writer_killed_at_any_moment(tmp_path)
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    folder_module.write_text(path, "old")
+    files.write_text(path, "old")
 
     def write_half(file) -> None:
         file.write(b"ne")
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        folder_module.write_atomic(path, write_half)
+        files.write_atomic(path, write_half)
     assert path.read_text() == "old"
 
 
