@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fovea_detr.errors import tell
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,16 +47,22 @@ def describe(device: torch.device, world_size: int, total_batch_size: int) -> di
 def code_version(folder: Path) -> dict[str, str | None]:
     """The git commit of the code and a hash of what is not committed; both None where there is no git checkout.
 
+    problem: why a checkout could not be read, in git's words, only if so.
+
     A snapshot holds those of the checkout that it was taken from, at that time.
     """
     frozen = folder / SNAPSHOT_FILE
     if frozen.exists():
         facts = json.loads(frozen.read_text())
-        return {"sha": facts["sha"], "uncommitted": facts["uncommitted"]}
-    sha = _git(folder, "rev-parse", "HEAD")
-    if sha is None:
-        return {"sha": None, "uncommitted": None}
-    changes = (_git(folder, "diff", "HEAD") or "") + "".join(_new_files(folder))
+        return {key: facts[key] for key in ("sha", "uncommitted", "problem") if key in facts}
+    try:
+        sha = _git(folder, "rev-parse", "HEAD")
+        if sha is None:
+            return {"sha": None, "uncommitted": None}
+        changes = (_git(folder, "diff", "HEAD") or "") + "".join(_new_files(folder))
+    except GitError as error:
+        tell(f"warning: {folder}: the code's version is not recorded: {error}")
+        return {"sha": None, "uncommitted": None, "problem": str(error)}
     return {"sha": sha.strip(), "uncommitted": hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else ""}
 
 
@@ -75,9 +83,25 @@ def file_fingerprint(path: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
+class GitError(Exception):
+    """git cannot read a checkout."""
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
+    """git's output; None without git or outside a checkout. GitError, in its words, for everything else.
+
+    A checkout of another user, whose hooks git would not trust, is read, too: the code of this process comes from it.
+    """
+    trusting = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(folder)]
+    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            [*trusting, *arguments], capture_output=True, text=True, errors="replace", env=environment
+        )
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    if done.returncode == 0:
+        return done.stdout
+    if "not a git repository" in done.stderr:
+        return None
+    raise GitError("; ".join(done.stderr.strip().splitlines()[:2]) or f"git exits with {done.returncode}")

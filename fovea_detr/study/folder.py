@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import RunFolder, is_free, lock_file
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.locks import Lock
 from fovea_detr.runs.state import LOST, Job, Standing, read_record, standing_of
 from fovea_detr.study import local, manifest, queue, sbatch
 from fovea_detr.study.manifest import Point, Submission, load_frozen
@@ -52,18 +53,20 @@ class Study:
     folder: Path
 
     @contextmanager
-    def locked(self) -> Iterator[IO[bytes]]:
-        """Exclude other commands. Yields the lock's file: a child that inherits it keeps the lock if we are killed."""
-        end = time.monotonic() + LOCK_SECONDS
-        with lock_file(self.folder) as file:
-            while not is_free(file, fcntl.flock):
-                if time.monotonic() >= end:
-                    raise UserError(
-                        f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
-                        "wait for it or stop it"
-                    )
-                time.sleep(0.1)
-            yield file
+    def locked(self) -> Iterator[Lock]:
+        """Exclude other commands. A child that inherits the lock's file number keeps the lock if we are killed."""
+        end, lock = time.monotonic() + LOCK_SECONDS, Lock(self.folder, fcntl.flock)
+        while not lock.acquire():
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
+                    "wait for it or stop it"
+                )
+            time.sleep(0.1)
+        try:
+            yield lock
+        finally:
+            lock.release()
 
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea_detr.config.schema import Config
-from fovea_detr.runs.folder import write_text
+from fovea_detr.runs.files import write_text
 from fovea_detr.runs.identity import Stored, config_text, note_left_out
 
 OUT_OF_MEMORY = re.compile(r"exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", re.IGNORECASE)

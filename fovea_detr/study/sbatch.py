@@ -44,7 +44,8 @@ def resources(config: Config, launcher: dict[str, Any]) -> dict[str, Any]:
     mail = {"mail-user": cluster.mail, "mail-type": "END,FAIL"} if cluster.mail else {}
     extra = {"requeue": True, **mail, **cluster.extra, **asked.get("additional_parameters", {})}
     setup = [*cluster.setup, *asked.get("setup", [])]
-    return {**asked, "additional_parameters": extra, "setup": setup, "python": cluster.python}
+    most = launcher.get("max_num_timeout") or cluster.max_restarts  # submitit's name; 0 is its default
+    return {**asked, "additional_parameters": extra, "setup": setup, "python": cluster.python, "max_restarts": most}
 
 
 NOT_ASKED = {"_target_", "submitit_folder", "name", "max_num_timeout", "wait", "dry_run"}
@@ -54,6 +55,7 @@ def script(submission: Submission) -> str:
     """The sbatch script of a submission."""
     asked = dict(submission.resources)
     python, setup = asked.pop("python", None), asked.pop("setup", [])
+    asked.pop("max_restarts", None)  # the job counts
     asked |= {"name": submission.name, "setup": [*setup, *job_setup(Path(submission.snapshot))]}
     executor = Executor(folder=submission.folder)
     executor.update_parameters(**executor._convert_parameters(asked))

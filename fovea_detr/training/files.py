@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,8 @@ from fovea_detr.training.foreign import is_safetensors, what_it_is
 def read(path: Path | str) -> dict[str, Any]:
     """A checkpoint file as a dict, on the CPU. No code in it is executed; an argparse.Namespace is allowed as data.
 
-    Raises WeightsError, one line: no such file, not a checkpoint, truncated, or a pickle that needs to run code.
+    Raises WeightsError, one line: no such file, not a checkpoint, truncated, changed since it was written, or a pickle
+    that needs to run code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -29,6 +31,7 @@ def read(path: Path | str) -> dict[str, Any]:
     if what := what_it_is(path):
         raise WeightsError(f"{path}: {what}")
     try:
+        _refuse_changed_bytes(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -36,6 +39,8 @@ def read(path: Path | str) -> dict[str, Any]:
         unsafe = "GLOBAL " in str(error)
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
+    except WeightsError:
+        raise
     except Exception as error:  # torch.load of damaged bytes raises many types, some without a message
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
@@ -53,6 +58,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(load_file(path))
     except Exception as error:  # a class of its own, of another module
         raise WeightsError(f"{path}: damaged safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def _refuse_changed_bytes(path: Path) -> None:
+    """Compare every tensor with the checksum beside it (CRC-32, of the zip format), which torch.load does not read."""
+    if not zipfile.is_zipfile(path):  # written before torch 1.6: there are no checksums in it
+        return
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise WeightsError(f"{path}: damaged: some of its bytes are not those that were written")
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
