@@ -59,18 +59,19 @@ class GroundTruth:
     def evaluate(self, table: DetectionTable) -> Any:
         """COCOeval on boxes, evaluated and accumulated."""
         with collector_paused(), contextlib.redirect_stdout(io.StringIO()):
-            evaluation = BACKENDS[self.backend].evaluation(self.index, self.found(table))
+            backend = BACKENDS[self.backend]
+            found = backend.found(self.split, self.index, self.boxes_of(table))
+            evaluation = backend.evaluation(self.index, found)
             evaluation.accumulate()
         return evaluation
 
-    def found(self, table: DetectionTable) -> Any:
-        """The index of these detections; those of other categories, which never match, are left out."""
+    def boxes_of(self, table: DetectionTable) -> Boxes:
+        """The detections as columns; those of other categories, which never match, are left out."""
         rows = table.rows.numpy(force=True)
         known = np.isin(rows[:, 5], list(self.names))
         rows, image_ids = rows[known], table.image_ids.numpy(force=True)[known]
         areas, none = rows[:, 2] * rows[:, 3], np.zeros(len(rows), bool)
-        boxes = Boxes(self.numbers(image_ids), rows[:, 5].astype(np.int64), rows[:, :4], areas, none, rows[:, 4])
-        return BACKENDS[self.backend].found(self.split, self.index, boxes)
+        return Boxes(self.numbers(image_ids), rows[:, 5].astype(np.int64), rows[:, :4], areas, none, rows[:, 4])
 
     def numbers(self, image_ids: np.ndarray) -> np.ndarray:
         """[N] image ids -> [N] the numbers of these images."""
