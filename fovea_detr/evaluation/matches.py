@@ -73,14 +73,19 @@ def read_matches(folder: Path, name: str = MATCHES) -> Matches:
 
     Those of the last evaluation must have the AP of result.json.
     """
-    path = folder / name
-    matches = _read(path)
-    result = RunFolder(folder).result() if name == MATCHES else None
-    if result is not None:
-        ap = float((result.get("last") or {}).get("AP", math.nan))
-        if not abs(ap - matches.ap) <= TOLERANCES[matches.source]:
-            raise RunFolderError(f"{path}: it has AP {matches.ap!r}, result.json {ap!r}: it is of another run; {AGAIN}")
+    matches = _read(folder / name)
+    if name == MATCHES:
+        check_result(folder, matches.ap, matches.source)
     return matches
+
+
+def check_result(folder: Path, ap: float, source: str) -> None:
+    """RunFolderError: result.json has another AP than the matches of the last evaluation."""
+    result = RunFolder(folder).result()
+    expected = math.nan if result is None else float((result.get("last") or {}).get("AP", math.nan))
+    if result is not None and not abs(expected - ap) <= TOLERANCES[source]:
+        where = folder / MATCHES
+        raise RunFolderError(f"{where}: it has AP {ap!r}, result.json {expected!r}: of another run; {AGAIN} {folder}")
 
 
 def _read(path: Path) -> Matches:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from fovea_detr.data.annotations import collector_paused
 from fovea_detr.evaluation.backends import BACKENDS
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.matches import AREAS, ERRORS, Matches
 
-IMAGES_AT_ONCE = 250  # their cells are Python lists: about 4 kB for each detection
+IMAGES_AT_ONCE = 200  # their cells are Python lists: about 4 kB for each detection
 Cell = dict[str, Any]  # of one image, category and area, as in COCOeval.evalImgs
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, scores [D]; matched, ignored [A, D]
 Objects = tuple[np.ndarray, np.ndarray]  # images [M], counts [A, M]
@@ -52,7 +53,9 @@ def _by_category(evaluation: Any) -> dict[int, list[list[Cell]]]:
     areas = [list(limits) for limits in evaluation.params.areaRng]
     assert tuple(evaluation.params.areaRngLbl) == AREAS
     found: dict[int, list[list[Cell]]] = {}
-    for cell in evaluation.evalImgs:
+    with collector_paused():
+        every = evaluation.evalImgs
+    for cell in every:
         if cell is not None:
             by_area = found.setdefault(cell["category_id"], [[] for _ in areas])
             by_area[areas.index(list(cell["aRng"]))].append(cell)
