@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _of_run(run: Path, metrics: Sequence[Metric], cache: Path, number: int, seed
         return _from_columns({key: file[key] for key in file.files})
     matches = read_matches(run)
     check_identity(run, matches)
-    columns = {
+    columns: dict[str, Any] = {
         **resample(matches, metrics, number, seed),
         "names": np.array([metric.name for metric in metrics]),
         "categories": matches.category_names,

@@ -28,8 +28,8 @@ class Difference:
     """A row minus its baseline, in the unit of the values.
 
     verdict: better | worse | better on these images | worse on these images | not resolved | one seed | no spread.
-    needs: what would resolve it, or why there is no verdict; empty if resolved. method: the test of the seeds. note: what
-    a reader must know besides. images_interval: of this pair alone; the others are corrected for all comparisons.
+    needs: what would resolve it, or why there is no verdict; empty if resolved. method: the test of the seeds, and the
+    correction. note: what a reader must know besides. images_interval: of this pair alone; the others are corrected.
     """
 
     delta: float
@@ -73,7 +73,7 @@ def planned(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row]) -> list[D
     return _judged(_pairs(pairs, rows), f"{test}, Holm" if len(pairs) > 1 else test, holm_levels)
 
 
-def not_resolved_from_best(rows: Mapping[str, Row]) -> set[str]:
+def not_worse_than_best(rows: Mapping[str, Row]) -> set[str]:
     """The row with the highest mean, and all that are not resolved from it: what a table sets in bold."""
     with_values = {name: row for name, row in rows.items() if len(row.values)}
     if not with_values:
