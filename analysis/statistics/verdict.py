@@ -73,7 +73,7 @@ def planned(pairs: Sequence[tuple[str, str]], rows: Mapping[str, Row]) -> list[D
     return _judged(_pairs(pairs, rows), f"{test}, Holm" if len(pairs) > 1 else test, holm_levels)
 
 
-def not_worse_than_best(rows: Mapping[str, Row]) -> set[str]:
+def not_resolved_from_best(rows: Mapping[str, Row]) -> set[str]:
     """The row with the highest mean, and all that are not resolved from it: what a table sets in bold."""
     with_values = {name: row for name, row in rows.items() if len(row.values)}
     if not with_values:
