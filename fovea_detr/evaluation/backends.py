@@ -29,6 +29,9 @@ class Boxes(NamedTuple):
     crowds: np.ndarray  # [N] bool; of detections all False
     scores: np.ndarray | None = None  # [N] float64; of detections
 
+    def take(self, rows: np.ndarray) -> Boxes:
+        return Boxes(*(None if column is None else column[rows] for column in self))  # pyright: ignore[reportArgumentType]
+
 
 class Split(NamedTuple):
     """The images of a split, numbered from 1 to `images`, and its categories by id."""
