@@ -22,7 +22,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def errors(objects: Boxes, found: Boxes, owner: dict[int, int]) -> dict[str, float]:
     """Objects that count, detections that count, best first, and the object that each true positive has found."""
-    kinds = {d["id"]: kind_of(d, objects, owner) for d in found if d["id"] not in owner}
+    kinds = {d["id"]: kind_of(d, objects) for d in found if d["id"] not in owner}
     base = mean_ap(objects, [(d, d["id"] in owner, d["category_id"]) for d in found])
     gains = {}
     for error in ERRORS:
@@ -31,7 +31,7 @@ def errors(objects: Boxes, found: Boxes, owner: dict[int, int]) -> dict[str, flo
     return gains
 
 
-def kind_of(d: dict[str, Any], objects: Boxes, owner: dict[int, int]) -> tuple[str, Any]:
+def kind_of(d: dict[str, Any], objects: Boxes) -> tuple[str, Any]:
     """The type of a false positive, and the object that it is about."""
     here = [o for o in objects if o["image_id"] == d["image_id"]]
     same = [(iou(d["bbox"], o["bbox"]), o) for o in here if o["category_id"] == d["category_id"]]
@@ -61,8 +61,9 @@ def with_mended(error: str, mended: Boxes, kinds: Any, objects: Boxes, found: Bo
     for d in found:
         if d["id"] not in ids:
             verdicts.append((d, d["id"] in owner, d["category_id"]))
-        elif error in ("Cls", "Loc") and (target := kinds[d["id"]][1])["id"] not in taken:
-            if firsts[target["id"]] == d["id"]:
+        elif error in ("Cls", "Loc"):
+            target = kinds[d["id"]][1]
+            if target["id"] not in taken and firsts[target["id"]] == d["id"]:
                 verdicts.append((d, True, target["category_id"]))
     return mean_ap(objects, verdicts)
 
