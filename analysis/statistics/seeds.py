@@ -124,5 +124,7 @@ def holm_levels(ps: Sequence[float]) -> list[float]:
 
 def discovery_levels(ps: Sequence[float]) -> list[float]:
     """The level R / m * LEVEL, at which R intervals exclude 0: those that Benjamini and Hochberg choose."""
-    rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum()) if len(ps) else 0
+    if len(ps) == 0:
+        return []
+    rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum())
     return [LEVEL * max(rejected, 1) / len(ps)] * len(ps)
