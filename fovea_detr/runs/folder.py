@@ -9,6 +9,7 @@
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
         result.json       last and best metrics, cost, inference time: its presence means done
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
+        matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
 
 Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed. A process that has
 claimed the folder writes into the folder that it has claimed, or nowhere: a removed folder is never created again.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -32,19 +33,30 @@ FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenanc
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+MATCHES = "matches.npz"
 
 
 class Metric(NamedTuple):
-    """A number that COCOeval's arrays hold: the mean over recalls and categories, and over IoUs if iou is None.
+    """A number that COCOeval's arrays hold: the mean over recalls, categories and IoUs.
 
-    table: precision | recall. iou, area, detections (an image): one of COCOeval's params.iouThrs, areaRngLbl, maxDets.
+    table: precision | recall. iou: one or several of COCOeval's params.iouThrs; None for all ten. area, detections (an
+    image): one of its areaRngLbl, maxDets.
     """
 
     name: str
     table: str
-    iou: float | None = None
+    iou: float | tuple[float, ...] | None = None
     area: str = "all"
     detections: int = 100
+
+    def places(self, thresholds: Sequence[float]) -> list[int]:
+        """The places of its IoUs in a list of thresholds. AssertionError: one is not there."""
+        if self.iou is None:
+            return list(range(len(thresholds)))
+        wanted = self.iou if isinstance(self.iou, tuple) else (self.iou,)
+        found = [[i for i, one in enumerate(thresholds) if abs(one - iou) < 1e-9] for iou in wanted]
+        assert all(found), f"{self.name}: COCOeval has no IoU of {wanted[found.index([])]}"
+        return [i for places in found for i in places]
 
 
 # Every metric that a run computes, stores and shows in a table: a new one is a line here.
@@ -61,6 +73,7 @@ COCO_METRICS = (
     Metric("AR_small", "recall", area="small"),
     Metric("AR_medium", "recall", area="medium"),
     Metric("AR_large", "recall", area="large"),
+    Metric("AP90", "precision", iou=0.9),
 )
 METRICS = tuple(metric.name for metric in COCO_METRICS)
 
@@ -131,14 +144,15 @@ class RunFolder:
         if self.claimed is not None:
             self.claimed.check()
 
-    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+    def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Replace one of its files by what `write` puts into it, in the claimed folder, if this process has one."""
         if self.claimed is None:
             return write_atomic(self.path / name, write)
         with self.claimed.writing() as folder_fd:
             write_atomic(self.path / name, write, folder_fd)
 
     def _write_text(self, name: str, text: str) -> None:
-        self._write(name, lambda file: file.write(text.encode()))
+        self.write(name, lambda file: file.write(text.encode()))
 
     def write_config(self, yaml_text: str) -> None:
         self._write_text("config.yaml", yaml_text)
@@ -187,7 +201,7 @@ class RunFolder:
         else:
             with self.claimed.writing() as folder_fd:
                 self._keep_checkpoint(folder_fd)
-        self._write("checkpoint.pt", write)
+        self.write("checkpoint.pt", write)
 
     def _keep_checkpoint(self, folder_fd: int | None = None) -> None:
         names = (self.checkpoint_path, self.checkpoint_before_path)
