@@ -97,7 +97,7 @@ def detections(categories: np.ndarray, boxes: np.ndarray, count: int, rng: np.ra
     scores = np.concatenate([rng.beta(2, 2, len(near)), rng.beta(1, 9, others)]).astype(np.float32)
     order = np.argsort(-scores, kind="stable")
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-    columns = (scores, CATEGORY_IDS[places], corners)
+    columns = (scores, CATEGORY_IDS[places], corners, np.arange(count))
     return Detections(*(torch.from_numpy(column[order]) for column in columns))
 
 

@@ -41,7 +41,7 @@ BROKEN_CONTENT: dict[str, tuple[Change, str]] = {
     "unknown category": (set_field("annotations", category_id=5), "annotation 2 (image 000002.jpg, box"),
     "unknown image": (set_field("annotations", image_id=77), "annotation 2 (image id 77"),
     "category is a word": (set_field("annotations", category_id="cat"), "category cat"),
-    "negative category": (set_field("categories", id=-1), "-1"),
+    "category numbered anew": (set_field("categories", id=-1), "objects of a category that is not listed"),
     "box of three numbers": (set_box(1, 2, 3), "box [1, 2, 3]"),
     "no box": (without("annotations", "bbox"), "without a box of four numbers"),
     "nan": (set_box(float("nan"), 1, 5, 5), "annotation 2 (image 000002.jpg, box [nan, 1, 5, 5]"),

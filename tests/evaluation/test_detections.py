@@ -123,7 +123,8 @@ def results_by_loop(model: nn.Module, batches: list[tuple[Batch, None]]) -> list
     results = []
     for batch, _ in batches:
         for image_id, found in zip(batch.image_ids, postprocess(model(batch), batch.original_sizes_hw), strict=True):
-            for score, label, (left, top, right, bottom) in zip(*vars(found).values(), strict=True):
+            columns = (found.scores, found.labels, found.boxes_xyxy)
+            for score, label, (left, top, right, bottom) in zip(*columns, strict=True):
                 box = [side.item() for side in (left, top, right - left, bottom - top)]
                 one = {"image_id": image_id, "category_id": label.item(), "bbox": box, "score": score.item()}
                 results.append(one)

@@ -90,8 +90,9 @@ def test_where_folders_cannot_be_locked_a_removed_lock_is_locked_again_or_the_ru
 @pytest.mark.skipif(os.geteuid() != 0 or PYTHON is None, reason="needs a second user, and Python for all users")
 def test_a_folder_of_another_user_is_named_with_what_helps(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "fovea_detr", tmp_path / "code" / "fovea_detr", ignore=shutil.ignore_patterns("conf"))
-    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(0o755)
     (tmp_path / "study").mkdir(mode=0o755)
     imports = "import sys; from pathlib import Path; from fovea_detr.runs.locks import Lock"
     code = f"{imports}; Lock(Path(sys.argv[1])).acquire()"
@@ -114,7 +115,7 @@ def test_a_worker_that_outlives_its_process_holds_no_lock(tmp_path: Path) -> Non
     holder.wait()
     try:
         os.kill(child, 0)
-        RunFolder(tmp_path).lock()
+        RunFolder(tmp_path).lock(5)
     finally:
         os.kill(child, 9)
 
