@@ -6,7 +6,6 @@ Imports no torch, so that a job can record the failure of `import torch`.
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,14 +14,8 @@ from typing import NoReturn
 
 from fovea_detr.errors import RunFolderError, UserError, tell
 from fovea_detr.runs.folder import RunFolder, this_start
+from fovea_detr.runs.last_error import RANK_LOST
 from fovea_detr.runs.stop import StopFlag, Stopped
-
-# Messages of gloo and NCCL on the remaining ranks after another rank has ended.
-RANK_LOST = re.compile(
-    r"closed by peer|connection reset|broken pipe|remote process exited|socket closed|recv.*EOF|connection refused"
-    r"|failed to recv|failed to send",
-    re.IGNORECASE,
-)
 
 
 def process_rank() -> int:
