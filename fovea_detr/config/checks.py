@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
@@ -32,7 +33,7 @@ ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.mi
 ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
-AT_LEAST_ZERO += ("data.workers", "data.split_seed", "seed", "evaluation.timed_images")
+AT_LEAST_ZERO += ("cluster.retries", "data.workers", "data.split_seed", "seed", "evaluation.timed_images")
 DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
 DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
@@ -51,6 +52,8 @@ def check(config: Config) -> None:
     ):
         for key in keys:
             _refuse(is_invalid(values[key]), f"{key}={values[key]} {rule}")
+    is_name = re.fullmatch(r"[^./][^/]*", config.study)
+    _refuse(not is_name, f"study={config.study} is not the name of one folder: no / in it, and no . before it")
     _check_model(config.model)
     _check_schedule(config.schedule)
     _check_axes(config)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,19 +50,31 @@ def code_version(folder: Path) -> dict[str, str | None]:
     if frozen.exists():
         facts = json.loads(frozen.read_text())
         return {"sha": facts["sha"], "uncommitted": facts["uncommitted"]}
-    sha = _git(folder, "rev-parse", "HEAD")
+    sha = git(folder, "rev-parse", "HEAD")
     if sha is None:
         return {"sha": None, "uncommitted": None}
-    changes = (_git(folder, "diff", "HEAD") or "") + "".join(_new_files(folder))
-    return {"sha": sha.strip(), "uncommitted": hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else ""}
-
-
-def _new_files(folder: Path) -> Iterator[str]:
-    """Names and fingerprints of files that git neither tracks nor ignores, such as a new axis before `git add`."""
-    names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
-    for name in filter(None, names.split("\0")):
+    changes = git(folder, "diff", "HEAD") or b""
+    for name in new_files(folder):
         path = folder / name
-        yield f"{name} {file_fingerprint(path) if path.is_file() else ''}\n"
+        changes += os.fsencode(name) + f" {file_fingerprint(path) if path.is_file() else ''}\n".encode()
+    uncommitted = hashlib.sha256(changes).hexdigest()[:16] if changes else ""
+    return {"sha": sha.decode().strip(), "uncommitted": uncommitted}
+
+
+def new_files(folder: Path) -> list[str]:
+    """Files that git neither tracks nor ignores, such as a new axis before `git add`; without studies and their runs.
+
+    `runs=results` puts those into the checkout, and they are no code.
+    """
+    names = [os.fsdecode(name) for name in (git(folder, *NEW_FILES) or b"").split(b"\0") if name]
+    studies = {os.path.dirname(name) for name in names if os.path.basename(name) in OF_A_STUDY}
+    studies |= {os.path.dirname(os.path.dirname(name)) for name in names if os.path.basename(name) == "state.json"}
+    prefixes = tuple(f"{study}/" for study in studies if study)
+    return [name for name in names if not name.startswith(prefixes)]
+
+
+NEW_FILES = ("ls-files", "-z", "--others", "--exclude-standard")
+OF_A_STUDY = ("manifest.jsonl", "multirun.yaml")
 
 
 def file_fingerprint(path: Path | str) -> str:
@@ -75,9 +86,10 @@ def file_fingerprint(path: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> bytes | None:
+    """What git answers in this folder; None if it refuses or is not there. Names of files need no encoding."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace")
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
     except OSError:
         return None
     return done.stdout if done.returncode == 0 else None
