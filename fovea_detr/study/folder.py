@@ -26,6 +26,7 @@ from fovea_detr.study.standing import Jobs, PointStatus, find_job, in_full, is_h
 
 LOCK_SECONDS = 120.0
 SCANCEL_JOBS = 500  # per command line
+DENIED = "permission denied"
 WRITERS = 16  # threads: each file waits for the disk
 
 
@@ -157,7 +158,10 @@ class Study:
             list(pool.map(lambda point: self._run(point.name).write_state(state, **details), points))
 
     def cancel(self, statuses: Sequence[PointStatus]) -> None:
-        """End the jobs of these points, each by its id and name. What the runs have saved stays."""
+        """End the jobs of these points, which SLURM has just named as ours. What the runs have saved stays.
+
+        By id alone: `scancel --jobname=NAME 12_3` ends the whole array 12 (seen with SLURM 22.05).
+        """
         sent: dict[str, list[PointStatus]] = {}
         for status in statuses:
             if status.submission is not None:
@@ -172,11 +176,13 @@ class Study:
             jobs = [status.job for status in group if submission.kind == "slurm"]
             for start in range(0, len(jobs), SCANCEL_JOBS):
                 try:
-                    queue.command(["scancel", f"--jobname={submission.name}", *jobs[start : start + SCANCEL_JOBS]])
+                    queue.command(["scancel", *jobs[start : start + SCANCEL_JOBS]])
                 except queue.SlurmError as error:
-                    whose = f" (they were submitted by {submission.user})" if submission.user != manifest.user() else ""
-                    raise UserError(f"{error}{whose}") from None
-        local.wait_until_ended([s for s in statuses if s.submission and s.submission.kind == "local"])
+                    if any("Kill job error" not in line or DENIED in line for line in str(error).split("; ")):
+                        by = f" (submitted by {submission.user})" if submission.user != manifest.user() else ""
+                        raise UserError(f"{str(error).partition(';')[0]}{by}") from None  # else: it has ended since
+            if submission.kind == "local":
+                local.wait_until_ended((submission, status.point) for status in group)
 
 
 def frozen_point(submission: Submission, name: str, *, same_code: bool) -> Point:

@@ -9,15 +9,13 @@ from pathlib import Path
 from fovea_detr.errors import UserError
 from fovea_detr.runs.state import Standing
 from fovea_detr.study import local, queue, sbatch, snapshot
-from fovea_detr.study.checks import checked_states, points_by_study, refuse_missing_data, refuse_twins
+from fovea_detr.study.checks import checked_states, points_by_study, refuse_missing_data
 from fovea_detr.study.cost import cost_lines
 from fovea_detr.study.folder import Study
 from fovea_detr.study.manifest import Point, Submission
 from fovea_detr.study.ready import make_ready
 from fovea_detr.study.standing import PointStatus
 from fovea_detr.study.status import launch_table
-
-__all__ = ["WAITING", "launch", "refuse_twins"]
 
 WAITING = "waiting"  # the word for a point that SLURM has no room for yet
 

@@ -12,18 +12,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.state import Job
 from fovea_detr.study.manifest import Submission
 from fovea_detr.study.snapshot import module
-
-if TYPE_CHECKING:
-    from fovea_detr.study.standing import PointStatus
 
 SECONDS_TO_SAVE = 120.0  # for a cancelled point
 
@@ -116,11 +113,9 @@ def is_alive(submission: Submission) -> bool:
     return False
 
 
-def wait_until_ended(statuses: Sequence[PointStatus]) -> None:
+def wait_until_ended(points: Iterable[tuple[Submission, str]]) -> None:
     """Until their processes have saved and ended, which a relaunch needs; SECONDS_TO_SAVE at most."""
     end = time.monotonic() + SECONDS_TO_SAVE
-    for status in statuses:
-        submission = status.submission
-        assert submission is not None
-        while is_alive(submission) and not submission.exit_file(status.point).exists() and time.monotonic() < end:
+    for submission, point in points:
+        while is_alive(submission) and not submission.exit_file(point).exists() and time.monotonic() < end:
             time.sleep(0.1)

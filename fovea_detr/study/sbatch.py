@@ -86,7 +86,7 @@ def script(submission: Submission) -> str:
     asked = {key: value for key, value in submission.resources.items() if key not in OURS}
     interpreter = submission.resources.get("python") or shlex.quote(sys.executable)
     code, folder = Path(submission.snapshot), shlex.quote(str(submission.folder))
-    setup = [report(submission, interpreter), *submission.resources.get("setup", []), *job_setup(submission)]
+    setup = [*report(submission, interpreter), *submission.resources.get("setup", []), *job_setup(submission)]
     asked |= {"name": submission.name, "setup": setup}
     executor = Executor(folder=submission.folder)
     executor.update_parameters(**executor._convert_parameters(asked))
@@ -94,16 +94,18 @@ def script(submission: Submission) -> str:
     return executor._make_submission_file_text(f"{interpreter} -u -m {module(code, 'job')} {folder}", uid="")
 
 
-def report(submission: Submission, interpreter: str) -> str:
-    """The first line of the batch script: it leaves its exit code in a file, however it ends but by a kill."""
+def report(submission: Submission, interpreter: str) -> list[str]:
+    """The first lines of the batch script: it leaves its exit code in a file, however it ends but by a kill."""
     folder = shlex.quote(str(submission.folder))
-    file = f"{folder}/$SLURM_ARRAY_TASK_ID.exit"
-    end = f"code=$?; echo $code >{file}"
+    end = 'code=$?; echo $code >"$exit_file"'
     if submission.resources.get("retries"):
         end += f"; [ $code = 0 ] || {interpreter} -m fovea_detr.study.retry {folder} $SLURM_ARRAY_TASK_ID"
     if submission.resources.get("local_code"):
-        end += f"; {NODES} rm -rf {LOCAL_CODE}"
-    return f"rm -f {file}; trap {shlex.quote(end)} EXIT  # how it ended, for clusters without accounting"
+        end += f"; cd /; {NODES} rm -rf {LOCAL_CODE}"
+    return [
+        f'exit_file={folder}/$SLURM_ARRAY_TASK_ID.exit; rm -f "$exit_file"',
+        f"trap {shlex.quote(end)} EXIT  # how it ended, for clusters without accounting",
+    ]
 
 
 LOCAL_CODE = '"${TMPDIR:-/tmp}/fovea-$SLURM_JOB_ID"'

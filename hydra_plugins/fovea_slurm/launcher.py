@@ -48,13 +48,12 @@ class FoveaBasicLauncher(BasicLauncher):
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from fovea_detr.study.checks import points_by_study, refuse_another_run, refuse_missing_data
+        from fovea_detr.study.checks import points_by_study, refuse_another_run
         from hydra_plugins.fovea_slurm._compose import compose_all
 
         assert self.config is not None
         assert self.hydra_context is not None
         points = compose_all(self.loader, self.config, job_overrides)
-        refuse_missing_data(points)
         for point in (one for group in points_by_study(points).values() for one in group):
             refuse_another_run(point)
         self.hydra_context.config_loader = self.loader

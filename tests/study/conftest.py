@@ -16,8 +16,9 @@ import pytest
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study import queue
-from fovea_detr.study.folder import PointStatus, Study
+from fovea_detr.study.folder import Study
 from fovea_detr.study.manifest import Submission
+from fovea_detr.study.standing import PointStatus
 
 ROOT = CONF_DIR.parent
 CLUSTER = Path(__file__).parent / "cluster.sh"

@@ -30,6 +30,11 @@ def submitted(study: Study, *points: str) -> Submission:
     return submission
 
 
+def known(*jobs: Job) -> dict[tuple[str, str], Job]:
+    """What `queue.jobs` returns."""
+    return {(job.name, job.id): job for job in jobs}
+
+
 @pytest.mark.parametrize(
     ("state", "slurm", "words", "is_open"),
     [
@@ -58,7 +63,7 @@ def test_a_point_without_a_result(
     submitted(study, "a")
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     RunFolder(study.folder / "a").write_state(state, reason="because")
-    jobs = {} if slurm is None else {"5_0": Job("5_0", "study-id", slurm)}
+    jobs = {} if slurm is None else known(Job("5_0", "study-id", slurm))
     monkeypatch.setattr(queue, "jobs", lambda *_: jobs)
     (found,) = study.current_states(["a"])
     assert (found.state, found.standing.needs_launch, found.job) == (words, is_open, "5_0")
@@ -82,9 +87,9 @@ def test_memory_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     log = submission.folder / "5_0_0_log.out"
     log.parent.mkdir(parents=True)
     log.write_text("slurmstepd: error: Exceeded job memory limit\n")
-    monkeypatch.setattr(queue, "jobs", lambda *_: {"5_0": Job("5_0", "", "FAILED", "exit code 9:0")})
+    monkeypatch.setattr(queue, "jobs", lambda *_: known(Job("5_0", "study-id", "FAILED", "exit code 9:0")))
     (found,) = study.current_states(["a"])
-    assert found.reason == "killed; no message was written; SLURM says FAILED, exit code 9:0, Exceeded job memory limit"
+    assert found.reason == "Exceeded job memory limit (SLURM says FAILED, exit code 9:0)"
 
 
 # ---- the commands -----------------------------------------------------------------------------------------------
@@ -97,19 +102,20 @@ def verb(study: Study, *arguments: str) -> None:
 def test_status_is_a_table(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     submitted(study, "seed=0", "seed=1")
     RunFolder(study.folder / "seed=1").write_state("failed", reason="step 3: NaN\nmore")
-    jobs = {f"5_{n}": Job(f"5_{n}", "", state) for n, state in enumerate(["RUNNING", "FAILED"])}
+    jobs = known(*(Job(f"5_{n}", "study-id", state) for n, state in enumerate(["RUNNING", "FAILED"])))
     monkeypatch.setattr(queue, "jobs", lambda *_: jobs)
     verb(study, "status")
-    head, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    head, first, second, counts = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["point", "state", "slurm", "job", "epoch", "restarts", "reason"]
     assert first == ["seed=0", "running", "RUNNING", "5_0", "-", "0"]
     assert second == ["seed=1", "failed", "FAILED", "5_1", "-", "0", "step", "3:", "NaN"]
+    assert counts == [f"{study.folder}:", "1", "running,", "1", "failed"]
 
 
 def test_cancel_by_pattern(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted(study, "seed=0", "seed=1", "seed=11")
     asked: list[list[str]] = []
-    monkeypatch.setattr(queue, "jobs", lambda *_: {f"5_{n}": Job(f"5_{n}", "", "PENDING") for n in range(3)})
+    monkeypatch.setattr(queue, "jobs", lambda *_: known(*(Job(f"5_{n}", "study-id", "PENDING") for n in range(3))))
     monkeypatch.setattr(queue, "command", lambda arguments: asked.append(list(arguments)))
     verb(study, "cancel", "seed=1*")
     assert asked == [["scancel", "5_1", "5_2"]]
