@@ -146,12 +146,21 @@ class Study:
             submission.record_job(local.start(submission) if kind == "local" else sbatch.send(submission, lock))
         except queue.SlurmError as error:
             if not error.is_final:
-                self.adopt([submission], write=True)
+                self._ask_after(submission, error)
             if submission.job is None:
                 submission.record_refusal(str(error))
                 self._write_states(points, "failed", reason=f"not submitted: {error}")
                 raise
+            submission.record_job(submission.job, adopted=True)
         return submission
+
+    def _ask_after(self, submission: Submission, error: queue.SlurmError) -> None:
+        try:
+            self.adopt([submission], write=False)
+        except queue.SlurmError as other:
+            raise UserError(
+                f"{error}; whether SLURM took the jobs is not known ({other}): the same command will find out"
+            ) from None
 
     def _write_states(self, points: Sequence[Point], state: str, **details: str) -> None:
         with ThreadPoolExecutor(WRITERS) as pool:

@@ -9,9 +9,9 @@ STUDY/.submissions/ID: it counts as it lies, wherever the study was moved to.
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import json
 import os
+import pwd
 import re
 import secrets
 import sys
@@ -204,4 +204,8 @@ def job_name(study: str, submission_id: str) -> str:
 
 
 def user() -> str:
-    return getpass.getuser()
+    """Whose job SLURM takes it for, whatever LOGNAME says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

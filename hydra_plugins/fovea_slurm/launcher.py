@@ -80,10 +80,11 @@ class _Launch:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
-        self.scratch = tempfile.mkdtemp() if self.params["dry_run"] else None
-        if self.scratch is not None:  # the sweeper writes its multirun.yaml before it asks any launcher
-            with read_write(config), open_dict(config):  # Hydra 1.4 has made it read-only
-                config.hydra.sweep.dir = self.scratch
+        # The sweeper writes its multirun.yaml before it asks any launcher: in a dry run, and in a study that a colleague
+        # is submitting. The manifest holds the command.
+        self.scratch = tempfile.mkdtemp()
+        with read_write(config), open_dict(config):  # Hydra 1.4 has made it read-only
+            config.hydra.sweep.dir = self.scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         from fovea_detr.study.launch import launch
@@ -92,8 +93,7 @@ class _Launch:
         assert self.config is not None
         dry_run = self.params["dry_run"]
         refuse_sweeper_without_results(self.config, waits=self.params["wait"], dry_run=dry_run)
-        if self.scratch is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         try:
             points = compose_all(self.loader, self.config, job_overrides)
             if self.params["wait"] and not dry_run:
