@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
@@ -52,8 +51,6 @@ def check(config: Config) -> None:
     ):
         for key in keys:
             _refuse(is_invalid(values[key]), f"{key}={values[key]} {rule}")
-    is_name = re.fullmatch(r"[^./][^/]*", config.study)
-    _refuse(not is_name, f"study={config.study} is not the name of one folder: no / in it, and no . before it")
     _check_model(config.model)
     _check_schedule(config.schedule)
     _check_axes(config)
