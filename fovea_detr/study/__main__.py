@@ -133,10 +133,8 @@ def tail(study: Study, options: argparse.Namespace) -> None:
     (status,) = matching
     files = status.submission.log_files(status.point, options.rank) if status.submission else []
     if not files and options.rank and status.submission:
-        ranks = {path.name.split("_")[2] for path in status.submission.log_files(status.point, "*")}
-        raise UserError(
-            f"{status.point} has no log of rank {options.rank}, only of {', '.join(sorted(ranks)) or 'none'}"
-        )
+        ranks = sorted({path.name.split("_")[-2] for path in status.submission.log_files(status.point, "*")})
+        raise UserError(f"{status.point} has no rank {options.rank}; there are logs of: {', '.join(ranks) or 'none'}")
     path = files[-1] if files else study.folder / status.point / "train.log"
     if not path.exists():
         raise UserError(f"{status.point} ({status.state}) has printed nothing yet")

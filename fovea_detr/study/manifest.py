@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea_detr.config.schema import Config
+from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import write_text
 from fovea_detr.runs.identity import Stored, config_text, note_left_out
 from fovea_detr.runs.last_error import last_error
@@ -169,7 +170,11 @@ def read(study: Path) -> list[Submission]:
     """All submissions, oldest first. A line that a crash cut short was never acted on: it is left out."""
     found: dict[str, Submission] = {}
     path = manifest_file(study)
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    try:
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); its owner is to let the group read it") from None
+    for line in lines:
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             event = json.loads(line)
             kind, id_ = event.pop("event"), event["id"]

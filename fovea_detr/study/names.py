@@ -16,10 +16,8 @@ def matching(points: Iterable[str], pattern: str) -> list[str]:
     if pattern in points:
         return [pattern]
     overrides = pattern.strip("*,").split(",")
-    is_whole = (pattern[0] == "*") == (pattern[-1] == "*") and all(
-        re.fullmatch(r"[^=*?[]+=[^*?[]+", o) for o in overrides
-    )
-    if is_whole:
+    is_whole = all(re.fullmatch(r"[^=*?[]+=[^*?[]+", override) for override in overrides)
+    if is_whole and pattern.startswith("*") == pattern.endswith("*"):
         return [point for point in points if set(overrides) <= set(point.split(","))]
     return [point for point in points if fnmatch.fnmatchcase(point, pattern)]
 

@@ -103,14 +103,15 @@ class Runner:
 
     def _start(self, n: int, slot: list[str]) -> Running:
         self.submission.exit_file(self._point(n)).unlink(missing_ok=True)
-        return Running(n, slot, [self._start_rank(n, slot, rank) for rank in range(self.world)])
+        meeting = self.folder / f".rendezvous-{n}-{os.getpid()}-{time.monotonic_ns()}"  # of this start
+        return Running(n, slot, [self._start_rank(n, slot, rank, meeting) for rank in range(self.world)])
 
-    def _start_rank(self, n: int, slot: list[str], rank: int) -> subprocess.Popen[bytes]:
+    def _start_rank(self, n: int, slot: list[str], rank: int, meeting: Path) -> subprocess.Popen[bytes]:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.world, "MASTER_ADDR": "127.0.0.1"}
         threads = max(1, len(os.sched_getaffinity(0)) // (self.world * len(self.slots)))
         environment = {"OMP_NUM_THREADS": str(threads)} if not slot else {}
         environment |= {**os.environ, **{name: str(value) for name, value in ranks.items()}}
-        environment["FOVEA_RENDEZVOUS"] = str(self.folder / f".rendezvous-{n}-{os.getpid()}-{time.monotonic_ns()}")
+        environment["FOVEA_RENDEZVOUS"] = str(meeting)
         if slot:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot)
         log: IO[bytes]

@@ -80,8 +80,8 @@ class _Launch:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
-        # The sweeper writes its multirun.yaml before it asks any launcher: in a dry run, and in a study that a colleague
-        # is submitting. The manifest holds the command.
+        # The sweeper writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a
+        # colleague is submitting. The manifest holds the command.
         self.scratch = tempfile.mkdtemp()
         with read_write(config), open_dict(config):  # Hydra 1.4 has made it read-only
             config.hydra.sweep.dir = self.scratch

@@ -73,7 +73,8 @@ def test_a_job_that_cannot_start_has_a_reason_and_one_that_may_be_retried_ends(s
     flaky = "cluster.setup=['test $SLURM_RESTART_COUNT || exit 3']"
     retried = small.sweep("seed=1", ONE, flaky, "cluster.retries=1", "cluster.local_code=true", gpus=1)
     assert retried.returncode == 0, retried.stderr
-    failing = small.sweep("seed=2", ONE, "cluster.setup=['exit 3']", "cluster.retries=1", "cluster.extra.requeue=false", gpus=1)
+    exits = ("cluster.setup=['exit 3']", "cluster.retries=1", "cluster.extra.requeue=false")
+    failing = small.sweep("seed=2", ONE, *exits, gpus=1)
     assert failing.returncode == 0, failing.stderr
     until(lambda: not small.slurm("squeue", "-h"), 200)
     until(lambda: not small.slurm("squeue", "-h", "-t", "all"))
@@ -93,7 +94,9 @@ def test_an_id_that_another_job_has_now_is_not_cancelled(small: ClusterStudy) ->
     small.slurm("scancel", mine.job or "")
     restart_counting(small.environment)
     for _ in range(int(mine.job or 0) + 3):
-        job = small.slurm("sbatch", "--parsable", "--hold", "--array=0", "-J", "theirs", "-o", "/dev/null", "--wrap", "sleep 9")
+        job = small.slurm(
+            "sbatch", "--parsable", "--hold", "--array=0", "-J", "theirs", "-o", "/dev/null", "--wrap", "sleep 9"
+        )
         if job.strip() == mine.job:
             break
     assert job.strip() == mine.job, "the controller counts anew"
