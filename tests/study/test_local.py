@@ -47,7 +47,7 @@ def test_points_at_a_time_on_a_gpu_each_cancelled_by_name_and_launched_again(
     logs = [submission.log_files(point)[0].read_text() for point in (first, second)]
     assert sorted(log.splitlines()[0] for log in logs) == ["GPUs 4", "GPUs 7"]
     study_verb(study, "cancel", "seed=1")
-    assert states(study) == ["running", "cancelled", "running"], "the slot is free for the third"
+    wait(lambda: states(study) == ["running", "cancelled", "running"])  # the slot is free for the third
     assert (RunFolder(study.folder / second).state() or {})["state"] == "preempted", "it has saved"
     study_verb(study, "relaunch", "seed=1")
     wait(lambda: states(study) == ["running", "running", "running"])
