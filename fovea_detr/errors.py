@@ -29,6 +29,10 @@ class OutOfMemoryError(UserError):
     """The device, or the machine, has too little memory: names what was tried and, on a GPU, what fits."""
 
 
+class NodeError(UserError):
+    """The machine lacks what the job has asked for: another one may have it."""
+
+
 class RunFolderError(UserError):
     """The run folder belongs to another configuration, or to a process that is still running."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.readers import fingerprints
-from fovea_detr.errors import ConfigError, RunFolderError
+from fovea_detr.errors import ConfigError, NodeError, RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.heartbeat import Heartbeat
 from fovea_detr.runs.host import Host, record_failures
 from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
@@ -29,25 +32,27 @@ from fovea_detr.training.console import Console, summary
 from fovea_detr.training.initial import Weights, load_backbone
 from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
+from fovea_detr.training.saver import About
 from fovea_detr.training.state import TrainState
 
 NAMES_SHOWN = 6  # of classes
 
 
-def run(config: Config, point: str, host: Host | None = None) -> float | None:
+def run(config: Config, point: str, host: Host | None = None, folder: RunFolder | None = None) -> float | None:
     """Run one point of a study in runs/<study>/<point>/: start it, resume it, or print that it is done -> its last AP.
 
+    folder: that folder, if the caller has opened it.
     Raises UserError for errors that a user can fix. A run stopped by a signal exits with 128 + its number.
     """
-    device = choose_device(config)
+    folder, host = folder or RunFolder(Path(config.runs) / config.study / point), host or Host()
+    device = choose_device(config, host.gpus_asked)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    folder, host = RunFolder(Path(config.runs) / config.study / point), host or Host()
     with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
         if not finished_before(config, folder):
             with host.stop.listening() as stop:
-                distributed.first_on_node(lambda: claim(folder, host.lock_seconds))
-                with closing(build_trainer(config, folder, device, stop)) as trainer:
+                distributed.first_on_node(lambda: claim(folder, host))
+                with watched(config, folder), closing(build_trainer(config, folder, device, stop)) as trainer:
                     train_or_evaluate(trainer)
         return last_ap(folder)
 
@@ -69,9 +74,17 @@ def train_or_evaluate(trainer: Trainer) -> None:
     trainer.finish()
 
 
-def choose_device(config: Config) -> torch.device:
-    """device=auto is this local rank's GPU if there is one. Raises ConfigError for a missing device or precision."""
+def choose_device(config: Config, gpus_asked: str = "") -> torch.device:
+    """device=auto is this local rank's GPU if there is one. Raises ConfigError for a missing device or precision.
+
+    gpus_asked: what a job has asked for; NodeError if its node shows none.
+    """
     has_gpu = torch.cuda.is_available()
+    if gpus_asked and config.device != "cpu" and not has_gpu:
+        raise NodeError(
+            f"node {socket.gethostname()}: the job asked for {gpus_asked}, but torch {torch.__version__} sees no GPU "
+            "there; use device=cpu to train on the CPU"
+        )
     if config.device == "cuda" and not has_gpu:
         raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or a torch build for this driver")
     if config.device == "cpu" or not has_gpu:
@@ -94,9 +107,9 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     if distributed.rank() == 0:
         note_left_out(folder.path, folder.config_text())
     refuse_other_data(folder, fingerprints(config.data), config.data.root)
-    result = folder.result()
-    if result is None:
+    if not folder.has_result():
         return False
+    result = folder.result() or {}
     if config.mode == "eval":
         refuse_other_weights(config, folder)
     if distributed.rank() == 0:
@@ -113,12 +126,24 @@ def refuse_other_weights(config: Config, folder: RunFolder) -> None:
         )
 
 
-def claim(folder: RunFolder, seconds: float) -> bool:
-    """Rank 0 locks the folder against other processes and writes the state "running". seconds: to wait for the lock."""
+def claim(folder: RunFolder, host: Host) -> bool:
+    """Rank 0 locks the folder against other processes and writes the state "running"."""
     if distributed.rank() == 0:
-        folder.lock(seconds)
+        folder.lock(host.lock_seconds)
+        host.begin(folder)
         folder.write_state("running")
     return True
+
+
+@contextmanager
+def watched(config: Config, folder: RunFolder) -> Iterator[None]:
+    """The other ranks join rank 0's claim; within the block, all watch each other."""
+    own = folder.claimed
+    run_id, is_first = distributed.gather(None if own is None else (own.run_id, own.is_first))[0]
+    if own is None:
+        folder.join(run_id, is_first=is_first)
+    with Heartbeat(folder, distributed.rank(), distributed.world_size(), config.cluster.stall_minutes):
+        yield
 
 
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
@@ -146,7 +171,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
             console.log(f"warning: {line}")
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
-    trainer.saver.config, trainer.saver.categories = config, classes.by_output
+    trainer.saver.about = About(config, data, classes.by_output)
     if config.mode == "train":
         trainer.saver.restore()
     if not state.resumed:

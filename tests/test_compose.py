@@ -111,6 +111,11 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("weights=/", "there is no such file"),
         ("cluster.gpus=0", "must be at least 1"),
         ("checkpoint.minutes=0", "must be above 0"),
+        ("cluster.hours=0.05 cluster.signal_minutes=3", "a job would be stopped as soon as it starts; raise the hours"),
+        ("cluster.stall_minutes=0", "must be above 0"),
+        ("cluster.max_restarts=-1", "cluster.max_restarts=-1 must not be negative"),
+        ("study=a/b", "give it a name without / that begins with no dot"),
+        ("study=..", "give it a name without / that begins with no dot"),
     ],
 )
 def test_refused_in_one_line(overrides, words):

@@ -12,7 +12,7 @@ from pathlib import Path
 from analysis.tables.cells import data_texts
 from analysis.tables.table import STATE, Table
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import write_atomic
+from fovea_detr.runs.files import write_atomic
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, Config, Data, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, Cluster, Config, Data, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -29,7 +30,7 @@ AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.fe
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
 AT_LEAST_ONE += ("data.long_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
-ABOVE_ZERO += ("cluster.signal_minutes",)
+ABOVE_ZERO += ("cluster.signal_minutes", "cluster.stall_minutes")
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
 AT_LEAST_ZERO += ("cluster.retries", "data.workers", "data.split_seed", "seed", "evaluation.timed_images")
@@ -55,6 +56,11 @@ def check(config: Config) -> None:
     _check_schedule(config.schedule)
     _check_axes(config)
     _check_data(config.data)
+    _check_cluster(config.cluster)
+    _refuse(
+        not re.fullmatch(r"[^./\\][^/\\]*", config.study),
+        f"study={config.study} is a folder below runs={config.runs}: give it a name without / that begins with no dot",
+    )
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -70,6 +76,18 @@ def check(config: Config) -> None:
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
+
+
+def _check_cluster(cluster: Cluster) -> None:
+    _refuse(
+        cluster.hours * 60 <= cluster.signal_minutes,
+        f"cluster.hours={cluster.hours:g} is {cluster.hours * 60:g} min, of which the last cluster.signal_minutes="
+        f"{cluster.signal_minutes:g} are for saving: a job would be stopped as soon as it starts; raise the hours",
+    )
+    _refuse(
+        cluster.max_restarts is not None and cluster.max_restarts < 0,
+        f"cluster.max_restarts={cluster.max_restarts} must not be negative; null: no limit",
+    )
 
 
 def _check_axes(config: Config) -> None:

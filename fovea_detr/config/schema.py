@@ -124,6 +124,8 @@ class Cluster:
     constraint: Optional[str] = None  # noqa: UP045
     mail: Optional[str] = None  # noqa: UP045
     signal_minutes: float = 5.0
+    stall_minutes: float = 10.0
+    max_restarts: Optional[int] = None  # noqa: UP045
     setup: list[str] = field(default_factory=list)
     python: Optional[str] = None  # noqa: UP045
     retries: int = 0  # of a point that fails, not for NaN, bad data or a bad configuration

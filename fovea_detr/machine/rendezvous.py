@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from fovea_detr.runs.folder import write_text
+from fovea_detr.runs.files import write_text
 
 MINUTES = 10  # a node may take long to read torch from a slow disk
 _store: TCPStore | None = None
@@ -24,7 +24,9 @@ def connect(file: Path, rank: int, world_size: int, host: str) -> TCPStore:
     timeout = timedelta(minutes=MINUTES)
     if rank == 0:
         _store = TCPStore(host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timeout)
-        write_text(file, f"{host} {_store.port}\n")
+        folder_fd = os.open(file.parent, os.O_RDONLY)  # never created again: the submission may have been removed
+        write_text(file, f"{host} {_store.port}\n", folder_fd)
+        os.close(folder_fd)
     else:
         address, port = read_address(file).split()
         _store = TCPStore(address, int(port), world_size, is_master=False, wait_for_workers=False, timeout=timeout)

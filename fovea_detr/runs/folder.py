@@ -8,26 +8,30 @@
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
         result.json       last and best metrics, cost, inference time: its presence means done
+        .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
 
-Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed.
+Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed. A process that has
+claimed the folder writes into the folder that it has claimed, or nowhere: a removed folder is never created again.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fovea_detr.errors import RunFolderError
+from fovea_detr.runs.claim import Claim
+from fovea_detr.runs.files import open_in, write_atomic
 
 FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 class Metric(NamedTuple):
@@ -61,45 +65,6 @@ COCO_METRICS = (
 METRICS = tuple(metric.name for metric in COCO_METRICS)
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace `path` by what `write` puts into the open file; after a crash there is the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def lock_file(folder: Path) -> IO[bytes]:
-    """The open file `.lock` of a folder, which is created if needed. RunFolderError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / ".lock").open("ab")
-    except OSError as error:
-        raise RunFolderError(f"{folder}: cannot write there ({error.strerror}); choose runs=FOLDER") from None
-
-
-def is_free(file: IO[bytes], lock: Callable[[IO[bytes], int], None]) -> bool:
-    """Lock a file by fcntl's lockf or flock -> whether it was free. RunFolderError if its file system has no locks."""
-    try:
-        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):  # another process holds it
-            return False
-        raise RunFolderError(
-            f"{file.name}: this file system does not support file locks ({error.strerror}), and without them two "
-            "processes could write one run; put runs=FOLDER on one that does (Lustre: mounted with -o flock)"
-        ) from None
-    return True
-
-
 def this_start() -> dict[str, Any]:
     """Which job runs this process, and how often SLURM has restarted it; nothing outside SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -108,10 +73,6 @@ def this_start() -> dict[str, Any]:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     return {"job": f"{array}_{task}" if array else job, "restarts": restarts}
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
@@ -130,13 +91,14 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.claimed: Claim | None = None
+        self.idle_starts = 0  # of this job, in a row, this one included, that have saved no step
         self._last_beat = 0.0
-        self._lock: IO[bytes] | None = None
 
     # ---- what a run writes -------------------------------------------------------------------------------------------
 
     def lock(self, seconds: float = 0) -> None:
-        """Lock the folder until this process ends. RunFolderError if another process holds the lock.
+        """Claim the folder until this process ends. RunFolderError if another process holds it.
 
         seconds: how long to wait for it. A requeued job may start before the killed one has ended, and a shared file
         system may take a while to release the lock of a machine that went down.
@@ -146,40 +108,63 @@ class RunFolder:
             if time.monotonic() >= end:
                 raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it")
             time.sleep(0.2)
-        for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink(missing_ok=True)
+        for pattern in (".*.tmp", ".rank-*"):  # of a process that was killed
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
     def try_lock(self) -> bool:
-        """Lock the folder -> whether it was free."""
-        file = lock_file(self.path)
-        if not is_free(file, fcntl.lockf):  # of this process only: forked workers do not hold it
-            file.close()
-            return False
-        self._lock = file
-        return True
+        """Claim the folder -> whether it was free."""
+        self.claimed = Claim.take(self.path)
+        return self.claimed is not None
+
+    def join(self, run_id: str, *, is_first: bool) -> None:
+        """Write, on another rank, only into the folder that rank 0 has claimed for this run."""
+        self.claimed = Claim.join(self.path, run_id, is_first=is_first)
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self.claimed is not None:
+            self.claimed.close()
+            self.claimed = None
+
+    def check(self) -> None:
+        """Raise RunFolderError if this process has claimed the folder, and it was removed, replaced or taken over."""
+        if self.claimed is not None:
+            self.claimed.check()
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        if self.claimed is None:
+            return write_atomic(self.path / name, write)
+        with self.claimed.writing() as folder_fd:
+            write_atomic(self.path / name, write, folder_fd)
+
+    def _write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda file: file.write(text.encode()))
 
     def write_config(self, yaml_text: str) -> None:
-        write_text(self.path / "config.yaml", yaml_text)
+        self._write_text("config.yaml", yaml_text)
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
-        write_text(self.path / "provenance.json", _to_json(provenance, indent=2) + "\n")
+        self._write_text("provenance.json", _to_json(provenance, indent=2) + "\n")
 
     def write_split(self, image_ids: dict[str, dict[str, int]]) -> None:
         """image_ids: by split and file name, where data.val_fraction has divided one annotation file."""
-        write_text(self.path / "split.json", _to_json(image_ids, indent=0) + "\n")
+        self._write_text("split.json", _to_json(image_ids, indent=0) + "\n")
 
     def write_state(self, state: str, **details: Any) -> None:
         assert state in STATES, state
         self._last_beat = time.time()
         start = this_start()
+        if start and self.idle_starts:
+            start["idle"] = self.idle_starts
         record = {"state": state, "time": self._last_beat, "pid": os.getpid(), **({"start": start} if start else {})}
         record |= details
-        write_text(self.path / "state.json", _to_json(record) + "\n")
+        self._write_text("state.json", _to_json(record) + "\n")
+
+    def step_saved(self) -> None:
+        """This start has made progress: state.json no longer counts it as idle."""
+        if self.idle_starts:
+            self.idle_starts = 0
+            self.write_state("running")
 
     def beat(self, **progress: Any) -> None:
         """Write a heartbeat with the progress, at most once every HEARTBEAT_SECONDS."""
@@ -187,18 +172,40 @@ class RunFolder:
             self.write_state("running", **progress)
 
     def write_history(self, lines: list[dict[str, Any]]) -> None:
-        write_text(self.path / "history.jsonl", "".join(_to_json(line) + "\n" for line in lines))
+        self._write_text("history.jsonl", "".join(_to_json(line) + "\n" for line in lines))
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_text(self.path / "result.json", _to_json(result, indent=2) + "\n")
+        self._write_text("result.json", _to_json(result, indent=2) + "\n")
 
     def write_predictions(self, coco_results: list[dict[str, Any]]) -> None:
-        write_text(self.path / "predictions.json", _to_json(coco_results))
+        self._write_text("predictions.json", _to_json(coco_results))
+
+    def write_checkpoint(self, write: Callable[[IO[bytes]], object]) -> None:
+        """Write checkpoint.pt; the previous one is kept as checkpoint_before.pt."""
+        if self.claimed is None:
+            self._keep_checkpoint()
+        else:
+            with self.claimed.writing() as folder_fd:
+                self._keep_checkpoint(folder_fd)
+        self._write("checkpoint.pt", write)
+
+    def _keep_checkpoint(self, folder_fd: int | None = None) -> None:
+        names = (self.checkpoint_path, self.checkpoint_before_path)
+        with suppress(FileNotFoundError):
+            if folder_fd is None:
+                os.replace(*names)
+            else:
+                os.replace(names[0].name, names[1].name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
 
     def log(self, line: str) -> None:
         """Append a plain line to train.log."""
-        with (self.path / "train.log").open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode()
+        if self.claimed is None:
+            with (self.path / "train.log").open("ab") as file:
+                file.write(text)
+            return
+        with self.claimed.writing() as folder_fd, open_in(folder_fd, "train.log", LOG_FLAGS) as file:
+            file.write(text)
 
     # ---- what a resume, a sweep and an analysis read -----------------------------------------------------------------
 
@@ -220,9 +227,20 @@ class RunFolder:
     def state(self) -> dict[str, Any] | None:
         return _read_json(self.path / "state.json")
 
+    def record(self) -> dict[str, Any]:
+        """state.json; empty if it is missing or damaged: a run that goes on writes a new one."""
+        try:
+            found = self.state()
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def has_result(self) -> bool:
-        """Whether the run is done, without reading the result."""
-        return (self.path / "result.json").exists()
+        """Whether the run is done. An empty or truncated result.json is none: the run goes on and writes it again."""
+        try:
+            return isinstance(self.result(), dict)
+        except (OSError, ValueError):
+            return False
 
     def result(self) -> dict[str, Any] | None:
         return _read_json(self.path / "result.json")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 TAIL_BYTES = 64_000  # of each log: a traceback of every rank fits
-LONGEST = 300  # characters of a reason
+LONGEST = 500  # characters of a reason
 # Logs are appended to over all starts of a job. What stands before one of these lines did not end the last start.
 BOUNDARY = re.compile(r"^\[.*\] (job \S+, restart \d+, \d+ ranks|stopped by SIG\w+; requeued)$")
 # Messages of gloo and NCCL on the remaining ranks after another rank has ended.

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fovea_detr.errors import tell
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,17 +46,24 @@ def describe(device: torch.device, world_size: int, total_batch_size: int) -> di
 def code_version(folder: Path) -> dict[str, str | None]:
     """The git commit of the code and a hash of what is not committed; both None where there is no git checkout.
 
+    problem: why a checkout could not be read, in git's words, only if so.
+
     A snapshot holds those of the checkout that it was taken from, at that time.
     """
     frozen = folder / SNAPSHOT_FILE
     if frozen.exists():
         facts = json.loads(frozen.read_text())
-        return {"sha": facts["sha"], "uncommitted": facts["uncommitted"]}
-    sha = git(folder, "rev-parse", "HEAD")
-    if sha is None:
-        return {"sha": None, "uncommitted": None}
-    changes = git(folder, "diff", "HEAD") or b""
-    for name in new_files(folder):
+        return {key: facts[key] for key in ("sha", "uncommitted", "problem") if key in facts}
+    try:
+        sha = git(folder, "rev-parse", "HEAD")
+        if sha is None:
+            return {"sha": None, "uncommitted": None}
+        changes = git(folder, "diff", "HEAD") or b""
+        names = new_files(folder)
+    except GitError as error:
+        tell(f"warning: {folder}: the code's version is not recorded: {error}")
+        return {"sha": None, "uncommitted": None, "problem": str(error)}
+    for name in names:
         path = folder / name
         changes += os.fsencode(name) + f" {file_fingerprint(path) if path.is_file() else ''}\n".encode()
     uncommitted = hashlib.sha256(changes).hexdigest()[:16] if changes else ""
@@ -86,10 +95,24 @@ def file_fingerprint(path: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
+class GitError(Exception):
+    """git cannot read a checkout."""
+
+
 def git(folder: Path, *arguments: str) -> bytes | None:
-    """What git answers in this folder; None if it refuses or is not there. Names of files need no encoding."""
+    """git's output; None without git or outside a checkout. GitError, in its words, for everything else.
+
+    A checkout of another user, whose hooks git would not trust, is read, too: the code of this process comes from it.
+    Bytes, for names of files have no encoding.
+    """
+    trusting = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(folder)]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
+        done = subprocess.run([*trusting, *arguments], capture_output=True, env={**os.environ, "LC_ALL": "C"})
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    if done.returncode == 0:
+        return done.stdout
+    message = done.stderr.decode(errors="replace")
+    if "not a git repository" in message:
+        return None
+    raise GitError("; ".join(message.strip().splitlines()[:2]) or f"git exits with {done.returncode}")

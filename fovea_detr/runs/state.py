@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fovea_detr.runs.clock import seconds_since
 from fovea_detr.runs.folder import FILES, RunFolder
 
 # A run writes its state every 30 s, and less often while it compiles, evaluates or waits for a slow disk. A live run
@@ -81,11 +81,11 @@ def standing_of(
     if has_result:
         return Standing("done")
     if job is not None and job.is_live:
-        return Standing("queued", job.reason) if job.is_waiting else Standing("running")
+        return Standing("queued", job.reason) if job.is_waiting else Standing("running", _silence(path, record))
     if state == "failed":
         return Standing("failed", str(record.get("reason", "")) or "no reason given")
     if state == "running" and (job is None or "start" not in record):
-        return _by_heartbeat(record)
+        return _by_heartbeat(path, record)
     if job is not None and job.state == "CANCELLED":
         return Standing("cancelled", "cancelled in SLURM")
     if state == "preempted":
@@ -95,11 +95,21 @@ def standing_of(
     return Standing(BROKEN, damage) if damage else _without_state(path, state, submitted)
 
 
-def _by_heartbeat(record: Mapping[str, Any]) -> Standing:
-    silent = time.time() - number(record.get("time"))
-    if silent > LOST_SECONDS:
-        return Standing(LOST, f"silent for {silent / 60:.0f} min")
+def _by_heartbeat(path: Path, record: Mapping[str, Any]) -> Standing:
+    if silence := _silence(path, record):
+        return Standing(LOST, silence)
     return Standing("running", "" if "start" in record else "outside SLURM")
+
+
+def _silence(path: Path, record: Mapping[str, Any]) -> str:
+    """Of a run in state running: for how long, by its file server's clock; empty if it is not worth a word."""
+    if record.get("state") != "running":
+        return ""
+    try:
+        silent = seconds_since(path / "state.json")
+    except OSError:  # removed meanwhile
+        return ""
+    return f"silent for {silent / 60:.0f} min" if silent > LOST_SECONDS else ""
 
 
 def _died_silently(job: Job) -> Standing:

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import yaml
 
 from fovea_detr.errors import UserError, tell
-from fovea_detr.runs.folder import RunFolder, is_free, lock_file
+from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.locks import Lock
 from fovea_detr.runs.state import read_record, standing_of
 from fovea_detr.study import local, manifest, queue, sbatch
 from fovea_detr.study.manifest import Point, Submission, load_frozen
@@ -37,29 +37,33 @@ class Study:
     folder: Path
 
     @contextmanager
-    def locked(self) -> Iterator[IO[bytes]]:
-        """Exclude other commands. Yields the lock's file: a child that inherits it keeps the lock if we are killed.
+    def locked(self) -> Iterator[Lock]:
+        """Exclude other commands. A child that inherits the lock's file number keeps the lock if we are killed.
 
         What is written meanwhile, by jobs too, may be written by the group if the folder may. UserError for a file that
         cannot be written.
         """
-        end, before = time.monotonic() + LOCK_SECONDS, share_as_parent(self.folder)
+        end, before, lock = (
+            time.monotonic() + LOCK_SECONDS,
+            share_as_parent(self.folder),
+            Lock(self.folder, fcntl.flock),
+        )
         try:
-            with lock_file(self.folder) as file:
-                while not is_free(file, fcntl.flock):
-                    if time.monotonic() >= end:
-                        raise UserError(
-                            f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
-                            "wait for it or stop it"
-                        )
-                    time.sleep(0.1)
-                yield file
+            while not lock.acquire():
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
+                        "wait for it or stop it"
+                    )
+                time.sleep(0.1)
+            yield lock
         except OSError as error:
             raise UserError(
                 f"{error.filename or self.folder}: cannot be written ({error.strerror}); ask its owner for "
                 "group write permission (chmod -R g+w), make room, or choose another study=NAME"
             ) from None
         finally:
+            lock.release()
             os.umask(before)
 
     def submissions(self) -> list[Submission]:

@@ -9,106 +9,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from fovea_detr.cli import one_line_errors
 from fovea_detr.config.schema import Config
-from fovea_detr.errors import tell
+from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder, this_start
-from fovea_detr.runs.host import Host, process_rank, record_failures, record_stop
-from fovea_detr.runs.stop import StopFlag, Stopped
+from fovea_detr.runs.host import Host, process_rank, record_failures
 from fovea_detr.study.manifest import Submission, load_frozen
-from fovea_detr.study.queue import SlurmError, command
+from fovea_detr.study.slurm_host import SlurmHost, world_size
 
-OTHERS_SECONDS = 60.0  # until a rank that has not published that it stopped is taken to be busy, not dead
-TO_BE_ENDED_SECONDS = 180.0
-GRACE_SECONDS = 2.0
-
-
-class SlurmHost(Host):
-    """SLURM, which starts the job again in the same folder on request."""
-
-    lock_seconds = 60.0
-
-    def __init__(self) -> None:
-        self.stop = StopFlag(patient=True)
-
-    def leave(self, folder: RunFolder, stopped: Stopped) -> NoReturn:
-        """Every rank publishes that it has stopped; rank 0 requeues the job; all wait until SLURM ends them.
-
-        A rank that exits early would make the job fail.
-        """
-        if process_rank() == 0:
-            self._wait_for_others(folder, stopped)
-            record_stop(folder, stopped)
-            requeued = requeue_if_running()
-            publish("requeued", requeued)
-        else:
-            publish(f"stopped/{process_rank()}", "yes")
-            requeued = wait_for("requeued", OTHERS_SECONDS + TO_BE_ENDED_SECONDS) or "rank 0 does not answer"
-        tell(f"[rank {process_rank()}] {stopped}; {requeued}")
-        time.sleep(TO_BE_ENDED_SECONDS)
-        sys.exit(stopped.exit_code)
-
-    def _wait_for_others(self, folder: RunFolder, stopped: Stopped) -> None:
-        """Wait until every rank has published that it stopped, or OTHERS_SECONDS.
-
-        When a rank dies, SLURM stops the others with the same signal, so a rank that does not answer may be dead. The
-        folder says so until all have answered: if one is dead, SLURM kills this process before it can write more.
-        """
-        missing = [r for r in range(1, world_size()) if wait_for(f"stopped/{r}", GRACE_SECONDS) is None]
-        if missing and (folder.state() or {}).get("state") != "failed":
-            ranks = ", ".join(map(str, missing))
-            folder.write_state("failed", reason=f"rank lost: rank {ranks} has ended without a message ({stopped})")
-        end = time.monotonic() + OTHERS_SECONDS
-        for number in missing:
-            wait_for(f"stopped/{number}", max(0.1, end - time.monotonic()))
-
-
-def requeue_if_running() -> str:
-    """Ask SLURM to start this job again, unless SLURM itself is ending it -> what was done."""
-    job = this_start()["job"]  # ARRAY_TASK: the bare id of a task may be that of the whole array
-    for attempt in range(5):
-        try:
-            state = command(["squeue", "-h", "-j", job, "-o", "%T"]).strip()
-            if state != "RUNNING":
-                return f"not requeued: SLURM says {state or 'that it has ended'}"
-            command(["scontrol", "requeue", job])
-            return "requeued"
-        except SlurmError as error:
-            tell(f"attempt {attempt + 1} to requeue job {job}: {error}")
-            time.sleep(5)
-    return "not requeued: SLURM does not answer"
-
-
-def world_size() -> int:
-    return int(os.environ["WORLD_SIZE"])
-
-
-def publish(key: str, value: str) -> None:
-    """For the other ranks of this job; nothing if this is the only one."""
-    from fovea_detr.machine import rendezvous
-
-    store = rendezvous.store()
-    if store is not None:
-        store.set(key, value)
-
-
-def wait_for(key: str, seconds: float) -> str | None:
-    """What another rank has published under this key; None if it has not within this time."""
-    from fovea_detr.machine import rendezvous
-
-    store = rendezvous.store()
-    if store is None:
-        return None
-    try:
-        store.wait([key], timedelta(seconds=seconds))
-        return store.get(key).decode()
-    except RuntimeError:  # a timeout, or rank 0 has ended
-        return None
+GPU_KEYS = ("gres", "gpus_per_node", "gpus_per_task", "gpus", "gpus-per-node", "gpus-per-task")
 
 
 def set_ranks(folder: Path, index: int) -> None:
@@ -126,20 +39,44 @@ def set_ranks(folder: Path, index: int) -> None:
     }
 
 
-def main(folder: Path, index: int) -> None:
-    submission = Submission.load(folder)
+def main(submission_folder: Path, index: int) -> None:
+    submission = Submission.load(submission_folder)
     os.environ["FOVEA_COMMAND"] = json.dumps(submission.command)
     in_slurm = submission.kind == "slurm"
     if in_slurm:
-        set_ranks(folder, index)
-    host, point = SlurmHost() if in_slurm else Host(), submission.points[index]
+        set_ranks(submission_folder, index)
+    point = submission.points[index]
+    host = SlurmHost() if in_slurm else Host()
     with host.stop.listening(), one_line_errors():
         config = load_frozen(submission.config_file(point))
-        with record_failures(RunFolder(Path(config.runs) / config.study / point), host):
-            run_and_clean_up(config, point, host)
+        folder = RunFolder(Path(config.runs) / config.study / point)
+        refuse_replaced(folder, submission)
+        if isinstance(host, SlurmHost):
+            host.max_restarts = submission.resources.get("max_restarts")
+            host.gpus_asked = gpus_asked(submission.resources)
+        with record_failures(folder, host):
+            run_and_clean_up(config, point, host, folder)
 
 
-def run_and_clean_up(config: Config, point: str, host: Host) -> None:
+def gpus_asked(resources: Mapping[str, Any]) -> str:
+    """`gres=gpu:4`, of what SLURM was asked for; empty without a GPU."""
+    asked = {**resources, **(resources.get("additional_parameters") or {})}
+    found = (f"{key}={asked[key]}" for key in GPU_KEYS if asked.get(key))
+    return next((text for text in found if "gpu" in text), "")
+
+
+def refuse_replaced(folder: RunFolder, submission: Submission) -> None:
+    """Raise RunFolderError if the folder was removed after the submission, or belongs to a later one."""
+    if not folder.path.is_dir():
+        raise RunFolderError(
+            f"{folder.path}: the folder was removed or moved after its submission; the sweep's command submits it again"
+        )
+    later = folder.record().get("submission", submission.id)
+    if later != submission.id:
+        raise RunFolderError(f"{folder.path}: it was submitted again since (submission {later}), so this job ends")
+
+
+def run_and_clean_up(config: Config, point: str, host: Host, folder: RunFolder) -> None:
     """Run the point, then remove the file of the ranks' rendezvous."""
     from fovea_detr import experiment
 
@@ -147,7 +84,7 @@ def run_and_clean_up(config: Config, point: str, host: Host) -> None:
         start = this_start()
         print(f"[{point}] job {start.get('job')}, restart {start.get('restarts')}, {world_size()} ranks", flush=True)
     try:
-        experiment.run(config, point, host)
+        experiment.run(config, point, host, folder)
     finally:
         if process_rank() == 0:
             Path(os.environ["FOVEA_RENDEZVOUS"]).unlink(missing_ok=True)

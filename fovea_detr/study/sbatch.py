@@ -51,11 +51,18 @@ def resources(config: Config, launcher: Mapping[str, Any]) -> dict[str, Any]:
     extra = {key: value for key, value in extra.items() if value is not False}  # an option without a value, not given
     setup = [*cluster.setup, *asked.get("setup", [])]
     asked |= {"additional_parameters": extra, "setup": setup, "python": cluster.python}
-    return asked | {"retries": cluster.retries, "local_code": cluster.local_code}
+    most = launcher.get("max_num_timeout") or cluster.max_restarts  # submitit's name; 0 is its default
+    return asked | {"retries": cluster.retries, "local_code": cluster.local_code, "max_restarts": most}
 
 
 NOT_ASKED = {"_target_", "submitit_folder", "name", "max_num_timeout", "wait", "dry_run"}
-OURS = ("python", "setup", "retries", "local_code")  # of a submission's resources, no parameters of submitit
+OURS = (
+    "python",
+    "setup",
+    "retries",
+    "local_code",
+    "max_restarts",
+)  # of a submission's resources, no parameters of submitit
 
 
 def _refuse_contradictions(config: Config, asked: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, code_version, git, new_files
+from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, GitError, code_version, git, new_files
 
 LEFT_OUT = {".git", ".venv", ".cache", "__pycache__"}  # anywhere; `runs/` is left out at the top only
 WITHOUT_GIT = ("run.py", "conf", "sweeps", "fovea_detr", "hydra_plugins", "analysis", "pyproject.toml")
@@ -78,7 +78,7 @@ def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, obje
         for name in files:
             (building / name).parent.mkdir(parents=True, exist_ok=True)
             _copy(code, name, building / name, umask)
-        (building / "uncommitted.diff").write_bytes(git(code, "diff", "HEAD", "--binary") or b"")
+        (building / "uncommitted.diff").write_bytes(uncommitted(code))
         (building / SNAPSHOT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         building.chmod(0o777 & ~umask)
         try:
@@ -124,12 +124,24 @@ def _files_of(path: Path) -> list[Path]:
 
 def _git_files(code: Path) -> list[str]:
     """Tracked and new files. git names a submodule or a nested clone as a folder: its files follow in the same way."""
-    tracked = [os.fsdecode(name) for name in (git(code, "ls-files", "-z") or b"").split(b"\0") if name]
-    found = []
-    for name in (*tracked, *new_files(code)):
+    found: list[str] = []
+    try:
+        names = [os.fsdecode(name) for name in (git(code, "ls-files", "-z") or b"").split(b"\0") if name]
+        names += new_files(code)
+    except GitError:  # `code_version` tells
+        return found
+    for name in names:
         path = code / name
         if not path.is_dir() or path.is_symlink():
             found.append(name)
         elif (path / ".git").exists():
             found += [os.path.join(name, inner) for inner in _git_files(path)]
     return found
+
+
+def uncommitted(code: Path) -> bytes:
+    """The difference to the last commit; nothing without git, or before the first commit."""
+    try:
+        return git(code, "diff", "HEAD", "--binary") or b""
+    except GitError:
+        return b""

@@ -15,7 +15,7 @@ from fovea_detr.data.categories import ClassMap
 from fovea_detr.errors import WeightsError
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.published import in_our_names, is_torchvision
-from fovea_detr.runs.folder import RunFolder, write_atomic
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.files import read, read_state_dict, tensors_of
 from fovea_detr.training.trained import model_differences, trained_config
 
@@ -171,9 +171,7 @@ def pretrained_state(name: str, source: str) -> dict[str, Tensor]:
 
 def save(folder: RunFolder, content: Mapping[str, Any]) -> None:
     """Write checkpoint.pt atomically, and keep the previous one as checkpoint_before.pt."""
-    if folder.checkpoint_path.exists():
-        folder.checkpoint_path.replace(folder.checkpoint_before_path)
-    write_atomic(folder.checkpoint_path, lambda file: torch.save({"format": FORMAT, **content}, file))
+    folder.write_checkpoint(lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
 def latest(folder: RunFolder) -> dict[str, Any] | None:

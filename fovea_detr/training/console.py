@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from fovea_detr.errors import ConfigError
+from fovea_detr.runs.files import adopt_group
 from fovea_detr.runs.folder import METRICS, RunFolder
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -148,7 +149,12 @@ def tensorboard_writer(folder: RunFolder) -> Any:
         raise ConfigError(
             "tracker=tensorboard needs the package tensorboard: pip install 'fovea-detr[tensorboard]'"
         ) from None
-    return SummaryWriter(str(folder.path / "tensorboard"))
+    path = folder.path / "tensorboard"
+    folder.check()  # it creates folders; afterwards it only adds to its file
+    writer = SummaryWriter(str(path))
+    for new in (path, *path.iterdir()):
+        adopt_group(new, new.parent)
+    return writer
 
 
 def _losses(values: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from fovea_detr.errors import WeightsError
 def read(path: Path | str) -> dict[str, Any]:
     """A checkpoint file as a dict, on the CPU. No code in it is executed; an argparse.Namespace is allowed as data.
 
-    Raises WeightsError, one line: no such file, not a checkpoint, truncated, or a pickle that needs to run code.
+    Raises WeightsError, one line: no such file, not a checkpoint, truncated, changed since it was written, or a pickle
+    that needs to run code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
     try:
+        _refuse_changed_bytes(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -30,12 +33,23 @@ def read(path: Path | str) -> dict[str, Any]:
         unsafe = "GLOBAL " in str(error)
         what = "it holds objects that only running code from it could load" if unsafe else "not a readable checkpoint"
         raise WeightsError(f"{path}: {what}; expected tensors by name, as torch.save writes a state dict") from None
+    except WeightsError:
+        raise
     except Exception as error:  # torch.load of damaged bytes raises many types, some without a message
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise WeightsError(f"{path}: truncated or not a checkpoint ({reason})") from None
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, expected a state dict or a dict with 'model'")
     return dict(content)
+
+
+def _refuse_changed_bytes(path: Path) -> None:
+    """Compare every tensor with the checksum beside it (CRC-32, of the zip format), which torch.load does not read."""
+    if not zipfile.is_zipfile(path):  # written before torch 1.6: there are no checksums in it
+        return
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise WeightsError(f"{path}: damaged: some of its bytes are not those that were written")
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fovea_detr.config.schema import Config
@@ -15,15 +16,32 @@ from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
 
 
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint carries besides the state. data: fingerprints by split; categories: class names by output."""
+
+    config: Config
+    data: Mapping[str, str]
+    categories: Mapping[int, str]
+
+    def content(self) -> dict[str, Any]:
+        return {"config": config_text(self.config), "data": dict(self.data), "categories": dict(self.categories)}
+
+    def differences(self, content: Mapping[str, Any]) -> list[str]:
+        """`key: stored -> now` of a checkpoint's configuration and data. Older ones carry neither."""
+        before = content.get("data") or {}
+        changed = differences(content["config"], self.config) if content.get("config") is not None else []
+        data = [(split, before.get(split, now), now) for split, now in self.data.items()]
+        return changed + [f"{split} annotations: {old} -> {now}" for split, old, now in data if old != now]
+
+
 class Saver:
     """Checkpoint and history of one run. Every rank reads them, only rank 0 writes them.
 
-    minutes: the time between two checkpoints. gpus: how many the run uses; 0 on CPUs. config, and categories (the class
-    names by output): what a checkpoint carries besides the state, for evaluation and finetuning.
+    minutes: the time between two checkpoints. gpus: how many the run uses; 0 on CPUs.
     """
 
-    config: Config | None = None
-    categories: Mapping[int, str] | None = None
+    about: About | None = None
 
     def __init__(self, folder: RunFolder, state: TrainState, minutes: float, gpus: int) -> None:
         self.folder = folder
@@ -31,20 +49,22 @@ class Saver:
         self.minutes = minutes
         self.gpus = gpus
         self.writes = distributed.rank() == 0
+        self._restored = self._position()
         self.start_clock()
 
     def restore(self) -> None:
         """Load the folder's newest checkpoint, if there is one.
 
-        Raises RunFolderError for another configuration or another total batch size.
+        Raises RunFolderError for a checkpoint of another run, configuration, data or total batch size.
         """
         content = checkpoint.latest(self.folder)
         if content is not None:
-            self._check_same_config(content.get("config"))
+            self._check_same_run(content)
             self._check_same_batch(content["position"]["total_batch_size"])
             self.state.load_state_dict(content)
             if self.writes:
                 self.folder.write_history(self.state.history)
+        self._restored = self._position()
         self.state.starts += 1
 
     def start_clock(self) -> None:
@@ -60,9 +80,11 @@ class Saver:
         self._add_elapsed_time()
         self._saved_at = time.monotonic()
         if self.writes:
-            about = {} if self.config is None else {"config": config_text(self.config)}
-            about |= {} if self.categories is None else {"categories": dict(self.categories)}
-            checkpoint.save(self.folder, {**self.state.state_dict(), **about})
+            about = self.about.content() if self.about is not None else {}
+            run = {"run": self.folder.claimed.run_id} if self.folder.claimed is not None else {}
+            checkpoint.save(self.folder, {**self.state.state_dict(), **about, **run})
+            if self._position() != self._restored:
+                self.folder.step_saved()
 
     def commit(self, line: dict[str, Any]) -> None:
         """End an epoch: write the checkpoint first, then the history with this line."""
@@ -77,11 +99,18 @@ class Saver:
         self.state.train_seconds += now - self._clock
         self._clock = now
 
-    def _check_same_config(self, before: str | None) -> None:
-        changed = differences(before, self.config) if before is not None and self.config is not None else []
+    def _position(self) -> tuple[int, int]:
+        return self.state.epoch, self.state.batches_done
+
+    def _check_same_run(self, content: Mapping[str, Any]) -> None:
+        """A checkpoint without an id is older than ids; a folder without one (a copy) takes any that fits."""
+        claimed, theirs = self.folder.claimed, content.get("run")
+        changed = self.about.differences(content) if self.about is not None else []
+        if claimed is not None and not claimed.is_first and theirs not in (None, claimed.run_id):
+            changed.append(f"id of the run: {theirs} -> {claimed.run_id}")
         if changed:
             raise RunFolderError(
-                f"{self.folder.checkpoint_path} was saved by a run with another configuration ({'; '.join(changed)}): "
+                f"{self.folder.checkpoint_path} was saved by another run ({'; '.join(changed)}): "
                 "put this run's own checkpoint back, or choose another study=NAME"
             )
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import subprocess
 import sys
 import time
@@ -13,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.errors import RunFolderError
+from fovea_detr.runs import files
 from fovea_detr.runs import folder as folder_module
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.study.folder import Study
 
 WRITER = """
 import sys
@@ -77,14 +74,14 @@ def test_a_reader_sees_complete_files_of_a_writer_killed_at_any_moment(tmp_path)
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    folder_module.write_text(path, "old")
+    files.write_text(path, "old")
 
     def write_half(file) -> None:
         file.write(b"ne")
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        folder_module.write_atomic(path, write_half)
+        files.write_atomic(path, write_half)
     assert path.read_text() == "old"
 
 
@@ -158,21 +155,6 @@ def test_the_log_is_appended_to(tmp_path: Path):
         RunFolder(tmp_path).log(line)
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" ", 2)[2] for line in lines] == ["first", "second"]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_named_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def unsupported(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "lockf", unsupported)
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(RunFolderError, match="does not support file locks"):
-        RunFolder(tmp_path / "point").lock(seconds=60)
-    with pytest.raises(RunFolderError, match="does not support file locks"), Study(tmp_path).locked():
-        pass
 
 
 def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:

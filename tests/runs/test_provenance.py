@@ -63,6 +63,23 @@ def test_without_git_there_is_no_version(tmp_path, monkeypatch):
     assert code_version(tmp_path) == nothing
 
 
+def test_a_checkout_of_another_user_is_read_all_the_same(repository, monkeypatch):
+    expected = code_version(repository)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    git = ["git", "-C", str(repository), "rev-parse", "HEAD"]
+    assert "dubious ownership" in subprocess.run(git, capture_output=True, text=True).stderr
+    assert code_version(repository) == expected
+    assert expected["sha"]
+
+
+def test_what_git_cannot_read_is_said_and_recorded(repository, capsys):
+    (repository / ".git" / "HEAD").write_text("ref: refs/heads/gone\n")
+    found = code_version(repository)
+    assert found["sha"] is None
+    assert "HEAD" in found["problem"]
+    assert f"the code's version is not recorded: {found['problem']}" in capsys.readouterr().err
+
+
 def test_the_facts_of_a_process(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SOME_TOKEN", "not to be recorded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.reading.folders import read_study
+from fovea_detr.runs import clock
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.state import LOST_SECONDS, Job, standing_of
 from fovea_detr.study import queue
@@ -18,8 +20,13 @@ from fovea_detr.study.manifest import Submission
 START = {"start": {"job": "5_0", "restarts": 0}}
 
 
-def silent(seconds: float) -> Callable[[RunFolder], None]:
-    return lambda run: run.write_state("running", time=time.time() - seconds)
+def silent(seconds: float, **details: object) -> Callable[[RunFolder], None]:
+    def write_and_age(run: RunFolder) -> None:
+        run.write_state("running", **details)
+        written = time.time() - seconds
+        os.utime(run.path / "state.json", (written, written))
+
+    return write_and_age
 
 
 def finished(run: RunFolder) -> None:
@@ -40,6 +47,11 @@ def failed_with_a_damaged_result(run: RunFolder) -> None:
     (run.path / "result.json").write_text('{"last": ')
 
 
+def running_with_an_empty_result(run: RunFolder) -> None:
+    run.write_state("running")
+    (run.path / "result.json").touch()
+
+
 FOLDERS: dict[str, tuple[str, Callable[[RunFolder], None]]] = {
     "finished": ("done", finished),
     "result_only": ("done", lambda run: run.write_result({})),
@@ -58,7 +70,10 @@ FOLDERS: dict[str, tuple[str, Callable[[RunFolder], None]]] = {
     "running": ("running", silent(0)),
     "silent_for_7_minutes": ("running", silent(420)),
     "silent_for_11_minutes": ("lost", silent(660)),
-    "silent_in_a_job": ("lost", lambda run: run.write_state("running", time=time.time() - 660, **START)),
+    "silent_in_a_job": ("lost", silent(660, **START)),
+    "by_a_clock_that_is_20_minutes_behind": ("running", silent(0, time=time.time() - 1200)),
+    "by_a_clock_that_is_20_minutes_ahead": ("lost", silent(660, time=time.time() + 1200)),
+    "empty_result": ("running", running_with_an_empty_result),
     "in_a_job_of_its_own": ("running", lambda run: run.write_state("running", **START)),
 }
 
@@ -112,5 +127,25 @@ def test_a_point_that_was_never_submitted_is_new(tmp_path: Path) -> None:
 def test_the_queue_counts_more_than_the_heartbeat_of_a_job(
     tmp_path: Path, record: dict[str, object], seconds: float, job: Job | None, word: str
 ) -> None:
-    written = {"state": "running", "time": time.time() - seconds, **record}
-    assert standing_of(tmp_path, written, has_result=False, job=job).word == word
+    run = RunFolder(tmp_path)
+    silent(seconds, **record)(run)
+    assert standing_of(tmp_path, run.record(), has_result=False, job=job).word == word
+
+
+@pytest.mark.parametrize("skew", [1200, -1200])
+@pytest.mark.parametrize(("seconds", "word"), [(0, "running"), (LOST_SECONDS + 60, "lost")])
+def test_the_reader_s_clock_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skew: float, seconds: float, word: str
+) -> None:
+    """The file server's does: that of a file which is written there now."""
+    run, real = RunFolder(tmp_path / "study" / "point"), time.time
+    silent(seconds)(run)
+    monkeypatch.setattr(clock.time, "time", lambda: real() + skew)
+    assert standing_of(run.path, run.record(), has_result=False).word == word
+    assert sorted(path.name for path in run.path.parent.iterdir()) == ["point"], "nothing is left behind"
+
+
+def test_a_live_job_that_is_silent_is_called_so(tmp_path: Path) -> None:
+    silent(LOST_SECONDS + 60, **START)(RunFolder(tmp_path))
+    standing = standing_of(tmp_path, RunFolder(tmp_path).record(), has_result=False, job=Job("5_0", "", "RUNNING"))
+    assert (standing.word, standing.reason) == ("running", "silent for 11 min")

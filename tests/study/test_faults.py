@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.last_error import last_error
 from tests.study.conftest import CLUSTER, FAULTS, ClusterStudy
 from tests.study.test_launch import equal, weights
 
@@ -176,3 +178,77 @@ def test_scancel_is_not_requeued_and_loses_nothing(study: ClusterStudy, monkeypa
     assert (status.state, status.slurm) == ("cancelled", "CANCELLED")
     assert (study.folder().state() or {})["state"] == "preempted", "it has saved what it had"
     assert "nothing to launch again" in study.verb("relaunch").stdout, "cancelled on purpose"
+
+
+def test_a_stopped_rank_is_named(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert study.sweep(*ENDLESS, "cluster.stall_minutes=0.2").returncode == 0
+    study.wait_for_epochs(1)
+    os.kill(process_of(study, 1), signal.SIGSTOP)
+    (status,) = study.wait(monkeypatch, seconds=90).values()
+    assert (status.state, status.slurm) == ("failed", "FAILED"), study.log()
+    assert status.reason.startswith("rank 1 has been silent for 0.2")
+
+
+def test_starts_that_save_no_step_end_the_run(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"export FAULT=slow FAULT_RANK=0 PYTHONPATH={FAULTS}"
+    assert study.sweep(*ENDLESS, f"cluster.setup=['{line}']", gpus=1).returncode == 0
+    for restarts in range(2):
+        wait_for_start(study, restarts)
+        warn(study)
+    (status,) = study.wait(monkeypatch).values()
+    assert (status.state, status.slurm) == ("failed", "FAILED"), study.log()
+    assert "2 starts in a row before they had saved a step; give it more time" in status.reason
+    assert study.folder().record()["start"] == {"job": status.job, "restarts": 1, "idle": 2}
+
+
+@pytest.mark.parametrize("override", ["cluster.max_restarts=1", "hydra.launcher.max_num_timeout=1"])
+def test_restarts_are_limited(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
+    assert study.sweep(*ENDLESS, override, gpus=1).returncode == 0
+    for restarts in range(2):
+        wait_for_start(study, restarts)
+        warn(study)
+    (status,) = study.wait(monkeypatch).values()
+    assert (status.state, status.slurm) == ("failed", "FAILED"), study.log()
+    assert status.reason.startswith("stopped by SIGUSR2, and cluster.max_restarts=1"), status.reason
+    assert study.folder().record()["start"]["restarts"] == 1
+
+
+def wait_for_start(study: ClusterStudy, restarts: int) -> None:
+    """Until the only point trains, after that many restarts."""
+    end = time.monotonic() + 180
+    while True:
+        record = study.folder().record()
+        if record.get("state") == "running" and record["start"]["restarts"] == restarts:
+            log = study.folder().path / "train.log"
+            if log.exists() and log.read_text().count("worst batch") > restarts:
+                return
+        assert time.monotonic() < end, study.log()
+        time.sleep(0.2)
+
+
+def test_nodes_without_a_gpu_are_excluded_one_after_another(
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPUs of these nodes are fiction, which torch cannot see."""
+    assert study.sweep("device=auto").returncode == 0
+    (status,) = study.wait(monkeypatch).values()
+    assert (status.state, status.slurm) == ("failed", "FAILED"), study.log()
+    assert "the job asked for gres=gpu:2, but torch" in status.reason
+    assert "requeued without fovea" in study.log()
+    record = study.folder().record()
+    assert record["start"]["restarts"] == 1
+    excluded = study.slurm("sacct", "-n", "-X", "-D", "-j", status.job, "-o", "NodeList").split()
+    assert sorted(set(excluded)) == ["fovea0", "fovea1"], "the next start was on the other node"
+
+
+def test_a_removed_folder_ends_its_job_and_is_not_created_again(
+    study: ClusterStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert study.sweep(*ENDLESS).returncode == 0
+    study.wait_for_epochs(1)
+    path = study.folder().path
+    shutil.rmtree(path)
+    (status,) = study.wait(monkeypatch, seconds=120).values()
+    assert status.slurm == "FAILED", study.log()
+    assert not path.exists()
+    assert "stops and writes nothing more" in last_error(status.submission.log_files(status.point))  # type: ignore[union-attr]

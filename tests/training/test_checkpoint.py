@@ -316,6 +316,25 @@ def test_a_damaged_newest_falls_back(folder: RunFolder, left: int) -> None:
     assert log.count("\n") == 1
 
 
+@pytest.mark.parametrize("flips", [1, 400])
+def test_flipped_bytes_are_found_and_the_one_before_is_used(folder: RunFolder, flips: int) -> None:
+    """Bytes of tensors only: torch.load reads the file without a word."""
+    for epoch in range(2):
+        save(folder, {"epoch": epoch, "weight": torch.full((100_000,), float(epoch))})
+    content = bytearray(folder.checkpoint_path.read_bytes())
+    start = content.find(torch.ones(64).numpy().tobytes())
+    for place in torch.randperm(300_000, generator=torch.Generator().manual_seed(0))[:flips].tolist():
+        content[start + place] ^= 1
+    folder.checkpoint_path.write_bytes(content)
+    assert torch.load(folder.checkpoint_path)["epoch"] == 1
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: damaged"):
+        read(folder.checkpoint_path)
+    found = latest(folder)
+    assert found is not None
+    assert found["epoch"] == 0
+    assert "damaged: some of its bytes" in (folder.path / "train.log").read_text()
+
+
 def test_a_save_that_was_killed_between_its_two_steps(folder: RunFolder) -> None:
     """checkpoint.pt became checkpoint_before.pt and no new one was written."""
     save(folder, {"epoch": 0})

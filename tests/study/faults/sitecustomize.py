@@ -2,6 +2,7 @@
 
 FAULT=raise|memory, FAULT_RANK, FAULT_STEP (training steps of this process before it happens).
 FAULT=count: no fault; a byte is added to FAULT_FILE for every step that is taken.
+FAULT=slow: a step takes longer than the job has.
 """
 
 import os
@@ -16,6 +17,10 @@ def _break(trainer: type) -> None:
     def train_step(*arguments):
         nonlocal count
         count += 1
+        if os.environ["FAULT"] == "slow":
+            while not arguments[0].stop.number:
+                time.sleep(0.01)
+            raise sys.modules["fovea_detr.runs.stop"].Stopped(arguments[0].stop.number)
         if os.environ["FAULT"] == "count":
             with open(os.environ["FAULT_FILE"], "a") as file:
                 file.write(".")
