@@ -43,11 +43,8 @@ class Study:
         What is written meanwhile, by jobs too, may be written by the group if the folder may. UserError for a file that
         cannot be written.
         """
-        end, before, lock = (
-            time.monotonic() + LOCK_SECONDS,
-            share_as_parent(self.folder),
-            Lock(self.folder, fcntl.flock),
-        )
+        end, lock = time.monotonic() + LOCK_SECONDS, Lock(self.folder, fcntl.flock)
+        before = share_as_parent(self.folder)
         try:
             while not lock.acquire():
                 if time.monotonic() >= end:

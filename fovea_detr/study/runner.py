@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fovea_detr.runs.folder import RunFolder, write_text
+from fovea_detr.runs.files import write_text
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study import manifest, retry
 from fovea_detr.study.manifest import Submission
 

@@ -56,13 +56,7 @@ def resources(config: Config, launcher: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NOT_ASKED = {"_target_", "submitit_folder", "name", "max_num_timeout", "wait", "dry_run"}
-OURS = (
-    "python",
-    "setup",
-    "retries",
-    "local_code",
-    "max_restarts",
-)  # of a submission's resources, no parameters of submitit
+OURS = ("python", "setup", "retries", "local_code", "max_restarts")  # no parameters of submitit
 
 
 def _refuse_contradictions(config: Config, asked: Mapping[str, Any]) -> None:

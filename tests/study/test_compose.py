@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -21,14 +23,14 @@ SLURM = ["hydra/launcher=submitit_slurm", "experiment=tiny"]
 
 
 @pytest.fixture
-def hydra(monkeypatch: pytest.MonkeyPatch) -> tuple[ConfigLoader, DictConfig]:
+def hydra(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ConfigLoader, DictConfig]]:
     register()
     monkeypatch.setenv("FOVEA_LOCAL", "")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", ["hydra/launcher=submitit_slurm"], RunMode.MULTIRUN)
-        yield loader, master  # type: ignore[misc]
+        yield loader, master
 
 
 GRID = [
