@@ -138,6 +138,9 @@ def claim(folder: RunFolder, host: Host) -> bool:
 @contextmanager
 def watched(config: Config, folder: RunFolder) -> Iterator[None]:
     """The other ranks join rank 0's claim; within the block, all watch each other."""
+    if not distributed.is_active():
+        yield
+        return
     own = folder.claimed
     run_id, is_first = distributed.gather(None if own is None else (own.run_id, own.is_first))[0]
     if own is None:

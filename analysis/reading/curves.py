@@ -97,7 +97,7 @@ def _read_run(path: Path) -> _Run | None:
     # The last evaluation: in the result or, while the run is unfinished, in the history.
     scores = result.get("last") or next((line for line in reversed(history) if "AP" in line), {})
     minutes = result.get("minutes", _minutes(history[-1]) if history else math.nan)
-    state = "done" if result else (folder.state() or {}).get("state", "queued")
+    state = "done" if result else folder.record().get("state", "queued")
     metrics = {"AP": math.nan} | {name: score(scores[name]) for name in METRICS if name in scores}
     facts = {"state": state, "epochs": len(history), **_cost(minutes, gpus), **metrics}
     epochs = [

@@ -38,7 +38,9 @@ class Heartbeat:
 
     def __init__(self, folder: RunFolder, rank: int, world_size: int, minutes: float) -> None:
         assert folder.claimed is not None
-        self._folder, self._folder_fd = folder, os.dup(folder.claimed.folder_fd)
+        self._folder = folder
+        # Opened again, not duplicated: forked workers inherit it, and would keep the lock of a duplicate.
+        self._folder_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder.claimed.folder_fd)
         self._name = file_name(rank)
         self._limit = minutes * 60
         self._every = min(LONGEST_SECONDS, self._limit / 8)

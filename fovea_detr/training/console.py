@@ -152,7 +152,7 @@ def tensorboard_writer(folder: RunFolder) -> Any:
     path = folder.path / "tensorboard"
     folder.check()  # it creates folders; afterwards it only adds to its file
     writer = SummaryWriter(str(path))
-    for new in (path, *path.iterdir()):
+    for new in (*folder.path.glob(path.name), *path.glob("*")):
         adopt_group(new, new.parent)
     return writer
 

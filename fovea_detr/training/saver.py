@@ -25,7 +25,7 @@ class About:
     categories: Mapping[int, str]
 
     def content(self) -> dict[str, Any]:
-        return {"config": config_text(self.config), "data": dict(self.data), "categories": dict(self.categories)}
+        return {"config": config_text(self.config), "categories": dict(self.categories), "data": dict(self.data)}
 
     def differences(self, content: Mapping[str, Any]) -> list[str]:
         """`key: stored -> now` of a checkpoint's configuration and data. Older ones carry neither."""

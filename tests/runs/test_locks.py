@@ -6,6 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +19,10 @@ from fovea_detr.runs import locks
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.locks import Lock
 from fovea_detr.study.folder import Study
+from tests.launch import ROOT
 from tests.runs.test_folder import HOLDER, kill, start
 
+PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin")
 WITHOUT_LOCKS = """
 import errno, fcntl, os
 def unsupported(*_):
@@ -61,6 +66,44 @@ def test_a_lock_whose_file_was_replaced_while_it_was_taken_is_taken_again(
     monkeypatch.setattr(fcntl, "lockf", lock_and_lose)
     assert lock.acquire()
     assert lock.is_in_place()
+
+
+def test_where_folders_cannot_be_locked_a_removed_lock_is_locked_again_or_the_run_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system, where the lock of a folder does not reach other machines."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    run = RunFolder(tmp_path)
+    run.lock()
+    (tmp_path / ".lock").unlink()
+    run.write_state("running")
+    blind = "import fcntl\nfcntl.flock = lambda *_: None\n"
+    refused = subprocess.run([sys.executable, "-c", blind + HOLDER, str(tmp_path)], capture_output=True, text=True)
+    assert "another process is running" in refused.stderr
+    (tmp_path / ".lock").unlink()
+    taker = start(blind + HOLDER, run)
+    with pytest.raises(RunFolderError, match="another process has taken the folder over"):
+        run.write_state("running")
+    kill(taker)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or PYTHON is None, reason="needs a second user, and Python for all users")
+def test_a_folder_of_another_user_is_named_with_what_helps(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "fovea_detr", tmp_path / "code" / "fovea_detr", ignore=shutil.ignore_patterns("conf"))
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    (tmp_path / "study").mkdir(mode=0o755)
+    imports = "import sys; from pathlib import Path; from fovea_detr.runs.locks import Lock"
+    code = f"{imports}; Lock(Path(sys.argv[1])).acquire()"
+    done = subprocess.run(
+        [str(PYTHON), "-c", code, str(tmp_path / "study" / "point")],
+        cwd=tmp_path / "code",
+        user=65534,
+        capture_output=True,
+        text=True,
+    )
+    assert f"cannot write there (Permission denied): {tmp_path / 'study'} belongs to root, mode 0755" in done.stderr
+    assert f"chmod -R g+rwX {tmp_path / 'study'}" in done.stderr
 
 
 def test_a_worker_that_outlives_its_process_holds_no_lock(tmp_path: Path) -> None:

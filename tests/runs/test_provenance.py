@@ -76,7 +76,7 @@ def test_what_git_cannot_read_is_said_and_recorded(repository, capsys):
     (repository / ".git" / "HEAD").write_text("ref: refs/heads/gone\n")
     found = code_version(repository)
     assert found["sha"] is None
-    assert "HEAD" in found["problem"]
+    assert "HEAD" in str(found["problem"])
     assert f"the code's version is not recorded: {found['problem']}" in capsys.readouterr().err
 
 

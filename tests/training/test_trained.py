@@ -19,7 +19,7 @@ from fovea_detr.model.published import published_name
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text
 from fovea_detr.training.checkpoint import load_weights, read
-from fovea_detr.training.saver import Saver
+from fovea_detr.training.saver import About, Saver
 from fovea_detr.training.state import TrainState
 from fovea_detr.training.trained import as_trained, trained_config
 from tests.model.builders import small_config, small_model
@@ -209,7 +209,7 @@ def test_without_a_class_in_common_the_head_is_skipped() -> None:
 def saver(folder: Path, config: Config) -> Saver:
     model = build_model(config)
     made = Saver(RunFolder(folder), TrainState(model, torch.optim.AdamW(model.parameters())), minutes=15.0, gpus=0)
-    made.config, made.categories = config, {1: "cat"}
+    made.about = About(config, {"train": "aa", "val": "bb"}, {1: "cat"})
     return made
 
 
