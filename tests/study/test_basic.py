@@ -120,9 +120,7 @@ def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper() -> None:
 
 def test_a_dry_run_has_no_results_for_such_a_sweeper() -> None:
     config = OmegaConf.create({"hydra": {"sweeper": {"_target_": "hydra_plugins.x.OptunaSweeper"}}})
-    with pytest.raises(
-        ConfigError, match="needs each point's result: a dry run has none: leave it out"
-    ):
+    with pytest.raises(ConfigError, match="needs each point's result: a dry run has none: leave it out"):
         launcher.refuse_sweeper_without_results(config, waits=True, dry_run=True)
 
 
