@@ -151,7 +151,7 @@ class ClusterStudy:
     def accounts(self) -> dict[str, queue.Job]:
         """sacct's latest state of every job of the study."""
         ids = ",".join(s.job for s in self.submissions() if s.job)
-        answer = self.slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,JobName,State,ExitCode")
+        answer = self.slurm(*queue.SACCT, "-j", ids)
         return {job.id: job for job in queue.parse_sacct(answer)}
 
 
