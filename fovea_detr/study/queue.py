@@ -15,6 +15,7 @@ from fovea_detr.runs.state import Job
 
 SECONDS = 30  # squeue hangs while no controller answers
 CLOCKS_SECONDS = 3600.0  # by which the clocks of two machines may differ
+SACCT = ("sacct", "-n", "-P", "-X", "-o", "JobID,JobName,State,ExitCode,User")
 SQUEUE = ("squeue", "-h", "-r", "-t", "all", "-o", "%i|%j|%T|%r|%u")
 
 
@@ -107,9 +108,7 @@ def cluster() -> str:
 def accounting(which: Sequence[str]) -> list[Asked]:
     """The jobs that sacct knows; none where the cluster has no accounting."""
     try:
-        return list(
-            parse_sacct(command(["sacct", "-n", "-P", "-X", *which, "-o", "JobID,JobName,State,ExitCode,User"]))
-        )
+        return list(parse_sacct(command([*SACCT, *which])))
     except SlurmError:
         return []
 
