@@ -1,14 +1,16 @@
-"""Seconds from a sweep's command to sbatch, for grids of several sizes: `python benchmarks/submit.py`.
+"""The cost of a sweep's command with the real sbatch, for grids of several sizes: `python benchmarks/submit.py` (root).
 
-sbatch, squeue and sacct are stubs on PATH that answer immediately. The measured time is that of our code and of Hydra:
-composing and checking every point, the snapshot, the frozen configurations, the states, the manifest. A real sbatch
-adds a constant time, for any number of points. The last column is the same command again, with every point queued.
+It starts the cluster of tests/study/cluster.sh in a folder of its own. For each size: the sweep's command, the same
+again with every point queued, and `study status`. CPU seconds are those of the command and its children; the seconds
+that SLURM's commands took in all stand apart. All jobs are held, and the cluster is taken down.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,43 +18,64 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SBATCH = "#!/bin/sh\ndate +%s.%N > $STAMP\necho Submitted batch job 1\n"
-SQUEUE = '#!/bin/sh\ni=0\nwhile [ $i -lt $POINTS ]; do echo "1_$i|name|PENDING|Priority"; i=$((i + 1)); done\n'
+CLUSTER = ROOT / "tests/study/cluster.sh"
+SLURM = ("sbatch", "squeue", "sacct", "scontrol")
+TIMED = '#!/bin/sh\na=$(date +%s%N); {real} "$@"; rc=$?; echo {name} $(($(date +%s%N) - a)) >>{log}; exit $rc\n'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points", nargs="*", type=int, default=[4, 64, 512])
-    print("points  command to sbatch  per point  run again")
-    for points in parser.parse_args().points:
-        first, again = measure(points)
-        print(f"{points:6}  {first:15.1f} s  {1000 * first / points:6.0f} ms  {again:7.1f} s", flush=True)
-
-
-def measure(points: int) -> tuple[float, float]:
-    """-> seconds until sbatch is called, and total seconds of the same command run again."""
-    with tempfile.TemporaryDirectory() as name:
+    sizes = parser.parse_args().points
+    with tempfile.TemporaryDirectory(prefix="fs", dir="/tmp") as name:
         folder = Path(name)
-        write_script(folder / "bin/sbatch", SBATCH)
-        write_script(folder / "bin/squeue", SQUEUE)
-        write_script(folder / "bin/sacct", "#!/bin/sh\n")
-        environment = {**os.environ, "STAMP": str(folder / "stamp"), "POINTS": str(points)}
-        environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
-        axes = ["dynamic_scale=type1,type2,type3,type4", f"seed=range({points // 4})"]
-        where = [f"runs={folder / 'runs'}", "experiment=tiny", "hydra/launcher=submitit_slurm"]
-        command = [sys.executable, str(ROOT / "run.py"), "-m", *where, *axes]
-        begin = time.time()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        first = float((folder / "stamp").read_text()) - begin
-        begin = time.time()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        return first, time.time() - begin
+        environment = start_cluster(folder)
+        try:
+            print("points  command   seconds   CPU  in SLURM's commands  of which sbatch")
+            for points in sizes:
+                for command, arguments in commands(folder, points).items():
+                    print(f"{points:6}  {command:7} {measured(arguments, environment, folder / 'log')}", flush=True)
+        finally:
+            subprocess.run(["bash", str(CLUSTER), "down"], env=environment, check=True)
 
 
-def write_script(path: Path, script: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(script)
-    path.chmod(0o755)
+def start_cluster(folder: Path) -> dict[str, str]:
+    """-> the environment in which commands find it, with SLURM's commands timed."""
+    (folder / "bin").mkdir()
+    for name in SLURM:
+        script = folder / "bin" / name
+        script.write_text(TIMED.format(real=shutil.which(name), name=name, log=folder / "log"))
+        script.chmod(0o755)
+    cluster = folder / "c"
+    environment = {**os.environ, "FOVEA_SLURM_DIR": str(cluster), "FOVEA_SLURM_PORT": "36100"}
+    environment |= {"SLURM_CONF": f"{cluster}/slurm.conf", "OMP_NUM_THREADS": "1"}
+    subprocess.run(["bash", str(CLUSTER), "up"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return {**environment, "PATH": f"{folder / 'bin'}:{environment['PATH']}"}
+
+
+def commands(folder: Path, points: int) -> dict[str, list[str]]:
+    study = f"s{points}"
+    sweep = [sys.executable, "run.py", "-m", "hydra/launcher=submitit_slurm", f"study={study}", f"runs={folder}/runs"]
+    sweep += ["experiment=tiny", "cluster.gpus=1", "cluster.cpus=1", "cluster.mem_gb=1", "cluster.extra.hold=true"]
+    sweep += ["dynamic_scale=type1,type2,type3,type4", f"seed=range({points // 4})"]
+    status = [sys.executable, "-m", "fovea_detr.study", "status", study, "--runs", f"{folder}/runs"]
+    return {"submit": sweep, "again": sweep, "status": status}
+
+
+def measured(command: list[str], environment: dict[str, str], log: Path) -> str:
+    """Runs the command -> its row: seconds, CPU seconds, seconds in SLURM's commands, and in sbatch."""
+    log.write_text("")
+    before, begin = cpu(), time.monotonic()
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    wall, used = time.monotonic() - begin, cpu() - before
+    spent = [(name, int(nanoseconds) / 1e9) for name, nanoseconds in (line.split() for line in log.open())]
+    slurm, sbatch = sum(s for _, s in spent), sum(s for name, s in spent if name == "sbatch")
+    return f"{wall:9.1f} {used:5.1f} {slurm:20.1f} {sbatch:16.1f}"
+
+
+def cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fovea_detr.config.checks import check
@@ -21,15 +23,27 @@ from fovea_detr.errors import ConfigError, UserError
 def parse(composed: DictConfig) -> Config:
     """Hydra's composition -> the typed, range-checked Config. Raises ConfigError, one line, at the first mistake."""
     refuse_values_of_nodes(composed)
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), composed)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        where = error.full_key or "the configuration"
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}; {HINT}") from None
+    with config_errors():
+        return checked(OmegaConf.merge(OmegaConf.structured(Config), composed))
+
+
+def checked(typed: DictConfig | ListConfig) -> Config:
+    """A composition that has the schema's types -> the Config. Raises ConfigError."""
+    with config_errors():
+        config = OmegaConf.to_object(typed)
     assert isinstance(config, Config)
     check(config)
     return config
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """OmegaConf's errors as ConfigErrors."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        where = error.full_key or "the configuration"
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}; {HINT}") from None
 
 
 def refuse_values_of_nodes(composed: DictConfig) -> None:

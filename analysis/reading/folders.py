@@ -12,9 +12,9 @@ import yaml
 from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides
-from fovea_detr.errors import UserError
+from fovea_detr.errors import UserError, tell
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import FOREIGN, standing_of
+from fovea_detr.runs.state import FOREIGN, Job, standing_of
 from fovea_detr.study import manifest
 
 __all__ = ["Run", "find_runs", "read_run"]
@@ -22,11 +22,12 @@ __all__ = ["Run", "find_runs", "read_run"]
 
 @dataclass(frozen=True)
 class Submitted:
-    """A point's last submission. frozen: the file of its configuration as it was submitted."""
+    """A point's last submission. frozen: the file of its configuration as it was submitted. end: see read_run."""
 
     job: str | None
     refused: str | None
     frozen: Path | None
+    end: Job | None = None
 
 
 def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
@@ -40,7 +41,11 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
             raise UserError(f"no study {study} in {root}; there is {', '.join(present) or 'none'}")
     runs: list[Run] = []
     for study in named or present:
-        found = read_study(root / study)
+        try:
+            found = read_study(root / study)
+        except OSError as error:
+            tell(f"note: {root / study}: left out, it cannot be read ({error.strerror})")
+            continue
         if any(run.standing.word != FOREIGN for run in found):
             runs += found
     if not runs:
@@ -56,7 +61,8 @@ def read_study(folder: Path) -> list[Run]:
     runs = []
     for point in present:
         sent = submitted.get(point)
-        runs.append(read_run(folder / point, sent.job if sent else None, sent.frozen if sent else None))
+        job, frozen, end = (sent.job, sent.frozen, sent.end) if sent else (None, None, None)
+        runs.append(read_run(folder / point, job, frozen, end))
     runs += [missing(folder / point, sent) for point, sent in submitted.items() if point not in present]
     fill_unknown(runs)
     borrow_settings(runs)
@@ -80,7 +86,7 @@ def read_manifest(folder: Path) -> dict[str, Submitted]:
         for index, point in enumerate(submission.points):
             job = None if submission.job is None else f"{submission.job}_{index}"
             config = submission.folder / f"{index}.yaml" if f"{index}.yaml" in frozen else None
-            found[point] = Submitted(job, submission.refused, config)
+            found[point] = Submitted(job, submission.refused, config, submission.end_of(point))
     return found
 
 

@@ -15,7 +15,7 @@ from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Standing, number, read_or_note, standing_of
+from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Job, Standing, number, read_or_note, standing_of
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 
@@ -57,8 +57,11 @@ class Run:
         return read_or_note("provenance.json", RunFolder(self.path).provenance, dict, []) or {}
 
 
-def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> Run:
-    """All that can be read of a folder; the rest is in `problems`. frozen: the submitted configuration."""
+def read_run(path: Path, job: str | None = None, frozen: Path | None = None, end: Job | None = None) -> Run:
+    """All that can be read of a folder; the rest is in `problems`. frozen: the submitted configuration.
+
+    end: how its job ended, as far as the study's manifest and its batch script tell; SLURM is not asked.
+    """
     folder, problems = RunFolder(path), []
     present = {name for name in os.listdir(path) if name in FILES}
 
@@ -73,7 +76,8 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None) -> 
     provenance = attempt("provenance.json", folder.provenance) or {}
     unfinished = result is None
     history = attempt("history.jsonl", folder.history if unfinished else lambda: list(last_line(path)), list) or []
-    standing = standing_of(path, record, not unfinished, damage="; ".join(problems))
+    never_started = record.get("state") == "queued" or (end is not None and end.state == "CANCELLED")
+    standing = standing_of(path, record, not unfinished, end if never_started else None, damage="; ".join(problems))
     state = describe(standing, record, progress_of(settings or {}, history), job)
     if standing.word in (BROKEN, FOREIGN) and not problems:
         problems.append(standing.reason)

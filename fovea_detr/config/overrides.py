@@ -23,10 +23,15 @@ HINT = "see `python run.py --help`"
 def rewrite(typed: Sequence[str]) -> list[str]:
     """Quote paths and the choices of groups that are numbers. Raises ConfigError for what is not in Hydra's grammar."""
     refuse_loose_words(typed)
-    rewritten = [quote_choices(quote_paths(override)) for override in typed]
+    rewritten = [quote_choices(quote_paths(with_open_key(override))) for override in typed]
     for override in rewritten:
         parsed(override)
     return rewritten
+
+
+def with_open_key(override: str) -> str:
+    """`cluster.extra.nice=100` -> `++cluster.extra.nice=100`: any option of sbatch may stand there."""
+    return f"++{override}" if override.startswith("cluster.extra.") else override
 
 
 def parsed(override: str) -> Any:

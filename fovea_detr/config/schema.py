@@ -130,6 +130,8 @@ class Cluster:
     max_restarts: Optional[int] = None  # noqa: UP045
     setup: list[str] = field(default_factory=list)
     python: Optional[str] = None  # noqa: UP045
+    retries: int = 0  # of a point that fails, not for NaN, bad data or a bad configuration
+    local_code: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 

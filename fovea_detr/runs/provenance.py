@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,22 +56,35 @@ def code_version(folder: Path) -> dict[str, str | None]:
         facts = json.loads(frozen.read_text())
         return {key: facts[key] for key in ("sha", "uncommitted", "problem") if key in facts}
     try:
-        sha = _git(folder, "rev-parse", "HEAD")
+        sha = git(folder, "rev-parse", "HEAD")
         if sha is None:
             return {"sha": None, "uncommitted": None}
-        changes = (_git(folder, "diff", "HEAD") or "") + "".join(_new_files(folder))
+        changes = git(folder, "diff", "HEAD") or b""
+        names = new_files(folder)
     except GitError as error:
         tell(f"warning: {folder}: the code's version is not recorded: {error}")
         return {"sha": None, "uncommitted": None, "problem": str(error)}
-    return {"sha": sha.strip(), "uncommitted": hashlib.sha256(changes.encode()).hexdigest()[:16] if changes else ""}
-
-
-def _new_files(folder: Path) -> Iterator[str]:
-    """Names and fingerprints of files that git neither tracks nor ignores, such as a new axis before `git add`."""
-    names = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
-    for name in filter(None, names.split("\0")):
+    for name in names:
         path = folder / name
-        yield f"{name} {file_fingerprint(path) if path.is_file() else ''}\n"
+        changes += os.fsencode(name) + f" {file_fingerprint(path) if path.is_file() else ''}\n".encode()
+    uncommitted = hashlib.sha256(changes).hexdigest()[:16] if changes else ""
+    return {"sha": sha.decode().strip(), "uncommitted": uncommitted}
+
+
+def new_files(folder: Path) -> list[str]:
+    """Files that git neither tracks nor ignores, such as a new axis before `git add`; without studies and their runs.
+
+    `runs=results` puts those into the checkout, and they are no code.
+    """
+    names = [os.fsdecode(name) for name in (git(folder, *NEW_FILES) or b"").split(b"\0") if name]
+    studies = {os.path.dirname(name) for name in names if os.path.basename(name) in OF_A_STUDY}
+    studies |= {os.path.dirname(os.path.dirname(name)) for name in names if os.path.basename(name) == "state.json"}
+    prefixes = tuple(f"{study}/" for study in studies if study)
+    return [name for name in names if not name.startswith(prefixes)]
+
+
+NEW_FILES = ("ls-files", "-z", "--others", "--exclude-standard")
+OF_A_STUDY = ("manifest.jsonl", "multirun.yaml")
 
 
 def file_fingerprint(path: Path | str) -> str:
@@ -88,21 +100,20 @@ class GitError(Exception):
     """git cannot read a checkout."""
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def git(folder: Path, *arguments: str) -> bytes | None:
     """git's output; None without git or outside a checkout. GitError, in its words, for everything else.
 
     A checkout of another user, whose hooks git would not trust, is read, too: the code of this process comes from it.
+    Bytes, for names of files have no encoding.
     """
     trusting = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(folder)]
-    environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            [*trusting, *arguments], capture_output=True, text=True, errors="replace", env=environment
-        )
+        done = subprocess.run([*trusting, *arguments], capture_output=True, env={**os.environ, "LC_ALL": "C"})
     except OSError:
         return None
     if done.returncode == 0:
         return done.stdout
-    if "not a git repository" in done.stderr:
+    message = done.stderr.decode(errors="replace")
+    if "not a git repository" in message:
         return None
-    raise GitError("; ".join(done.stderr.strip().splitlines()[:2]) or f"git exits with {done.returncode}")
+    raise GitError("; ".join(message.strip().splitlines()[:2]) or f"git exits with {done.returncode}")

@@ -5,34 +5,53 @@
     python -m fovea_detr.study relaunch STUDY [POINT ...] [--same-code]
     python -m fovea_detr.study tail     STUDY POINT [--rank N] [--follow]
 
-They read run folders, the study's manifest and SLURM, and import no torch. POINT may be a pattern: '*seed=1*'.
+They read run folders, the study's manifest and SLURM, and import no torch. POINT may be some of a point's overrides,
+as in seed=1 or dynamic_scale=type1,seed=1, or a pattern: 'seed=1*'.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fovea_detr.cli import one_line_errors
-from fovea_detr.errors import UserError
+from fovea_detr.errors import UserError, tell
+from fovea_detr.study.checks import refuse_twins
 from fovea_detr.study.folder import Study, frozen_point
-from fovea_detr.study.launch import launch, refuse_twins
+from fovea_detr.study.launch import launch
 from fovea_detr.study.manifest import Point
-from fovea_detr.study.status import SECONDS, table
+from fovea_detr.study.standing import foreign_jobs
+from fovea_detr.study.status import SECONDS, states_or_none, table
 
 FAILED = ("failed", "lost", "preempted")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    with one_line_errors():
+    with one_line_errors(), quiet_ends():
         study = Study(Path(options.runs).expanduser().absolute() / options.study)
         if not study.folder.is_dir():
             raise UserError(f"{study.folder}: there is no such study; another place: --runs FOLDER")
         {"status": show_status, "cancel": cancel, "relaunch": relaunch, "tail": tail}[options.verb](study, options)
+
+
+@contextmanager
+def quiet_ends() -> Iterator[None]:
+    """Ctrl-C and a reader that has gone (`| head`) end a command without a word, as they end a shell's."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,24 +80,29 @@ def parser() -> argparse.ArgumentParser:
 
 def show_status(study: Study, options: argparse.Namespace) -> None:
     while True:
-        statuses = study.current_states(study.points(options.points))
-        text = table(study.folder, statuses)
-        print(f"\033[H\033[J{text}" if options.watch and sys.stdout.isatty() else text, flush=True)
-        if not options.watch or not any(status.standing.is_live for status in statuses):
-            return
+        points = study.points(options.points)
+        statuses = states_or_none(study, points) if options.watch else study.current_states(points)
+        if statuses or not points:
+            text = table(study.folder, statuses)
+            print(f"\033[H\033[J{text}" if options.watch and sys.stdout.isatty() else text, flush=True)
+            if not options.watch or not any(status.standing.is_live for status in statuses):
+                return
         time.sleep(SECONDS)
 
 
 def cancel(study: Study, options: argparse.Namespace) -> None:
     """Queued and running points, all of them or those named. What they have saved stays."""
     statuses = study.current_states(study.points(options.points))
+    for line in foreign_jobs(statuses):
+        tell(line)
     live = [status for status in statuses if status.standing.is_live and status.job]
     if not live:
         raise UserError(f"{study.folder}: none of these points is queued or running")
-    if options.points and any(status.job.startswith("local") for status in live):
-        raise UserError("the queue of this machine can only be cancelled as a whole: name no point")
-    study.cancel(live)
-    print("\n".join(f"cancelled {status.point} (job {status.job})" for status in live))
+    study.cancel([status for status in live if status.slurm])
+    print("\n".join(f"cancelled {status.point} (job {status.job})" for status in live if status.slurm))
+    for status in live:
+        if not status.slurm:
+            raise UserError(f"{status.point} (job {status.job}): cannot be cancelled from here: {status.reason}")
 
 
 def relaunch(study: Study, options: argparse.Namespace) -> None:
@@ -108,6 +132,9 @@ def tail(study: Study, options: argparse.Namespace) -> None:
         raise UserError(f"{options.point} matches {len(matching)} points; name one")
     (status,) = matching
     files = status.submission.log_files(status.point, options.rank) if status.submission else []
+    if not files and options.rank and status.submission:
+        ranks = sorted({path.name.split("_")[-2] for path in status.submission.log_files(status.point, "*")})
+        raise UserError(f"{status.point} has no rank {options.rank}; there are logs of: {', '.join(ranks) or 'none'}")
     path = files[-1] if files else study.folder / status.point / "train.log"
     if not path.exists():
         raise UserError(f"{status.point} ({status.state}) has printed nothing yet")

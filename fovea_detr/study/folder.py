@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import fcntl
-import fnmatch
+import os
+import re
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from fovea_detr.errors import UserError
+import yaml
+
+from fovea_detr.errors import UserError, tell
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.locks import Lock
-from fovea_detr.runs.state import LOST, Job, Standing, read_record, standing_of
+from fovea_detr.runs.state import read_record, standing_of
 from fovea_detr.study import local, manifest, queue, sbatch
 from fovea_detr.study.manifest import Point, Submission, load_frozen
+from fovea_detr.study.names import matching
+from fovea_detr.study.standing import Jobs, PointStatus, find_job, in_full, is_here
 
 LOCK_SECONDS = 120.0
 SCANCEL_JOBS = 500  # per command line
-
-
-@dataclass
-class PointStatus:
-    """Where a point stands, and how it was submitted."""
-
-    point: str
-    standing: Standing
-    record: dict[str, Any]  # state.json
-    submission: Submission | None = None  # the latest one
-    slurm: str = ""  # SLURM's word for the job
-
-    @property
-    def state(self) -> str:
-        return self.standing.word
-
-    @property
-    def reason(self) -> str:
-        return self.standing.reason
-
-    @property
-    def job(self) -> str:
-        """ARRAY_INDEX; empty if it is not known."""
-        return (self.submission.job_of(self.point) if self.submission else None) or ""
+DENIED = "permission denied"
+WRITERS = 16  # threads: each file waits for the disk
 
 
 @dataclass(frozen=True)
@@ -54,19 +38,30 @@ class Study:
 
     @contextmanager
     def locked(self) -> Iterator[Lock]:
-        """Exclude other commands. A child that inherits the lock's file number keeps the lock if we are killed."""
+        """Exclude other commands. A child that inherits the lock's file number keeps the lock if we are killed.
+
+        What is written meanwhile, by jobs too, may be written by the group if the folder may. UserError for a file that
+        cannot be written.
+        """
         end, lock = time.monotonic() + LOCK_SECONDS, Lock(self.folder, fcntl.flock)
-        while not lock.acquire():
-            if time.monotonic() >= end:
-                raise UserError(
-                    f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
-                    "wait for it or stop it"
-                )
-            time.sleep(0.1)
+        before = share_as_parent(self.folder)
         try:
+            while not lock.acquire():
+                if time.monotonic() >= end:
+                    raise UserError(
+                        f"{self.folder}: another command has been submitting this study for {LOCK_SECONDS:.0f} s; "
+                        "wait for it or stop it"
+                    )
+                time.sleep(0.1)
             yield lock
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or self.folder}: cannot be written ({error.strerror}); ask its owner for "
+                "group write permission (chmod -R g+w), make room, or choose another study=NAME"
+            ) from None
         finally:
             lock.release()
+            os.umask(before)
 
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""
@@ -76,10 +71,13 @@ class Study:
         """All points of the study, or those that match. UserError for a pattern that matches none."""
         known = {point for submission in self.submissions() for point in submission.points}
         known |= {path.parent.name for path in self.folder.glob("*/state.json")}
+        found: set[str] = set()
         for pattern in patterns:
-            if not any(_matches(point, pattern) for point in known):
+            meant = matching(known, pattern)
+            if not meant:
                 raise UserError(f"{self.folder}: no point is called {pattern}")
-        return sorted(p for p in known if not patterns or any(_matches(p, pattern) for pattern in patterns))
+            found.update(meant)
+        return sorted(found if patterns else known)
 
     # ---- where its points stand --------------------------------------------------------------------------------------
 
@@ -92,37 +90,37 @@ class Study:
         submissions = self.submissions()
         self.adopt(submissions, write=write)
         latest = {point: submission for submission in submissions for point in submission.points}
-        asked = [p for p in points if p in latest and latest[p].kind == "slurm" and not self._run(p).has_result()]
-        jobs = queue.jobs(id_ for point in asked if (id_ := latest[point].job_of(point)) is not None)
+        asked = [p for p in points if p in latest and is_here(latest[p]) and latest[p].job and not self._has_result(p)]
+        since = min((latest[point].time for point in asked), default=0.0)
+        jobs = queue.jobs(((latest[point].name, latest[point].job_of(point)) for point in asked), since)
         return [self._status(point, latest.get(point), jobs) for point in points]
 
-    def _status(self, point: str, submission: Submission | None, jobs: dict[str, Job]) -> PointStatus:
+    def _status(self, point: str, submission: Submission | None, jobs: Jobs) -> PointStatus:
         folder = self._run(point)
         record, has_result, damage = read_record(folder)
         if submission is None:
             return PointStatus(point, standing_of(folder.path, record, has_result, damage=damage), record)
-        id_ = submission.job_of(point) or ""
-        job = jobs.get(id_, Job(id_, submission.name, ""))
-        if submission.kind == "local" and not has_result:
-            job = local.job(submission, point, record)
+        job = find_job(submission, point, record, jobs)
         standing = standing_of(folder.path, record, has_result, job, submitted=True, damage=damage)
-        if standing.word in ("failed", LOST) and record.get("state") != "failed":  # the run has written no reason
-            reasons = (standing.reason, submission.oom_message(point))
-            standing = replace(standing, reason=", ".join(filter(None, reasons)))
-        return PointStatus(point, standing, record, submission, job.state)
+        if not has_result:
+            standing = in_full(standing, submission, point, record, job)
+        return PointStatus(point, standing, record, submission, job.state if job else "")
 
     def _run(self, point: str) -> RunFolder:
         return RunFolder(self.folder / point)
+
+    def _has_result(self, point: str) -> bool:
+        return self._run(point).has_result()
 
     def adopt(self, submissions: Iterable[Submission], *, write: bool) -> None:
         """Find the jobs of submissions that were cut short between sbatch and their second line, by their names.
 
         write: record what is found; the caller holds the lock, so no sbatch can be under way.
         """
-        unsure = [s for s in submissions if s.job is None and s.refused is None and s.kind == "slurm"]
+        unsure = [s for s in submissions if s.job is None and s.refused is None and is_here(s)]
         if not unsure:
             return
-        found = queue.jobs((), [s.name for s in unsure], min(s.time for s in unsure)).values()
+        found = queue.jobs(((s.name, None) for s in unsure), min(s.time for s in unsure)).values()
         by_name = {job.name: job for job in found}
         for submission in unsure:
             job = by_name.get(submission.name)
@@ -136,40 +134,85 @@ class Study:
     # ---- what is done about them -------------------------------------------------------------------------------------
 
     def submit(self, points: Sequence[Point], code: Path, kind: str, lock: int) -> Submission:
-        """Points that ask for the same resources, to the queue. UserError if it does not take them.
+        """Points that ask for the same resources, to the queue. SlurmError if it does not take them.
 
         All that a job reads is on disk before. If sbatch fails, SLURM is asked whether it has the job all the same:
         its answer may be lost. lock: the file number of the study's lock.
         """
-        submission = Submission.new(self.folder, points, code, kind)
+        cluster = local.machine() if kind == "local" else queue.cluster()
+        submission = Submission.new(self.folder, points, code, kind, cluster)
         submission.write(points)
-        for point in points:
-            self._run(point.name).write_state("queued", submission=submission.id)
+        self._write_states(points, "queued", submission=submission.id)
         try:
             submission.record_job(local.start(submission) if kind == "local" else sbatch.send(submission, lock))
         except queue.SlurmError as error:
-            self.adopt([submission], write=True)
+            if not error.is_final:
+                self._ask_after(submission, error)
             if submission.job is None:
-                for point in points:
-                    self._run(point.name).write_state("failed", reason=f"not submitted: {error}")
-                raise UserError(f"nothing was submitted: {error}") from None
+                submission.record_refusal(str(error))
+                self._write_states(points, "failed", reason=f"not submitted: {error}")
+                raise
+            submission.record_job(submission.job, adopted=True)
         return submission
 
+    def _ask_after(self, submission: Submission, error: queue.SlurmError) -> None:
+        try:
+            self.adopt([submission], write=False)
+        except queue.SlurmError as other:
+            raise UserError(
+                f"{error}; whether SLURM took the jobs is not known ({other}): the same command will find out"
+            ) from None
+
+    def _write_states(self, points: Sequence[Point], state: str, **details: str) -> None:
+        with ThreadPoolExecutor(WRITERS) as pool:
+            list(pool.map(lambda point: self._run(point.name).write_state(state, **details), points))
+
     def cancel(self, statuses: Sequence[PointStatus]) -> None:
-        """End the jobs of these points. What the runs have saved stays."""
-        jobs = [status.job for status in statuses if not status.job.startswith("local")]
-        for start in range(0, len(jobs), SCANCEL_JOBS):
-            queue.command(["scancel", *jobs[start : start + SCANCEL_JOBS]])
-        for pid in {int(s.job.split("-")[1].split("_")[0]) for s in statuses if s.job.startswith("local")}:
-            queue.command(["kill", str(pid)])
+        """End the jobs of these points, which SLURM has just named as ours. What the runs have saved stays.
+
+        By id alone: `scancel --jobname=NAME 12_3` ends the whole array 12 (seen with SLURM 22.05).
+        """
+        sent: dict[str, list[PointStatus]] = {}
+        for status in statuses:
+            if status.submission is not None:
+                sent.setdefault(status.submission.id, []).append(status)
+        for group in sent.values():
+            submission = group[0].submission
+            assert submission is not None
+            try:
+                submission.record_cancel([status.point for status in group])
+            except OSError as error:  # a full disk keeps nobody from cancelling
+                tell(f"note: {self.folder}: the cancellation is not recorded ({error.strerror})")
+            jobs = [status.job for status in group if submission.kind == "slurm"]
+            for start in range(0, len(jobs), SCANCEL_JOBS):
+                try:
+                    queue.command(["scancel", *jobs[start : start + SCANCEL_JOBS]])
+                except queue.SlurmError as error:
+                    if any("Kill job error" not in line or DENIED in line for line in str(error).split("; ")):
+                        by = f" (submitted by {submission.user})" if submission.user != manifest.user() else ""
+                        raise UserError(f"{str(error).partition(';')[0]}{by}") from None  # else: it has ended since
+            if submission.kind == "local":
+                local.wait_until_ended((submission, status.point) for status in group)
 
 
 def frozen_point(submission: Submission, name: str, *, same_code: bool) -> Point:
-    """A point that was submitted before, with its frozen configuration."""
-    file = submission.config_file(name)
-    point = Point(name, load_frozen(file), submission.resources)
-    return replace(point, snapshot=Path(submission.snapshot), frozen=file.read_text()) if same_code else point
+    """A point that was submitted before, with its frozen configuration, in the study's folder as it lies now."""
+    file, study = submission.config_file(name), submission.folder.parent.parent
+    here = {"runs": str(study.parent), "study": study.name}
+    point = Point(name, replace(load_frozen(file), **here), submission.resources)
+    if not same_code:
+        return point
+    text = file.read_text()
+    for key, value in here.items():
+        line = yaml.safe_dump({key: value}, width=1 << 20)
+        text = re.sub(rf"^{key}:.*\n(?:[ -].*\n)*", lambda _, line=line: line, text, count=1, flags=re.MULTILINE)
+    return replace(point, snapshot=Path(submission.snapshot), frozen=text)
 
 
-def _matches(point: str, pattern: str) -> bool:
-    return point == pattern or fnmatch.fnmatchcase(point, pattern)
+def share_as_parent(folder: Path) -> int:
+    """Let the group write what this process creates if it may write the folder -> the umask as it was."""
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    mode, before = present.stat().st_mode, os.umask(0o077)
+    shared = mode & stat.S_IWGRP and not mode & stat.S_ISVTX  # not /tmp
+    os.umask(before & ~0o070 if shared else before)
+    return before

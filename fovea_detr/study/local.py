@@ -1,7 +1,6 @@
-"""The queue of one machine: `hydra/launcher=submitit_local` runs its points here one after another, detached.
+"""The queue of one machine: `hydra/launcher=submitit_local` runs its points here, detached, `parallel` at a time.
 
-`python -m fovea_detr.study.local SUBMISSION_FOLDER` is that process. It holds a lock until it ends, which tells others
-whether it is alive.
+Its process (runner.py) holds a lock until it ends, which tells others whether it is alive.
 """
 
 from __future__ import annotations
@@ -9,19 +8,62 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from fovea_detr.config.schema import Config
+from fovea_detr.errors import ConfigError
 from fovea_detr.runs.state import Job
 from fovea_detr.study.manifest import Submission
 from fovea_detr.study.snapshot import module
 
-SECONDS_TO_FOLLOW = 20.0  # for the other ranks to end by themselves once one has failed
+SECONDS_TO_SAVE = 120.0  # for a cancelled point
+
+
+def machine() -> str:
+    return socket.gethostname()
+
+
+def gpus() -> list[str]:
+    """The GPUs of this machine that we may use, as CUDA_VISIBLE_DEVICES names them. Asks no torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(n) for n, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def resources(config: Config, launcher: Mapping[str, Any]) -> dict[str, Any]:
+    """What a point gets of this machine: its share of the GPUs, a process on each; without any, one process."""
+    at_once = launcher["parallel"]
+    found = [] if config.device == "cpu" else gpus()
+    if at_once < 1 or (found and at_once > len(found)):
+        raise ConfigError(
+            f"hydra.launcher.parallel={at_once}: choose 1 to {len(found) or 'the number of cores'}, as many as this "
+            "machine has GPUs; device=cpu needs none"
+        )
+    share = len(found) // at_once
+    slots = [found[n * share : (n + 1) * share] for n in range(at_once)]
+    setup = [*config.cluster.setup, *(launcher.get("setup") or [])]
+    asked = {"slots": slots, "tasks_per_node": launcher.get("tasks_per_node") or max(1, share), "setup": setup}
+    return asked | {"python": config.cluster.python, "retries": config.cluster.retries}
+
+
+def describe(asked: Mapping[str, Any]) -> str:
+    """What will be started here, for a dry run."""
+    slots, processes = asked["slots"], asked["tasks_per_node"]
+    devices = " and ".join(f"GPU {','.join(slot)}" if slot else "the CPU" for slot in slots if slot or not slots[0])
+    where = devices if slots[0] else "the CPU"
+    each = f"{processes} process{'es' if processes > 1 else ''} a point"
+    return f"{machine()}: {len(slots)} point{'s' if len(slots) > 1 else ''} at a time, {each}, on {where}"
 
 
 def start(submission: Submission) -> str:
@@ -30,7 +72,9 @@ def start(submission: Submission) -> str:
     python = submission.resources.get("python") or shlex.quote(sys.executable)
     lines = [*submission.resources.get("setup", []), f"cd {shlex.quote(submission.snapshot)} || exit 1"]
     lines += [f"export PYTHONPATH={shlex.quote(submission.snapshot)}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    lines += [f"exec {python} -u -m {module(Path(submission.snapshot), 'local')} {shlex.quote(str(folder))}"]
+    code = Path(submission.snapshot)
+    program = "runner" if (code / "fovea_detr/study/runner.py").is_file() else "local"  # of an earlier version
+    lines += [f"exec {python} -u -m {module(code, program)} {shlex.quote(str(folder))}"]
     with (folder / "local.out").open("ab") as log, (folder / "alive").open("ab") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)  # inherited: held from the start of the process until its end
         process = subprocess.Popen(
@@ -46,13 +90,16 @@ def start(submission: Submission) -> str:
 
 
 def job(submission: Submission, point: str, record: Mapping[str, Any]) -> Job:
-    """A point's job in SLURM's words; without a state once the process has ended, or has finished this point.
+    """A point's job in SLURM's words; without a state once the process has ended and has not told how.
 
     record: the point's state.json.
     """
-    words = {"queued": "PENDING", "running": "RUNNING"}
-    state = words.get(str(record.get("state")), "") if is_alive(submission) else ""
-    return Job(submission.job_of(point) or "", submission.name, state)
+    id_ = submission.job_of(point) or ""
+    if not submission.exit_file(point).exists():
+        words = {"queued": "PENDING", "running": "RUNNING"}
+        if is_alive(submission):
+            return Job(id_, submission.name, words.get(str(record.get("state")), ""))
+    return submission.end_of(point) or Job(id_, submission.name, "")
 
 
 def is_alive(submission: Submission) -> bool:
@@ -66,60 +113,9 @@ def is_alive(submission: Submission) -> bool:
     return False
 
 
-class Runner:
-    """Runs points one after another, each with its ranks; passes signals on to them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.submission = Submission.load(folder)
-        self.ranks: list[subprocess.Popen[bytes]] = []
-        self.stopped = 0
-
-    def run(self) -> int:
-        """-> the number of points that failed."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._pass_on)
-        failed = 0
-        for n, point in enumerate(self.submission.points):
-            if self.stopped:
-                break
-            codes = self.run_point(n)
-            failed += any(codes)
-            print(f"{point}: exit codes {codes}", flush=True)
-        return failed
-
-    def run_point(self, n: int) -> list[int]:
-        world = int(self.submission.resources.get("tasks_per_node", 1))
-        self.ranks = [self._start(n, rank, world) for rank in range(world)]
-        deadline = None
-        while any(process.poll() is None for process in self.ranks):
-            if deadline is None and any(process.poll() for process in self.ranks):
-                deadline = time.monotonic() + SECONDS_TO_FOLLOW
-            if deadline is not None and time.monotonic() > deadline:
-                for process in self.ranks:
-                    process.kill()
+def wait_until_ended(points: Iterable[tuple[Submission, str]]) -> None:
+    """Until their processes have saved and ended, which a relaunch needs; SECONDS_TO_SAVE at most."""
+    end = time.monotonic() + SECONDS_TO_SAVE
+    for submission, point in points:
+        while is_alive(submission) and not submission.exit_file(point).exists() and time.monotonic() < end:
             time.sleep(0.1)
-        return [process.wait() for process in self.ranks]
-
-    def _start(self, n: int, rank: int, world: int) -> subprocess.Popen[bytes]:
-        rendezvous = self.folder / f".rendezvous-{n}-{os.getpid()}"
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-        environment = {name: str(value) for name, value in ranks.items()} | {"FOVEA_RENDEZVOUS": str(rendezvous)}
-        log: IO[bytes]
-        with (self.folder / f"local_{n}_{rank}_log.out").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-u", "-m", "fovea_detr.study.job", str(self.folder), str(n)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **environment},
-            )
-
-    def _pass_on(self, number: int, frame: object) -> None:  # noqa: ARG002 - a signal handler's signature
-        self.stopped = number
-        for process in self.ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-
-if __name__ == "__main__":
-    sys.exit(min(1, Runner(Path(sys.argv[1])).run()))

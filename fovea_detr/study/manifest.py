@@ -1,30 +1,36 @@
 """The submissions of a study on disk: STUDY/manifest.jsonl, with a line before every sbatch and one after it.
 
 The job's name carries the submission's id, so a job whose second line is missing (the shell was killed in between) is
-found by its name. All that the jobs of a submission read and print is in STUDY/.submissions/ID.
+found by its name, and an id that SLURM has given to another job since is not taken for ours. What we cancelled is in
+the manifest, too, for clusters without accounting. All that the jobs of a submission read and print is in
+STUDY/.submissions/ID: it counts as it lies, wherever the study was moved to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import json
 import os
+import pwd
 import re
 import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fovea_detr.config.schema import Config
+from fovea_detr.errors import UserError
 from fovea_detr.runs.files import write_text
 from fovea_detr.runs.identity import Stored, config_text, note_left_out
+from fovea_detr.runs.last_error import last_error
+from fovea_detr.runs.state import Job
 
-OUT_OF_MEMORY = re.compile(r"exceeded [^\n]*memory limit|oom[- ]kill[^\n]*|out of memory[^\n]*", re.IGNORECASE)
-NOT_IN_FACTS = ("folder", "job", "refused")
+NOT_IN_FACTS = ("folder", "job", "refused", "cancelled")
 
 
 @dataclass
@@ -52,20 +58,24 @@ class Submission:
     points: list[str]
     snapshot: str  # the folder that holds the code
     kind: str = "slurm"  # slurm | local
+    cluster: str = ""  # SLURM's name of it, or this machine's; empty: not known
     command: list[str] = field(default_factory=list)
     user: str = ""
     time: float = 0.0
     resources: dict[str, Any] = field(default_factory=dict)  # what the queue was asked for, to ask for it again
     job: str | None = None  # of the array; None: not known (yet)
     refused: str | None = None  # why the queue did not take it
+    cancelled: dict[str, str] = field(default_factory=dict)  # point -> who cancelled it
 
     @classmethod
-    def new(cls, study: Path, points: Sequence[Point], snapshot: Path, kind: str, id_: str | None = None) -> Submission:
+    def new(
+        cls, study: Path, points: Sequence[Point], snapshot: Path, kind: str, cluster: str = "", id_: str | None = None
+    ) -> Submission:
         """Of points that ask the queue for the same resources. Writes nothing."""
         folder = study / ".submissions" / (id_ or f"{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(3)}")
         names, command = [point.name for point in points], [os.path.basename(sys.executable), *sys.argv]
-        facts = {"user": getpass.getuser(), "time": time.time(), "resources": points[0].resources}
-        return cls(folder, job_name(study.name, folder.name), names, str(snapshot), kind, command, **facts)
+        facts: dict[str, Any] = {"user": user(), "time": time.time(), "resources": points[0].resources}
+        return cls(folder, job_name(study.name, folder.name), names, str(snapshot), kind, cluster, command, **facts)
 
     @classmethod
     def load(cls, folder: Path) -> Submission:
@@ -78,21 +88,38 @@ class Submission:
 
     def job_of(self, point: str) -> str | None:
         """SLURM's id of the point's job, `ARRAY_INDEX`."""
-        return None if self.job is None else f"{self.job}_{self.points.index(point)}"
+        return None if self.job is None else f"{self.job}_{self._number[point]}"
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {point: n for n, point in enumerate(self.points)}
 
     def config_file(self, point: str) -> Path:
         """The configuration of a point, frozen when it was submitted."""
-        return self.folder / f"{self.points.index(point)}.yaml"
+        return self.folder / f"{self._number[point]}.yaml"
 
-    def log_files(self, point: str, rank: int = 0) -> list[Path]:
-        """What a rank of a point's job has printed, over all its starts."""
-        return sorted(self.folder.glob(f"*_{self.points.index(point)}_{rank}_log.*"))
+    def exit_file(self, point: str) -> Path:
+        """Where the batch script writes its exit code as its last act; absent while it runs, or if it was killed."""
+        return self.folder / f"{self._number[point]}.exit"
 
-    def oom_message(self, point: str) -> str:
-        """SLURM's own message in the job's log that the memory limit was exceeded; empty if there is none."""
-        files = self.log_files(point)
-        found = OUT_OF_MEMORY.findall(files[-1].read_text(errors="replace")[-4000:]) if files else []
-        return found[-1].strip() if found else ""
+    def log_files(self, point: str, rank: int | str = 0) -> list[Path]:
+        """What a rank of a point's job has printed, over all its starts. rank="*": of all ranks."""
+        return sorted(self.folder.glob(f"*_{self._number[point]}_{rank}_log.*"))
+
+    def last_error(self, point: str) -> str:
+        """The line of the job's logs that tells why it ended; empty if there is none."""
+        return last_error(self.log_files(point))
+
+    def end_of(self, point: str) -> Job | None:
+        """How the point's job ended as far as we know without the queue; None if it may wait or run."""
+        if self.refused is not None:
+            return Job("", self.name, "FAILED", f"not submitted: {self.refused}")
+        if point in self.cancelled:
+            return Job(self.job_of(point) or "", self.name, "CANCELLED", f"by {self.cancelled[point]}")
+        with suppress(OSError, ValueError):
+            code = int(self.exit_file(point).read_text())
+            return Job(self.job_of(point) or "", self.name, "FAILED" if code else "COMPLETED", f"exit code {code}")
+        return None
 
     def write(self, points: Sequence[Point]) -> None:
         """Everything that its jobs will read; then the line that says that it will be submitted."""
@@ -108,6 +135,10 @@ class Submission:
     def record_job(self, job: str, *, adopted: bool = False) -> None:
         self.job = job
         self._append({"event": "submitted", "id": self.id, "value": job, **({"adopted": True} if adopted else {})})
+
+    def record_cancel(self, points: Sequence[str]) -> None:
+        self.cancelled |= dict.fromkeys(points, user())
+        self._append({"event": "cancelled", "id": self.id, "value": dict.fromkeys(points, user())})
 
     def record_refusal(self, reason: str) -> None:
         self.refused = reason
@@ -132,25 +163,37 @@ def manifest_file(study: Path) -> Path:
     return study / "manifest.jsonl"
 
 
+EVENTS = {"submitted": "job", "refused": "refused"}  # what an event's value is of its submission
+
+
 def read(study: Path) -> list[Submission]:
-    """All submissions, oldest first. A last line that a crash cut short was never acted on, and is left out."""
+    """All submissions, oldest first. A line that a crash cut short was never acted on: it is left out."""
     found: dict[str, Submission] = {}
     path = manifest_file(study)
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    try:
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); its owner is to let the group read it") from None
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
             event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        kind = event.pop("event")
-        if kind == "submit":
-            found[event["id"]] = _from_facts(study / ".submissions" / event["id"], event)
-        elif event["id"] in found:
-            setattr(found[event["id"]], "job" if kind == "submitted" else "refused", event["value"])
+            kind, id_ = event.pop("event"), event["id"]
+            if kind == "submit":
+                found[id_] = _from_facts(study / ".submissions" / id_, event)
+            elif kind == "cancelled":
+                found[id_].cancelled |= event["value"]
+            else:
+                setattr(found[id_], EVENTS[kind], event["value"])
     return list(found.values())
 
 
 def _from_facts(folder: Path, facts: dict[str, Any]) -> Submission:
-    return Submission(folder, **{key: value for key, value in facts.items() if key != "id"})
+    known = {f.name for f in dataclasses.fields(Submission)}  # a newer version may have added some
+    submission = Submission(folder, **{key: value for key, value in facts.items() if key in known})
+    code = Path(submission.snapshot)
+    if code.parent.name == ".snapshots":  # of this study, which may have been moved
+        submission.snapshot = str(folder.parent.parent / ".snapshots" / code.name)
+    return submission
 
 
 def load_frozen(path: Path) -> Config:
@@ -163,3 +206,11 @@ def load_frozen(path: Path) -> Config:
 def job_name(study: str, submission_id: str) -> str:
     """What squeue shows: the study, and which submission it is."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', study)[:40]}-{submission_id}"
+
+
+def user() -> str:
+    """Whose job SLURM takes it for, whatever LOGNAME says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,6 +1,7 @@
 """The code as it is at submission: a content-addressed copy of the checkout in the study's folder.
 
-It holds what git tracks with its uncommitted changes and new files that git does not ignore; no data, runs or caches.
+It holds what git tracks with its uncommitted changes and new files that git does not ignore, submodules and nested
+clones among them; no data, runs or caches.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, code_version
+from fovea_detr.runs.provenance import CODE_DIR, SNAPSHOT_FILE, GitError, code_version, git, new_files
 
 LEFT_OUT = {".git", ".venv", ".cache", "__pycache__"}  # anywhere; `runs/` is left out at the top only
 WITHOUT_GIT = ("run.py", "conf", "sweeps", "fovea_detr", "hydra_plugins", "analysis", "pyproject.toml")
@@ -61,8 +61,9 @@ def refuse_large(code: Path, files: Iterable[str]) -> None:
     sizes = {name: (code / name).lstat().st_size for name in files}
     if sum(sizes.values()) > MOST_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])
+        shown = os.fsencode(code / largest).decode(errors="replace")
         raise UserError(
-            f"the code to be copied is {sum(sizes.values()) / 2**20:.0f} MB, most of it {code / largest} "
+            f"the code to be copied is {sum(sizes.values()) / 2**20:.0f} MB, most of it {shown} "
             f"({sizes[largest] / 2**20:.0f} MB): add it to .gitignore or move it out of the checkout"
         )
 
@@ -72,12 +73,14 @@ def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, obje
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
+        umask = os.umask(0o022)
+        os.umask(umask)
         for name in files:
             (building / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(code / name, building / name, follow_symlinks=_leads_out(code, code / name))
-        (building / "uncommitted.diff").write_bytes(_git(code, "diff", "HEAD", "--binary") or b"")
+            _copy(code, name, building / name, umask)
+        (building / "uncommitted.diff").write_bytes(uncommitted(code))
         (building / SNAPSHOT_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-        building.chmod(0o755)
+        building.chmod(0o777 & ~umask)
         try:
             building.rename(target)
         except OSError:
@@ -87,19 +90,29 @@ def _build(target: Path, code: Path, files: Sequence[str], facts: dict[str, obje
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _leads_out(code: Path, path: Path) -> bool:
-    """Whether it is a link to a file outside the checkout, which is copied: its content may change later."""
-    return path.is_symlink() and path.is_file() and not path.resolve().is_relative_to(code.resolve())
+def _copy(code: Path, name: str, target: Path, umask: int) -> None:
+    """Copy a file, with the rights of a new one: others of the group run it. A link stays one if it leads inside.
+
+    A link to a file outside becomes that file, whose content may change later; to a folder outside, an absolute link.
+    """
+    source = code / name
+    leads_out = source.is_symlink() and source.exists() and not source.resolve().is_relative_to(code.resolve())
+    if leads_out and source.is_dir():
+        target.symlink_to(source.resolve())
+        return
+    shutil.copy2(source, target, follow_symlinks=leads_out)
+    if not target.is_symlink():
+        target.chmod((0o777 if os.access(source, os.X_OK) and source.stat().st_mode & 0o111 else 0o666) & ~umask)
 
 
 def _identity(path: Path, name: str) -> bytes:
     """A file's name, kind and content, in an encoding that is unambiguous when files follow each other."""
     if path.is_symlink() and not path.is_file():
-        kind, content = b"link", os.readlink(path).encode()
+        kind, content = b"link", os.fsencode(os.readlink(path))
     else:
         kind = b"program" if os.access(path, os.X_OK) else b"file"
         content = path.read_bytes() if path.is_file() else b""
-    return b"\0".join((name.encode(), kind, str(len(content)).encode(), content))
+    return b"\0".join((os.fsencode(name), kind, str(len(content)).encode(), content))
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -110,16 +123,25 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _git_files(code: Path) -> list[str]:
-    return [
-        os.fsdecode(name)
-        for name in (_git(code, "ls-files", "-z", "-co", "--exclude-standard") or b"").split(b"\0")
-        if name
-    ]
-
-
-def _git(code: Path, *arguments: str) -> bytes | None:
+    """Tracked and new files. git names a submodule or a nested clone as a folder: its files follow in the same way."""
+    found: list[str] = []
     try:
-        done = subprocess.run(["git", "-C", str(code), *arguments], capture_output=True)
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None
+        names = [os.fsdecode(name) for name in (git(code, "ls-files", "-z") or b"").split(b"\0") if name]
+        names += new_files(code)
+    except GitError:  # `code_version` tells
+        return found
+    for name in names:
+        path = code / name
+        if not path.is_dir() or path.is_symlink():
+            found.append(name)
+        elif (path / ".git").exists():
+            found += [os.path.join(name, inner) for inner in _git_files(path)]
+    return found
+
+
+def uncommitted(code: Path) -> bytes:
+    """The difference to the last commit; nothing without git, or before the first commit."""
+    try:
+        return git(code, "diff", "HEAD", "--binary") or b""
+    except GitError:
+        return b""

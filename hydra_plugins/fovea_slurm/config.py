@@ -39,8 +39,10 @@ class FoveaLocalConf(LocalQueueConf):
     _target_: str = "hydra_plugins.fovea_slurm.launcher.FoveaLocalLauncher"
     wait: bool = False
     dry_run: bool = False
+    parallel: int = 1  # points at a time; they share the GPUs of this machine
     nodes: int = 1
-    tasks_per_node: int = "${cluster.gpus}"  # type: ignore[assignment]
+    # None: the point's share of the GPUs; 1 on the CPU
+    tasks_per_node: Optional[int] = None  # type: ignore[assignment]
     timeout_min: Optional[int] = None  # type: ignore[assignment]
     stderr_to_stdout: bool = True
 

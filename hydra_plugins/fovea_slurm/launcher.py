@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
-from fovea_detr.errors import ConfigError
+from fovea_detr.errors import ConfigError, tell
+
+if TYPE_CHECKING:
+    from fovea_detr.study.manifest import Point
 
 
 class _Composer:
@@ -43,20 +48,25 @@ class FoveaBasicLauncher(BasicLauncher):
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from fovea_detr.study.checks import points_by_study, refuse_another_run
         from hydra_plugins.fovea_slurm._compose import compose_all
 
         assert self.config is not None
         assert self.hydra_context is not None
-        compose_all(self.loader, self.config, job_overrides)
+        points = compose_all(self.loader, self.config, job_overrides)
+        for point in (one for group in points_by_study(points).values() for one in group):
+            refuse_another_run(point)
         self.hydra_context.config_loader = self.loader
         return super().launch(job_overrides, initial_job_idx)
 
 
-def refuse_sweeper_without_results(config: DictConfig, *, waits: bool) -> None:
+def refuse_sweeper_without_results(config: DictConfig, *, waits: bool, dry_run: bool = False) -> None:
     """Raise ConfigError if a launcher that does not wait for results is combined with a sweeper that needs them."""
     sweeper = config.hydra.sweeper._target_
-    if not waits and not sweeper.endswith(".BasicSweeper"):
-        raise ConfigError(f"{sweeper.rpartition('.')[2]} needs each point's result: add hydra.launcher.wait=true")
+    if sweeper.endswith(".BasicSweeper") or (waits and not dry_run):
+        return
+    what = "a dry run has none: leave it out" if dry_run else "add hydra.launcher.wait=true"
+    raise ConfigError(f"{sweeper.rpartition('.')[2]} needs each point's result: {what}")
 
 
 class _Launch:
@@ -70,29 +80,48 @@ class _Launch:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
-        self.scratch = tempfile.mkdtemp() if self.params["dry_run"] else None
-        if self.scratch is not None:  # the sweeper writes its multirun.yaml before it asks any launcher
-            with open_dict(config):
-                config.hydra.sweep.dir = self.scratch
+        # The sweeper writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a
+        # colleague is submitting. The manifest holds the command.
+        self.scratch = tempfile.mkdtemp()
+        with read_write(config), open_dict(config):  # Hydra 1.4 has made it read-only
+            config.hydra.sweep.dir = self.scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
-        from fovea_detr.study import launch, status
-        from fovea_detr.study.folder import Study
+        from fovea_detr.study.launch import launch
         from hydra_plugins.fovea_slurm._compose import compose_all, last_ap
 
         assert self.config is not None
-        refuse_sweeper_without_results(self.config, waits=self.params["wait"] and not self.params["dry_run"])
-        if self.scratch is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-        points = compose_all(self.loader, self.config, job_overrides)
-        launch.launch(points, self.kind, dry_run=self.params["dry_run"])
-        if self.params["wait"] and not self.params["dry_run"]:
-            studies: dict[Study, list[str]] = {}
-            for point in points:
-                studies.setdefault(Study(point.study_folder), []).append(point.name)
-            if not status.until_ended(studies):
-                sys.exit(1)
+        dry_run = self.params["dry_run"]
+        refuse_sweeper_without_results(self.config, waits=self.params["wait"], dry_run=dry_run)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        try:
+            points = compose_all(self.loader, self.config, job_overrides)
+            if self.params["wait"] and not dry_run:
+                return self._results(points)
+            launch(points, self.kind, dry_run=dry_run)
+        except KeyboardInterrupt:
+            tell("\ninterrupted; what was submitted goes on, and the same command submits the rest")
+            sys.exit(128 + signal.SIGINT)
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=last_ap(point)) for point in points]
+
+    def _results(self, points: Sequence[Point]) -> list[JobReturn]:
+        """Submit and wait, as often as SLURM has no room for all at once. A failed point ends a plain sweep with 1."""
+        from fovea_detr.study.launch import WAITING, launch
+        from fovea_detr.study.status import SECONDS, until_ended
+        from hydra_plugins.fovea_slurm._compose import result_of
+
+        left = list(points)
+        while left:
+            waiting = {status.point for status in launch(left, self.kind) if status.state == WAITING}
+            until_ended([point for point in left if point.name not in waiting])
+            left = [point for point in left if point.name in waiting]
+            time.sleep(SECONDS if left else 0)
+        results = [result_of(point) for point in points]
+        assert self.config is not None
+        is_plain = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        if is_plain and any(result.status == JobStatus.FAILED for result in results):
+            sys.exit(1)
+        return results
 
 
 class FoveaSlurmLauncher(_Launch, SlurmLauncher):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real SLURM cluster with accounting, on this one machine, for tests.
+# A real SLURM cluster, with accounting or without, on this one machine, for tests.
 #
 #   cluster.sh up [DIR]          start it (installs Debian's packages if they are missing)
 #   cluster.sh status [DIR]      one line a daemon; exit 0 only if all of them run
@@ -21,6 +21,7 @@
 #   FOVEA_SLURM_GRACE      seconds from preemption's SIGTERM to the kill   30
 #   FOVEA_SLURM_REQUEUE    seconds that a requeued job waits at least (SLURM's own default is 120)   10
 #   FOVEA_SLURM_EXTRA      lines added to slurm.conf, e.g. 'SlurmctldParameters=preempt_send_user_signal'
+#   FOVEA_SLURM_ACCOUNTING off: no slurmdbd and no database, as on many small clusters   on
 #   FOVEA_SLURM_PORT       first of the TCP ports used, on 127.0.0.1 where possible   36810
 set -euo pipefail
 umask 022
@@ -52,7 +53,7 @@ pid_of() { # DAEMON: its pid, if it runs (and the pid has not become another pro
     exe=$(program_of "$pid") && [[ $exe == "$want" ]] && echo "$pid"
 }
 
-daemons() { echo munged mariadbd slurmdbd slurmctld; seq -f 'fovea%.0f' 0 $(($(<"$D/nodes") - 1)); }
+daemons() { echo munged; [[ ! -e $D/db ]] || echo mariadbd slurmdbd; echo slurmctld; seq -f 'fovea%.0f' 0 $(($(<"$D/nodes") - 1)); }
 
 until_true() { # SECONDS COMMAND...: false if the command is still false after SECONDS
     local end=$((SECONDS + $1))
@@ -249,10 +250,12 @@ DefMemPerCPU=1000
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=2
 JobAcctGatherParams=OverMemoryKill,UsePss
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort=$((PORT + 2))
-AccountingStoragePass=$D/munge.sock
+$(if [[ ${FOVEA_SLURM_ACCOUNTING:-on} == off ]]; then echo AccountingStorageType=accounting_storage/none; else
+    echo AccountingStorageType=accounting_storage/slurmdbd
+    echo AccountingStorageHost=127.0.0.1
+    echo AccountingStoragePort=$((PORT + 2))
+    echo "AccountingStoragePass=$D/munge.sock"
+fi)
 JobRequeue=1
 KillWait=5
 MessageTimeout=30
@@ -310,13 +313,16 @@ up() {
         install_packages
         ! listens $((PORT + 1)) || die "port $((PORT + 1)) is taken: set FOVEA_SLURM_PORT"
         configure "$nodes"
-        make_database
+        [[ ${FOVEA_SLURM_ACCOUNTING:-on} == off ]] || make_database
         echo "$PORT" >"$D/port"
         echo "$nodes" >"$D/nodes" # last: from here on, `up` only starts what does not run
     fi
     may_mount || say "no mount namespaces here: jobs cannot resolve node names, so a job cannot span two nodes by name"
-    for name in munged mariadbd slurmdbd; do start "$name"; done
-    sacctmgr -n list cluster format=cluster | grep -qw fovea || sacctmgr -iQ add cluster fovea >/dev/null
+    start munged
+    if [[ -e $D/db ]]; then
+        for name in mariadbd slurmdbd; do start "$name"; done
+        sacctmgr -n list cluster format=cluster | grep -qw fovea || sacctmgr -iQ add cluster fovea >/dev/null
+    fi
     start slurmctld
     for name in $(daemons); do start "$name"; done
     # Left down or drained by somebody's test? An error for a node that is not.

@@ -16,8 +16,9 @@ import pytest
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study import queue
-from fovea_detr.study.folder import PointStatus, Study
+from fovea_detr.study.folder import Study
 from fovea_detr.study.manifest import Submission
+from fovea_detr.study.standing import PointStatus
 
 ROOT = CONF_DIR.parent
 CLUSTER = Path(__file__).parent / "cluster.sh"
@@ -29,22 +30,40 @@ FAULTS = Path(__file__).parent / "faults"
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[dict[str, str]]:
     """A cluster of two nodes in a folder of its own -> the environment in which commands find it."""
+    yield from start_cluster(0)
+
+
+@pytest.fixture(scope="session")
+def bare_cluster() -> Iterator[dict[str, str]]:
+    """A small cluster: no accounting, jobs are forgotten within seconds, arrays of at most 4."""
+    extra = "MinJobAge=2\nMaxArraySize=4"
+    yield from start_cluster(100, FOVEA_SLURM_ACCOUNTING="off", FOVEA_SLURM_EXTRA=extra)
+
+
+def start_cluster(port: int, **settings: str) -> Iterator[dict[str, str]]:
+    """A process of its own takes the cluster down if this one is killed. port: added to the first one."""
     if not shutil.which("sbatch") and (not shutil.which("apt-get") or os.geteuid() != 0):
         pytest.skip("SLURM is not installed, and can only be installed by root with apt-get")
     folder = tempfile.mkdtemp(prefix="fs", dir="/tmp")  # a short name: the path of a socket is limited
+    os.chmod(folder, 0o755)  # other users' commands read slurm.conf
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    settings = {"FOVEA_SLURM_DIR": folder, "FOVEA_SLURM_NODES": "2", "FOVEA_SLURM_PORT": str(free_ports())}
+    settings |= {"FOVEA_SLURM_DIR": folder, "FOVEA_SLURM_NODES": "2", "FOVEA_SLURM_PORT": str(free_ports() + port)}
     environment |= settings | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    watch = 'while kill -0 "$1" 2>/dev/null; do sleep 1; done; [ ! -e "$2" ] || exec bash "$0" down'
+    command = ["bash", "-c", watch, str(CLUSTER), str(os.getpid()), folder]
+    guard = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         subprocess.run(["bash", str(CLUSTER), "up"], env=environment, check=True, timeout=600)
         yield environment
     finally:
         subprocess.run(["bash", str(CLUSTER), "down"], env=environment, timeout=120)
+        guard.kill()
+        guard.wait()
 
 
 def free_ports() -> int:
     """The first of the ports of a cluster; another cluster may be up on this machine."""
-    return 37000 + os.getpid() % 200 * 20
+    return 37000 + os.getpid() % 100 * 200
 
 
 class ClusterStudy:
@@ -132,7 +151,7 @@ class ClusterStudy:
     def accounts(self) -> dict[str, queue.Job]:
         """sacct's latest state of every job of the study."""
         ids = ",".join(s.job for s in self.submissions() if s.job)
-        answer = self.slurm("sacct", "-n", "-P", "-X", "-j", ids, "-o", "JobID,JobName,State,ExitCode")
+        answer = self.slurm(*queue.SACCT, "-j", ids)
         return {job.id: job for job in queue.parse_sacct(answer)}
 
 

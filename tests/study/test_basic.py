@@ -15,7 +15,7 @@ from fovea_detr import cli
 from fovea_detr.__main__ import run_point
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR
-from fovea_detr.errors import ConfigError
+from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text
 from fovea_detr.study.manifest import Point
@@ -116,6 +116,34 @@ def test_a_launcher_that_does_not_wait_is_refused_with_such_a_sweeper() -> None:
     launcher.refuse_sweeper_without_results(config, waits=True)
     with pytest.raises(ConfigError, match=r"^OptunaSweeper needs each point's result: add hydra\.launcher\.wait=true$"):
         launcher.refuse_sweeper_without_results(config, waits=False)
+
+
+def test_a_dry_run_has_no_results_for_such_a_sweeper() -> None:
+    config = OmegaConf.create({"hydra": {"sweeper": {"_target_": "hydra_plugins.x.OptunaSweeper"}}})
+    with pytest.raises(ConfigError, match="needs each point's result: a dry run has none: leave it out"):
+        launcher.refuse_sweeper_without_results(config, waits=True, dry_run=True)
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, sweeper: str, points: list[Point]) -> list[Any]:
+    """What a launcher that waits returns for points that have ended."""
+    monkeypatch.setattr("fovea_detr.study.launch.launch", lambda *_, **__: [])
+    monkeypatch.setattr("fovea_detr.study.status.until_ended", lambda *_: None)
+    queue = launcher.FoveaLocalLauncher(wait=True, dry_run=False)
+    queue.config = OmegaConf.create({"hydra": {"sweeper": {"_target_": sweeper}}})
+    return list(queue._results(points))
+
+
+def test_a_failed_point_is_a_failed_trial_of_optuna_and_the_end_of_a_plain_sweep(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config([f"runs={finished}"])
+    points = [Point(name, config, {}) for name in ("smooth=4", "smooth=16")]
+    done, failed = waiting(monkeypatch, "hydra_plugins.x.OptunaSweeper", points)
+    assert done.return_value == SCORES["4"]
+    with pytest.raises(UserError, match="point smooth=16 has no result"):
+        _ = failed.return_value
+    with pytest.raises(SystemExit, match="1"):
+        waiting(monkeypatch, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", points)
 
 
 # ---- conf/local.yaml in a sweep ----------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def submit(study: Study, *points: str) -> Submission:
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
-    monkeypatch.setattr(queue, "jobs", lambda *_: {job.id: job for job in jobs})
+    monkeypatch.setattr(queue, "jobs", lambda *_: {(job.name, job.id): job for job in jobs})
 
 
 def test_round_trip(study: Study) -> None:

@@ -11,9 +11,10 @@ from fovea_detr.compose import load_config
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name
 from fovea_detr.runs.state import Standing
-from fovea_detr.study.folder import PointStatus, Study, frozen_point
-from fovea_detr.study.launch import refuse_other_queued_data, refuse_twins
+from fovea_detr.study.checks import refuse_other_queued_data, refuse_twins
+from fovea_detr.study.folder import Study, frozen_point
 from fovea_detr.study.manifest import Point, Submission
+from fovea_detr.study.standing import PointStatus
 from tests.data.builders import edit, write_coco
 
 

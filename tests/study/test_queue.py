@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from fovea_detr.runs.state import Job
 from fovea_detr.study import queue
-from fovea_detr.study.queue import expanded, parse_sacct, parse_squeue
+from fovea_detr.study.queue import Asked, expanded, parse_sacct, parse_squeue
 
 SQUEUE = """\
-18_0|shell2-1123-063832-6bd047|PENDING|None
-16_0|down-1123-063746-6b1c2d|PENDING|BeginTime
-15_0|nodes-1123-063744-a3ee10|COMPLETING|None
-9_0|kill-1123-063427-1b170c|FAILED|NonZeroExitCode
+18_0|shell2-1123-063832-6bd047|PENDING|None|ann
+16_0|down-1123-063746-6b1c2d|PENDING|BeginTime|ann
+15_0|nodes-1123-063744-a3ee10|COMPLETING|None|ann
+9_0|kill-1123-063427-1b170c|FAILED|NonZeroExitCode|ann
 """
 SACCT = """\
-1_0|tiny-1123-062815-6f001a|COMPLETED|0:0
-9_0|kill-1123-063427-1b170c|FAILED|15:0
-13_0|scancel-1123-063551-0a1|CANCELLED by 0|0:15
-20_[2-3,5%2]|wide-1123-064000-0a1|PENDING|0:0
-21_0|memory|OUT_OF_ME+|0:125
-22_0|cancelled-as-it-was-requeued|REQUEUED|0:0
+1_0|tiny-1123-062815-6f001a|COMPLETED|0:0|ann
+9_0|kill-1123-063427-1b170c|FAILED|15:0|ann
+13_0|scancel-1123-063551-0a1|CANCELLED by 0|0:15|ann
+20_[2-3,5%2]|wide-1123-064000-0a1|PENDING|0:0|ann
+21_0|memory|OUT_OF_ME+|0:125|ann
+22_0|cancelled-as-it-was-requeued|REQUEUED|0:0|ann
 """
 
 
@@ -28,7 +27,7 @@ def test_squeue() -> None:
     jobs = list(parse_squeue(SQUEUE))
     assert [job.is_live for job in jobs] == [True, True, True, False]
     assert [job.is_waiting for job in jobs] == [True, True, False, False]
-    assert jobs[1] == Job("16_0", "down-1123-063746-6b1c2d", "PENDING", "BeginTime")
+    assert jobs[1] == Asked("16_0", "down-1123-063746-6b1c2d", "PENDING", "BeginTime", "ann")
 
 
 def test_sacct() -> None:
@@ -45,6 +44,10 @@ def test_ranges_of_an_array() -> None:
     assert expanded("7_3") == ["7_3"]
 
 
+KILL, DOWN = ("kill-1123-063427-1b170c", "9_0"), ("down-1123-063746-6b1c2d", "16_0")
+TINY = ("tiny-1123-062815-6f001a", "1_0")
+
+
 def test_sacct_is_called_only_for_jobs_that_squeue_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -54,12 +57,24 @@ def test_sacct_is_called_only_for_jobs_that_squeue_does_not_list(monkeypatch: py
 
     monkeypatch.setattr(queue, "command", command)
     assert queue.jobs([]) == {}
-    assert queue.jobs(["9_0", "16_0"])["9_0"].state == "FAILED"
+    assert queue.jobs([KILL, DOWN])[KILL].state == "FAILED"
     assert [arguments[0] for arguments in asked] == ["squeue"]
-    found = queue.jobs(["9_0", "1_0", "99_0"])
-    assert (found["1_0"].state, found.keys()) == ("COMPLETED", {"9_0", "1_0"})
-    assert "1,99" in asked[-1]
-    assert queue.jobs([], ["tiny-1123-062815-6f001a"], since=0)["1_0"].state == "COMPLETED"
+    found = queue.jobs([KILL, TINY, ("wide-1123-064000-0a1", "99_0")])
+    assert (found[TINY].state, found[KILL].state) == ("COMPLETED", "FAILED")
+    assert "tiny-1123-062815-6f001a,wide-1123-064000-0a1" in asked[-1]
+    assert queue.jobs([(TINY[0], None)])[TINY].state == "COMPLETED"
+
+
+def test_an_id_of_another_name_is_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller has begun to count anew, or it is another cluster's."""
+    monkeypatch.setattr(queue, "command", lambda arguments, **_: SQUEUE if arguments[0] == "squeue" else "")
+    assert queue.jobs([("mine-1123-070000-abc123", "16_0")]) == {}
+    assert queue.holders(["16_0"])["16_0"].name == DOWN[0]
+
+
+def test_a_name_with_a_bar_is_read_to_its_end() -> None:
+    (job,) = parse_squeue("7|a|b|RUNNING|None|bob\n")
+    assert (job.name, job.state, job.user) == ("a|b", "RUNNING", "bob")
 
 
 def test_missing_slurm_is_one_line() -> None:

@@ -120,3 +120,66 @@ def test_large_files_are_refused_by_name(code: Path, tmp_path: Path, monkeypatch
     (code / "film.mp4").write_bytes(bytes(2000))
     with pytest.raises(UserError, match=r"film\.mp4"):
         snapshot.take(tmp_path / "study", code)
+
+
+def test_submodules_and_nested_clones_are_copied(code: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for folder in (other, code / "clone"):
+        folder.mkdir()
+        (folder / "inner.py").write_text("a = 1\n")
+        (folder / "data.pt").write_text("")
+        (folder / ".gitignore").write_text("*.pt\n")
+        git(folder, "init", "-q")
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "first")
+    git(code, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(other), "sub")
+    (code / "empty").mkdir()
+    taken = names(snapshot.take(tmp_path / "study", code))
+    assert {"clone/inner.py", "sub/inner.py"} <= taken
+    assert not {"clone/data.pt", "sub/data.pt"} & taken
+    first = snapshot.take(tmp_path / "study", code)
+    (code / "clone/inner.py").write_text("a = 2\n")
+    assert snapshot.take(tmp_path / "study", code) != first
+
+
+def test_a_name_that_is_not_utf_8_is_copied(code: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.py")
+    (code / odd).write_text("a = 1\n")
+    taken = snapshot.take(tmp_path / "study", code)
+    assert (taken / odd).read_text() == "a = 1\n"
+    (code / odd).write_text("a = 2\n")
+    assert code_version(code) != code_version(taken)
+
+
+def test_relative_links_out_of_the_tree_lead_to_the_same_place(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/values.yaml").write_text("a: 1\n")
+    (code / "folder").symlink_to("../shared")
+    (code / "file.yaml").symlink_to("../shared/values.yaml")
+    (code / "dangling").symlink_to("../nowhere")
+    taken = snapshot.take(tmp_path / "runs/deep/study", code)
+    assert (taken / "folder/values.yaml").read_text() == "a: 1\n"
+    assert not (taken / "file.yaml").is_symlink(), "its content may change later"
+    assert (taken / "dangling").is_symlink()
+
+
+def test_studies_inside_the_checkout_are_no_code(code: Path, tmp_path: Path) -> None:
+    """`runs=results`, and those of other commands: neither in the snapshot nor in the version of the code."""
+    version, first = code_version(code), snapshot.take(tmp_path / "study", code)
+    for name in ("results/a/manifest.jsonl", "results/a/seed=1/state.json", "more/b/seed=2/state.json"):
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        (code / name).write_text("{}")
+        (code / name).with_name("checkpoint.bin").write_text("large")
+    assert code_version(code) == version
+    assert snapshot.take(tmp_path / "study", code) == first
+
+
+def test_a_snapshot_may_be_run_by_the_group_if_the_study_may(code: Path, tmp_path: Path) -> None:
+    (code / "run.py").chmod(0o700)
+    before = os.umask(0o002)
+    try:
+        taken = snapshot.take(tmp_path / "study", code)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (taken, taken / "run.py", taken / ".gitignore")}
+    assert modes == {taken.name: 0o775, "run.py": 0o775, ".gitignore": 0o664}
