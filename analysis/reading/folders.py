@@ -11,7 +11,7 @@ import yaml
 
 from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
-from analysis.reading.settings import SEED, overrides
+from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError
 from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import FOREIGN, standing_of
@@ -47,6 +47,8 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
         where = ", ".join(str(root / study) for study in named) or str(root)
         raise UserError(f"no runs in {where}: runs are in RUNS/STUDY/POINT; start one, or name RUNS with --runs RUNS")
     complete_names(runs)
+    for run in runs:
+        run.settings = read_settings(run.settings)
     return runs
 
 

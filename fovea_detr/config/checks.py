@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
@@ -37,6 +38,15 @@ DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.
 DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
+
+# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables, and no condition holds on it.
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
+
+
+def reads(settings: Mapping[str, str], key: str) -> bool:
+    """Whether a run with these settings (key -> text) reads the key: plain DETR has no `dynamic_scale`."""
+    node = key.partition(".")[0]
+    return not any(settings.get(leaf) == value and node in nodes for (leaf, value), nodes in UNREAD.items())
 
 
 def check(config: Config) -> None:
