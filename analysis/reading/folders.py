@@ -13,6 +13,7 @@ from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import FILES
 from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import FOREIGN, standing_of
 from fovea_detr.study import manifest
@@ -63,6 +64,13 @@ def read_study(folder: Path) -> list[Run]:
     fill_unknown(runs)
     borrow_settings(runs)
     return runs
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder holds runs, and not studies."""
+    return (path / "manifest.jsonl").exists() or any(
+        (path / child / file).exists() for child in (_folders(path) if path.is_dir() else ()) for file in FILES
+    )
 
 
 def _folders(path: Path) -> dict[str, None]:

@@ -9,7 +9,6 @@ from typing import Any
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.state import number
 
-
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # any other `device` is a GPU's name
 
 

@@ -11,7 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.reading.outcome import last_scores, node_of, read_facts, read_numbers, resume_changes, score, undefined_scores
+from analysis.reading.outcome import (
+    last_scores,
+    node_of,
+    read_facts,
+    read_numbers,
+    resume_changes,
+    score,
+    undefined_scores,
+)
 from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder

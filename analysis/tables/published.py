@@ -16,7 +16,7 @@ from fovea_detr.runs.identity import Settings, as_typed, defaults
 FILE = Path(__file__).parent / "published.yaml"
 # What may differ: names (the leaves below them count), the seed, and how often is evaluated and in which batches. The
 # batch of a process is not compared either, because the total batch is.
-FREE = ("model", "schedule", "seed", "schedule.batch_size", "weights", "evaluation")
+FREE = ("model", "schedule", "seed", "schedule.batch_size", "weights")
 CLASSES = {"data.num_classes": ("null", "91")}  # of COCO; null: not read from the annotations yet
 TOTAL_BATCH = range(16, 33)
 
@@ -34,10 +34,11 @@ class Published:
         """Whether the whole configuration is the published one."""
         expected = {**defaults(), "mode": settings.get("mode", ""), **self.where}
         wanted = {key for key in expected if reads(settings, key)}
-        return all(
-            key in wanted and settings.get(key) in (*CLASSES.get(key, ()), expected[key]) or expected.get(key) == "any"
-            for key in wanted | settings.keys()
-            if key not in FREE and key.partition(".")[0] != "evaluation"
+        compared = {
+            key for key in wanted | settings.keys() if key not in FREE and key.partition(".")[0] != "evaluation"
+        }
+        return compared <= wanted and all(
+            expected[key] == "any" or settings.get(key) in (*CLASSES.get(key, ()), expected[key]) for key in compared
         )
 
     def is_evaluated_by(self, run: Run) -> bool:

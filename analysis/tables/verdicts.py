@@ -1,0 +1,133 @@
+"""The rows' numbers -> the statistics: differences to a baseline, and what is not resolved from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from analysis.statistics import seeds, verdict
+from analysis.statistics.images import Resamples, resamples_of
+from analysis.tables.cells import Column, rounded
+from analysis.tables.rows import Row
+from fovea_detr.evaluation.matches import FILE
+
+if TYPE_CHECKING:
+    from analysis.statistics.verdict import Difference
+
+CACHE = ".resamples"  # in the study's folder
+MOST_ROWS = 100  # of a study whose rows are tested against each other
+
+
+def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
+    """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes."""
+    found: dict[Path, Resamples] = {}
+    names = [name for name in metrics if name.startswith("AP")]
+    paths = [run.path for row in rows if row.is_finished for run in row.counted if (run.path / FILE).exists()]
+    with tqdm(total=len(paths), desc="resampling images", unit="run", leave=False, disable=None) as bar:
+        for study in dict.fromkeys(path.parent for path in paths):
+            own = [path for path in paths if path.parent == study]
+            found |= resamples_of(own, names, study / CACHE, progress=lambda _: bar.update())
+    return found
+
+
+def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
+    """The finished rows that have the metric, by label; with their resamples where every run has them, on one split."""
+    found = {}
+    for row in rows:
+        runs = [run for run in row.counted if metric in run.numbers]
+        if not (runs and row.is_finished):
+            continue
+        own = [resamples[run.path] for run in runs if run.path in resamples and metric in resamples[run.path].values]
+        whole = len(own) == len(runs) and len({one.split for one in resamples.values()}) == 1
+        found[row.label] = verdict.Row(
+            row.values(metric), np.stack([one.values[metric] for one in own]) if whole else None
+        )
+    return found
+
+
+def differences(
+    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Mapping[Path, Resamples]
+) -> dict[str, dict[str, Difference]]:
+    """By metric and label: every other finished row of the baseline's study minus the baseline."""
+    study = [row for row in rows if row.study == baseline.study]
+    if len(study) > MOST_ROWS:
+        return {}
+    found = {metric: samples(study, metric, resamples) for metric in metrics}
+    return {
+        metric: verdict.against(own, baseline.label)
+        for metric, own in found.items()
+        if baseline.label in own and len(own) > 1
+    }
+
+
+def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
+    """Mark each study's best row and all that are not resolved from it -> lines on rows that are not compared."""
+    for study in dict.fromkeys(row.study for row in rows):
+        own = [row for row in rows if row.study == study and row.is_finished]
+        several = [row for row in own if len(row.counted) > 1]
+        if len(several) > MOST_ROWS:
+            yield f"{study}: best rows are not marked among more than {MOST_ROWS} rows: choose some with --where"
+            continue
+        for metric in metrics if len(several) > 1 else ():
+            found = {label: one for label, one in samples(several, metric, {}).items() if len(one.values) > 1}
+            best = verdict.not_worse_than_best(found) if len(found) > 1 else set()
+            for row in several:
+                row.best |= {metric} if row.label in best else set()
+        if len(own) > 1 and len(several) < len(own):
+            yield f"{study}: rows with one seed are never marked as best: their spread over seeds is unknown"
+
+
+def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dict[str, dict[str, object]]:
+    """By metric: b minus a, with intervals and verdict. The spread is pooled over the rows of the study."""
+    resamples, found = resample((a, b), metrics), {}
+    study = [row for row in rows if row.study in (a.study, b.study)]
+    for metric in metrics:
+        own = samples(study, metric, resamples)
+        if not {a.label, b.label} <= own.keys():
+            continue
+        (told,) = verdict.planned([(a.label, b.label)], own)
+        interval = told.combined_interval or told.seeds_interval or told.images_interval
+        ends = {"low": interval.low, "high": interval.high} if interval else {}
+        found[metric] = {"difference": told.delta, "low": np.nan, "high": np.nan, **ends}
+        found[metric] |= {"verdict": told.verdict, "needs": told.needs, "method": told.method}
+    return found
+
+
+def why(table_rows: Sequence[Row], column: Column, found: Mapping[str, Difference]) -> Iterator[str]:
+    """The parts of each verdict: the intervals of seeds, of images, of both, and the test."""
+    shown = column.difference()
+    for row in table_rows:
+        if row.label not in found:
+            continue
+        told = found[row.label]
+        parts = {"seeds": told.seeds_interval, "images": told.images_interval, "both": told.combined_interval}
+        texts = [
+            f"{name} [{rounded(shown, interval.low)}, {rounded(shown, interval.high)}]"
+            for name, interval in parts.items()
+            if interval is not None
+        ]
+        words = "; ".join([*texts, told.method, told.words])
+        yield f"{column.name} of {row.label}: {rounded(shown, told.delta)}; {words}"
+
+
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
+    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of these rows."""
+    finished = [row for row in rows if row.is_finished]
+    several = [row.values("AP") for row in finished if len(row.values("AP")) > 1]
+    if not several:
+        return f"plan: {delta:g} AP: no row has two finished seeds, so the spread of training is unknown"
+    spread = seeds.pooled(several)
+    images = [told.images_interval for told in found.values() if told.images_interval is not None]
+    error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
+    number = verdict.plan(delta / 100, spread.sd, error)
+    basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
+    basis += f", images' standard error {100 * error:.2f} AP" if images else ", images not counted: no run has matches"
+    if number is None:
+        return f"plan: {delta:g} AP: no number of seeds: more images ({basis})"
+    hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
+    cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
+    return f"plan: {delta:g} AP at 80 % power: {number} seeds a row{cost} ({basis})"
