@@ -1,4 +1,4 @@
-"""COCO's metrics on a validation split: ours (faster-coco-eval) against pycocotools fed with dicts, as published.
+"""COCO's metrics on a validation split: ours (hotcoco) against pycocotools fed with dicts, as published.
 
     python -m benchmarks.evaluation [--runs 1] [--images 5000] [--growth]
 

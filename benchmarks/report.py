@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "faster-coco-eval")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "hotcoco")
 NO_REASON = "below the prototype, without a reason"
 
 

@@ -200,7 +200,7 @@ def record_start(
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))
     facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
-    facts |= data
+    facts |= {**data, "evaluator": f"{config.evaluation.backend} {facts['packages'][config.evaluation.backend]}"}
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
     first = folder.provenance()

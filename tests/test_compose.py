@@ -103,7 +103,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("data.long_side=256", "data.long_side=256 has no effect with data.recipe=coco: add data.recipe=tiny"),
         ("data=shapes data.long_side=0", "data.long_side=0 must be at least 1"),
         ("experiment=tiny data.root=/my/data", "add data=coco to train on your own data, or remove data.root"),
-        ("evaluation.backend=cocoapi", "evaluation.backend=cocoapi is not one of faster_coco_eval, pycocotools"),
+        ("evaluation.backend=cocoapi", "evaluation.backend=cocoapi is not one of hotcoco, pycocotools"),
         ("data=shapes data.recipe=large", "is not one of coco, tiny"),
         ("threads=0", "threads=0 must be at least 1"),
         ("mode=eval", "mode=eval has nothing to evaluate: add weights=PATH"),

@@ -23,7 +23,7 @@ CHOICES = {
     "data.name": tuple(sorted(path.stem for path in (CONF_DIR / "data").glob("*.yaml"))),
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
-    "evaluation.backend": ("faster_coco_eval", "pycocotools"),
+    "evaluation.backend": ("hotcoco", "pycocotools"),
 }
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
@@ -33,7 +33,7 @@ ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.mi
 ABOVE_ZERO += ("cluster.signal_minutes",)
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
-AT_LEAST_ZERO += ("data.workers", "data.split_seed", "seed", "evaluation.timed_images")
+AT_LEAST_ZERO += ("data.workers", "data.split_seed", "seed", "evaluation.timed_images", "evaluation.keep_matches")
 DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
 DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.

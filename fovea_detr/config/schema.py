@@ -15,6 +15,7 @@ CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
+INFRASTRUCTURE |= {"evaluation.keep_matches"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
@@ -100,8 +101,9 @@ class Data:
 class Evaluation:
     every: int = 1  # epochs
     batch_size: int = 4
-    backend: str = "faster_coco_eval"  # faster_coco_eval | pycocotools
+    backend: str = "hotcoco"  # hotcoco | pycocotools
     save_predictions: bool = False
+    keep_matches: int = 0  # epochs between stored matches; those of the last evaluation are always stored
     timed_images: int = 100
 
 

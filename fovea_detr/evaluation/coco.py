@@ -1,12 +1,7 @@
 """Detections of a whole split against its ground truth: COCO's metrics, and AP by category.
 
-Two backends give the same numbers: faster-coco-eval (C++, the default) and pycocotools, the reference that the first is
-tested against. Both get the detections through `dataset` and `createIndex`. `loadRes` takes almost twice the time: it
-adds a polygon to every detection.
-
-The metrics are computed between two epochs, not in a parallel process. For 5000 images on one core they took 13 s (100
-detections per image) and 24 s (300), which is 1 to 5 % of an epoch on COCO (8 to 30 minutes). A parallel process would
-need a core of its own, and the newest checkpoint would have to wait for its evaluation.
+The metrics are computed between two epochs, not in a parallel process, which would need a core of its own, and the
+newest checkpoint would have to wait for its evaluation. On COCO they are far below 1 % of an epoch.
 """
 
 from __future__ import annotations
@@ -14,26 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import faster_coco_eval
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 from torch import Tensor
 
 from fovea_detr.data.annotations import collector_paused
+from fovea_detr.evaluation.backends import BACKENDS, Boxes, Split
 from fovea_detr.runs.folder import COCO_METRICS, Metric
-
-# evaluation.backend -> (the index of a data set, the evaluation)
-BACKENDS: dict[str, tuple[Any, Any]] = {
-    "faster_coco_eval": (
-        faster_coco_eval.COCO,
-        partial(faster_coco_eval.COCOeval_faster, print_function=lambda _: None),  # it would log to the run's console
-    ),
-    "pycocotools": (pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval),
-}
 
 
 @dataclass(frozen=True)
@@ -64,65 +47,47 @@ class GroundTruth:
     in the order of their ids, as in COCOeval.
     """
 
-    def __init__(self, content: dict[str, Any], backend: str = "faster_coco_eval") -> None:
+    def __init__(self, content: dict[str, Any], backend: str = "hotcoco") -> None:
         """content: from `CocoSplit.ground_truth`; it is not changed. backend: a key of BACKENDS."""
-        self.backend = backend
         self.names = {category["id"]: category["name"] for category in content["categories"]}
         self.image_ids = np.unique(np.array([image["id"] for image in content["images"]], np.int64))
-        annotations = content["annotations"]
-        owners = self.numbers(np.array([one["image_id"] for one in annotations], np.int64))
-        objects = [
-            {
-                "id": i,
-                "image_id": owner,
-                "category_id": one["category_id"],
-                "bbox": [float(side) for side in one["bbox"]],
-                "area": one["area"],
-                "iscrowd": int(one["iscrowd"]),
-            }
-            for i, (owner, one) in enumerate(zip(owners, annotations, strict=True), start=1)  # 0 means "no match"
-        ]
-        self.index = self._indexed(objects)
+        self.split = Split(len(self.image_ids), self.names)
+        self.objects = self._objects(content["annotations"])
+        self.backend = backend
+        self.index = BACKENDS[backend].truth(self.split, self.objects)
 
     def evaluate(self, table: DetectionTable) -> Any:
         """COCOeval on boxes, evaluated and accumulated."""
         with collector_paused(), contextlib.redirect_stdout(io.StringIO()):
-            _, evaluator = BACKENDS[self.backend]
-            evaluation = evaluator(self.index, self._indexed(self._detections(table)), "bbox")
-            evaluation.evaluate()
+            backend = BACKENDS[self.backend]
+            found = backend.found(self.split, self.index, self.boxes_of(table))
+            evaluation = backend.evaluation(self.index, found)
             evaluation.accumulate()
         return evaluation
 
-    def numbers(self, image_ids: np.ndarray) -> list[int]:
-        """[N] image ids -> the numbers of these images."""
+    def boxes_of(self, table: DetectionTable) -> Boxes:
+        """The detections as columns; those of other categories, which never match, are left out."""
+        rows = table.rows.numpy(force=True)
+        known = np.isin(rows[:, 5], list(self.names))
+        rows, image_ids = rows[known], table.image_ids.numpy(force=True)[known]
+        areas, none = rows[:, 2] * rows[:, 3], np.zeros(len(rows), bool)
+        return Boxes(self.numbers(image_ids), rows[:, 5].astype(np.int64), rows[:, :4], areas, none, rows[:, 4])
+
+    def numbers(self, image_ids: np.ndarray) -> np.ndarray:
+        """[N] image ids -> [N] the numbers of these images."""
         places = np.searchsorted(self.image_ids, image_ids)
         assert (self.image_ids[places.clip(max=len(self.image_ids) - 1)] == image_ids).all(), (
             "an image of another split"
         )
-        return (places + 1).tolist()
+        return places + 1
 
-    def _detections(self, table: DetectionTable) -> list[dict[str, Any]]:
-        rows = table.rows.numpy(force=True)
-        areas = rows[:, 2] * rows[:, 3]
-        columns = (rows[:, 5].astype(np.int64), rows[:, :4], rows[:, 4], areas)
-        numbers = self.numbers(table.image_ids.numpy(force=True))
-        lines = zip(numbers, *(column.tolist() for column in columns), strict=True)
-        return [
-            {"id": i, "image_id": n, "category_id": category, "bbox": box, "score": score, "area": area, "iscrowd": 0}
-            for i, (n, category, box, score, area) in enumerate(lines, start=1)
-        ]
+    def _objects(self, annotations: list[dict[str, Any]]) -> Boxes:
+        def column(key: str, kind: type) -> np.ndarray:
+            return np.array([one[key] for one in annotations], kind)
 
-    def _indexed(self, annotations: list[dict[str, Any]]) -> Any:
-        index_class, _ = BACKENDS[self.backend]
-        index = index_class()
-        index.dataset = {
-            "images": [{"id": number} for number in range(1, len(self.image_ids) + 1)],
-            "annotations": annotations,
-            "categories": [{"id": category, "name": name} for category, name in self.names.items()],
-        }
-        with contextlib.redirect_stdout(io.StringIO()):
-            index.createIndex()
-        return index
+        boxes = column("bbox", np.float64).reshape(-1, 4)
+        images, categories = self.numbers(column("image_id", np.int64)), column("category_id", np.int64)
+        return Boxes(images, categories, boxes, column("area", np.float64), column("iscrowd", bool))
 
 
 def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
@@ -139,9 +104,7 @@ def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
 def _values(evaluation: Any, metric: Metric) -> np.ndarray:
     """[IoU, recall, category] of the precision, or [IoU, category] of the recall; -1 where undefined."""
     params, values = evaluation.params, evaluation.eval[metric.table]
-    if metric.iou is not None:
-        values = values[np.isclose(params.iouThrs, metric.iou)]
-        assert len(values) == 1, f"{metric.name}: COCOeval has no IoU of {metric.iou}"
+    values = values[metric.places(list(params.iouThrs))]
     return values[..., params.areaRngLbl.index(metric.area), list(params.maxDets).index(metric.detections)]
 
 

@@ -8,6 +8,7 @@
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
         result.json       last and best metrics, cost, inference time: its presence means done
+        matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
 
 Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed.
 """
@@ -19,7 +20,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -28,19 +29,30 @@ from fovea_detr.errors import RunFolderError
 FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
+MATCHES = "matches.npz"
 
 
 class Metric(NamedTuple):
-    """A number that COCOeval's arrays hold: the mean over recalls and categories, and over IoUs if iou is None.
+    """A number that COCOeval's arrays hold: the mean over recalls, categories and IoUs.
 
-    table: precision | recall. iou, area, detections (an image): one of COCOeval's params.iouThrs, areaRngLbl, maxDets.
+    table: precision | recall. iou: one or several of COCOeval's params.iouThrs; None for all ten. area, detections (an
+    image): one of its areaRngLbl, maxDets.
     """
 
     name: str
     table: str
-    iou: float | None = None
+    iou: float | tuple[float, ...] | None = None
     area: str = "all"
     detections: int = 100
+
+    def places(self, thresholds: Sequence[float]) -> list[int]:
+        """The places of its IoUs in a list of thresholds. AssertionError: one is not there."""
+        if self.iou is None:
+            return list(range(len(thresholds)))
+        wanted = self.iou if isinstance(self.iou, tuple) else (self.iou,)
+        found = [[i for i, one in enumerate(thresholds) if abs(one - iou) < 1e-9] for iou in wanted]
+        assert all(found), f"{self.name}: COCOeval has no IoU of {wanted[found.index([])]}"
+        return [i for places in found for i in places]
 
 
 # Every metric that a run computes, stores and shows in a table: a new one is a line here.
@@ -57,6 +69,7 @@ COCO_METRICS = (
     Metric("AR_small", "recall", area="small"),
     Metric("AR_medium", "recall", area="medium"),
     Metric("AR_large", "recall", area="large"),
+    Metric("AP90", "precision", iou=0.9),
 )
 METRICS = tuple(metric.name for metric in COCO_METRICS)
 

@@ -32,6 +32,7 @@ from fovea_detr.runs.folder import RunFolder
 
 PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identity; the others are infrastructure
 WEIGHTS_NAMES = ("imagenet", "none")
+FORMER_BACKENDS = ("faster_coco_eval",)  # of stored configurations; today's default gives the same numbers
 NUM_CLASSES = "data.num_classes"
 SET_CLASSES = "# data.num_classes was set, not read from the data\n"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
@@ -128,6 +129,8 @@ class Stored:
             stored = content.get(axis) or {}
             today = axis_node(axis, str(stored.get("name", default_axes()[axis])))
             content[axis] = {**today, **_pruned(stored, today), "_target_": today["_target_"]} if today else stored
+        if (content.get("evaluation") or {}).get("backend") in FORMER_BACKENDS:
+            content["evaluation"]["backend"] = Config().evaluation.backend
         return parse(OmegaConf.create(content))
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ["torch", "torchvision", "numpy", "scipy", "pandas", "pycocotools", "hydra-core", "omegaconf", "submitit"]
+PACKAGES = ["torch", "torchvision", "numpy", "scipy", "pandas", "pycocotools", "hotcoco"]
+PACKAGES += ["hydra-core", "omegaconf", "submitit"]
 JOB_VARIABLES = ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"]
 CODE_DIR = Path(__file__).resolve().parent.parent.parent
 SNAPSHOT_FILE = "snapshot.json"

@@ -13,13 +13,15 @@ from torch import nn
 
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluation.coco import coco_metrics
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import gather_detections
+from fovea_detr.evaluation.matches import write_matches
+from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.loss.criterion import Criterion
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
 from fovea_detr.machine.memory import out_of_memory_as_error
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import MATCHES, RunFolder
 from fovea_detr.runs.stop import StopFlag, Stopped
 from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console, summary
@@ -153,9 +155,18 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if distributed.rank() == 0:
             metrics = coco_metrics(val.ground_truth, table)
-            if self.config.evaluation.save_predictions:
-                self.folder.write_predictions(table.results())
+            self.keep(table, val.ground_truth, metrics["AP"])
         return metrics, {"evaluation_seconds": time.monotonic() - begin}
+
+    def keep(self, table: DetectionTable, truth: GroundTruth, ap: float) -> None:
+        """Write the predictions, if wanted, and the matches: of the last evaluation, and of those between if wanted."""
+        evaluation, epoch = self.config.evaluation, self.state.epoch + 1
+        if evaluation.save_predictions:
+            self.folder.write_predictions(table.results())
+        is_last = self.config.mode == "eval" or epoch == self.config.schedule.epochs
+        if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
+            name = MATCHES if is_last else f"matches_{epoch}.npz"
+            write_matches(self.folder.path, matches_of(truth, table, ap), name)
 
     def commit(self, line: dict[str, Any], timing: dict[str, float]) -> None:
         """End the epoch: checkpoint, history and console. line: the epoch's number, losses and metrics."""

@@ -34,7 +34,7 @@ def table_of(results: Results) -> DetectionTable:
     return DetectionTable(image_ids, torch.tensor(rows, dtype=torch.float64).reshape(-1, 6))
 
 
-def metrics_of(truth: dict[str, Any], results: Results, backend: str = "faster_coco_eval") -> dict[str, Any]:
+def metrics_of(truth: dict[str, Any], results: Results, backend: str = "hotcoco") -> dict[str, Any]:
     return coco_metrics(GroundTruth(truth, backend), table_of(results))
 
 

@@ -278,6 +278,6 @@ def test_the_ground_truth_is_read_once_a_run(trainer: Trainer, monkeypatch: pyte
 
 def test_the_backend_is_that_of_the_configuration(trainer: Trainer) -> None:
     assert trainer.val is not None
-    assert trainer.val.ground_truth.backend == "faster_coco_eval"
+    assert trainer.val.ground_truth.backend == "hotcoco"
     config = replace(trainer.config, evaluation=replace(trainer.config.evaluation, backend="pycocotools"))
     assert replace(trainer.val, config=config).ground_truth.backend == "pycocotools"
