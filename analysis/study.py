@@ -95,10 +95,22 @@ class Study:
         """
         import pandas as pd
 
-        from analysis.tables.verdicts import contrast
+        from analysis.tables.verdicts import contrast, interval_of
 
         first, second = (find_row(self.rows, text, "") for text in (a, b))
-        return pd.DataFrame(contrast(self.rows, first, second, metrics)).T.rename_axis("metric")
+        found = contrast(self.rows, first, second, metrics)
+        lines = [
+            {
+                "metric": name,
+                "difference": told.delta,
+                "low": interval and interval.low,
+                "high": interval and interval.high,
+            }
+            | {"verdict": told.verdict, "needs": told.needs, "method": told.method}
+            for name, told in found.items()
+            for interval in (interval_of(told),)
+        ]
+        return pd.DataFrame(lines).set_index("metric") if lines else pd.DataFrame(lines)
 
     def _table(self, **options: object) -> Table:
         runs: list[Run] = self.read.runs

@@ -20,7 +20,7 @@ WITHOUT_TORCH = ("runs", "study")
 # What stands on the package, and may import all of it. Nothing in the package imports from here.
 ABOVE = ("analysis", "benchmarks", "hydra_plugins", "tests", "run")
 PROGRAM = "fovea_detr.__main__"  # run.py inside the package: registers the launchers; no module imports it
-ANALYSIS = ("reading", "tables", "output", "figures")
+ANALYSIS = ("statistics", "reading", "tables", "output", "figures")
 
 
 def files(folder: str) -> dict[str, Path]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.tables.cells import Column, Value, mean_of, metric_column, show
+from analysis.tables.cells import Column, Value, metric_column, show
 from analysis.tables.frames import over_seeds
-from analysis.tables.rows import Row
 from analysis.tables.table import Table
-from fovea_detr.evaluation.matches import FILE, read_matches
+from analysis.tables.verdicts import error_types
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 46, 10, 10, 34
 SIZES = tuple(metric_column(f"AP_{size}") for size in ("small", "medium", "large"))
@@ -157,11 +156,3 @@ def _bars(title: str, columns: Sequence[Column], found: Mapping[str, Sequence[Va
         if any(cells)
     ]
     return Bars(title, [column.title for column in columns], rows)
-
-
-def error_types(row: Row) -> dict[str, Value]:
-    """The mean over seeds of dAP50 by type, of the runs with matches."""
-    runs = [read_matches(run.path).errors for run in row.counted if (run.path / FILE).exists()]
-    names = dict.fromkeys(name for errors in runs for name in errors)
-    means = {name: mean_of([errors[name] for errors in runs if name in errors], len(row.counted)) for name in names}
-    return {name: value for name, value in means.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,12 @@ from tqdm import tqdm
 
 from analysis.statistics import seeds, verdict
 from analysis.statistics.images import Resamples, resamples_of
-from analysis.tables.cells import Column, rounded
+from analysis.tables.cells import NOTHING, Column, Value, mean_of, metric_column, rounded
 from analysis.tables.rows import Row
-from fovea_detr.evaluation.matches import FILE
+from fovea_detr.evaluation.matches import ERRORS, FILE, read_matches
 
 if TYPE_CHECKING:
+    from analysis.statistics.seeds import Interval
     from analysis.statistics.verdict import Difference
 
 CACHE = ".resamples"  # in the study's folder
@@ -81,20 +83,52 @@ def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
             yield f"{study}: rows with one seed are never marked as best: their spread over seeds is unknown"
 
 
-def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dict[str, dict[str, object]]:
-    """By metric: b minus a, with intervals and verdict. The spread is pooled over the rows of the study."""
-    resamples, found = resample((a, b), metrics), {}
+def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dict[str, Difference]:
+    """By metric: b minus a, planned. The spread is pooled over the rows of their studies."""
+    resamples = resample((a, b), metrics)
     study = [row for row in rows if row.study in (a.study, b.study)]
-    for metric in metrics:
-        own = samples(study, metric, resamples)
-        if not {a.label, b.label} <= own.keys():
-            continue
-        (told,) = verdict.planned([(a.label, b.label)], own)
-        interval = told.combined_interval or told.seeds_interval or told.images_interval
-        ends = {"low": interval.low, "high": interval.high} if interval else {}
-        found[metric] = {"difference": told.delta, "low": np.nan, "high": np.nan, **ends}
-        found[metric] |= {"verdict": told.verdict, "needs": told.needs, "method": told.method}
-    return found
+    found = {metric: samples(study, metric, resamples) for metric in metrics}
+    pair = (a.label, b.label)
+    return {metric: verdict.planned([pair], own)[0] for metric, own in found.items() if own.keys() >= set(pair)}
+
+
+def by_category(a: Row, b: Row) -> dict[str, Difference]:
+    """AP of each category that both have, b minus a."""
+    resamples = resample((a, b), ("AP",))
+    found = [_categories(row, resamples) for row in (a, b)]
+    return verdict.by_category(*found) if all(found) else {}
+
+
+def _categories(row: Row, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
+    runs = row.counted
+    whole = all(run.path in resamples for run in runs)
+    return {
+        name: verdict.Row(
+            [run.ap_by_category[name] for run in runs],
+            np.stack([resamples[run.path].by_category[name] for run in runs]) if whole else None,
+        )
+        for name in dict.fromkeys(name for run in runs for name in run.ap_by_category)
+        if row.is_finished and not any(math.isnan(run.ap_by_category.get(name, math.nan)) for run in runs)
+    }
+
+
+def error_types(row: Row) -> dict[str, Value]:
+    """The mean over seeds of the AP50 that TIDE's types of errors cost, of the runs with matches."""
+    runs = [read_matches(run.path).errors for run in row.counted if (run.path / FILE).exists()]
+    means = {name: mean_of([found[name] for found in runs if name in found], len(row.counted)) for name in ERRORS}
+    return {name: value for name, value in means.items() if value}
+
+
+def interval_of(told: Difference) -> Interval | None:
+    """The widest that is known: of seeds and images, of seeds, of images."""
+    return told.combined_interval or told.seeds_interval or told.images_interval
+
+
+def line(name: str, told: Difference) -> list[str]:
+    """Name, difference, interval and words, in per cent."""
+    shown, interval = metric_column(name).difference(), interval_of(told)
+    ends = f"[{rounded(shown, interval.low)}, {rounded(shown, interval.high)}]" if interval else NOTHING
+    return [name, rounded(shown, told.delta), ends, told.words]
 
 
 def why(table_rows: Sequence[Row], column: Column, found: Mapping[str, Difference]) -> Iterator[str]:
