@@ -1,46 +1,127 @@
-"""Differences between rows by the spread over seeds: pooled, Dunnett, Welch with Holm. AP as fractions or in any unit."""
+"""Differences between rows by the spread over seeds. Values are fractions: AP 0.41, not 41.
+
+Dunnett's test compares many rows with one baseline (C. W. Dunnett, JASA 1955; scipy.stats.dunnett); Welch's t does not
+assume like spreads; Holm's correction is for a few contrasts (S. Holm, Scand. J. Statist. 1979), Benjamini and Hochberg's
+for many, of which a share may be false (JRSS B 1995; their intervals: Benjamini and Yekutieli, JASA 2005).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import fmean, variance
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.05
+UNLIKE = 3.0  # sds that differ by this factor are not pooled
+FLOOR = 0.01  # a row whose mean is below it has not learned: its spread is not that of the others
+Values = Sequence[float]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The sample standard deviation over seeds, and its degrees of freedom."""
+    """The sample standard deviation over seeds, and its degrees of freedom; NaN and 0 without two seeds of any row."""
 
     sd: float
     df: float
 
 
 @dataclass(frozen=True)
-class BySeeds:
-    """A difference of two rows' means. level: what is left of 0.05 after the correction for several comparisons."""
+class Contrast:
+    """A difference, its standard error and the degrees of freedom of that."""
 
     delta: float
     se: float
     df: float
-    interval: Interval
-    p: float  # corrected
-    level: float
-    method: str
+
+    @property
+    def p(self) -> float:
+        """Two-sided, not corrected."""
+        return float(2 * stats.t.sf(abs(self.delta) / self.se, self.df))
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        half = float(stats.t.isf(level / 2, self.df)) * self.se
+        return Interval(self.delta - half, self.delta + half)
 
 
-def pooled(rows: Sequence[Sequence[float]]) -> Spread:
-    """The spread within rows of a whole study; rows with one seed add nothing."""
-    raise NotImplementedError
+def pooled(rows: Sequence[Values]) -> Spread:
+    """The spread within rows of a whole study: s^2 = sum (n - 1) s_k^2 / sum (n - 1)."""
+    several = [row for row in rows if len(row) > 1]
+    df = sum(len(row) - 1 for row in several)
+    squares = sum((len(row) - 1) * variance(row) for row in several)
+    return Spread(math.sqrt(squares / df) if df else math.nan, df)
 
 
-def against_baseline(rows: Mapping[str, Sequence[float]], baseline: str) -> dict[str, BySeeds]:
-    """Every other row with two seeds or more minus the baseline."""
-    raise NotImplementedError
+def can_be_pooled(rows: Sequence[Values]) -> bool:
+    """Whether the sds of the rows are alike: less than threefold, and no row at the floor."""
+    several = [row for row in rows if len(row) > 1]
+    sds = [math.sqrt(variance(row)) for row in several]
+    at_floor = any(fmean(row) < FLOOR for row in several)
+    return not at_floor and max(sds, default=0.0) <= UNLIKE * min(sds, default=0.0)
+
+
+def contrast(a: Values, b: Values, shared: Spread | None) -> Contrast | None:
+    """b minus a, by the spread that rows share, or by Welch. None: a row has one seed, or nothing varies."""
+    if min(len(a), len(b)) < 2:
+        return None
+    delta, parts = fmean(b) - fmean(a), [variance(row) / len(row) for row in (a, b)]
+    if shared is not None:
+        se, df = shared.sd * math.sqrt(1 / len(a) + 1 / len(b)), shared.df
+    else:
+        se = math.sqrt(sum(parts))
+        weights = sum(part**2 / (len(row) - 1) for part, row in zip(parts, (a, b), strict=True))
+        df = sum(parts) ** 2 / weights if weights else 0.0
+    return Contrast(delta, se, df) if se > 0 else None
+
+
+def dunnett_level(rows: Mapping[str, Values], baseline: str) -> float:
+    """The level of each comparison with the baseline at which all of them together keep LEVEL.
+
+    `Contrast.interval` at this level, with the pooled spread, is the simultaneous interval of scipy.stats.dunnett.
+    """
+    others = sorted(len(row) for name, row in rows.items() if name != baseline and len(row) > 1)
+    return _dunnett_level(tuple(others), len(rows[baseline])) if len(others) > 1 else LEVEL
+
+
+@cache
+def _dunnett_level(others: tuple[int, ...], baseline: int) -> float:
+    """The critical value depends on the numbers of seeds only: taken from samples of these sizes."""
+    samples = [np.arange(n, dtype=float) for n in (*others, baseline)]
+    test = stats.dunnett(*samples[:-1], control=samples[-1], random_state=np.random.default_rng(0))
+    found, spread = test.confidence_interval(1 - LEVEL), pooled([one.tolist() for one in samples])
+    se = spread.sd * math.sqrt(1 / others[0] + 1 / baseline)
+    return float(2 * stats.t.sf((found.high[0] - found.low[0]) / 2 / se, spread.df))
+
+
+def holm_levels(ps: Sequence[float]) -> list[float]:
+    """The level of each interval that excludes 0 exactly where Holm's test rejects: LEVEL / (m - i) for the i-th p.
+
+    From the first p that is not rejected on, all have its level.
+    """
+    order, levels = np.argsort(ps, kind="stable"), [LEVEL] * len(ps)
+    level = 0.0
+    for i, place in enumerate(order.tolist()):
+        if i == 0 or ps[order[i - 1]] <= level:
+            level = LEVEL / (len(ps) - i)
+        levels[place] = level
+    return levels
+
+
+def discovery_levels(ps: Sequence[float]) -> list[float]:
+    """The level R / m * LEVEL, at which R intervals exclude 0: those that Benjamini and Hochberg's procedure chooses."""
+    rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum()) if len(ps) else 0
+    return [LEVEL * max(rejected, 1) / len(ps)] * len(ps)
