@@ -129,18 +129,8 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
     largest = sorted(by_category, key=lambda name: -abs(by_category[name].delta))[:MOST_CATEGORIES]
     title = f"by category, the {len(largest)} that differ most of {len(by_category)}"
     yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, by_category[name]) for name in largest)]
-    errors = [verdicts.error_types(row) for row in both]
-    shown = metric_column("error")
-    lines = [
-        [
-            name,
-            *(show(shown, found[name]) for found in errors),
-            rounded(shown.difference(), errors[1][name].mean - errors[0][name].mean),
-        ]
-        for name in errors[0]
-        if name in errors[1]
-    ]
-    yield "AP50 lost to each of TIDE's error types", [["", "A", "B", "B-A"], *lines]
+    errors = [verdicts.line(name, one) for name, one in verdicts.by_error(a, b).items()]
+    yield "AP50 lost to each of TIDE's error types, less is better", [["", "B-A", "95 %", "is"], *errors]
 
 
 def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:

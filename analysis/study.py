@@ -110,7 +110,7 @@ class Study:
             for name, told in found.items()
             for interval in (interval_of(told),)
         ]
-        return pd.DataFrame(lines).set_index("metric") if lines else pd.DataFrame(lines)
+        return pd.DataFrame(lines).set_index("metric") if lines else pd.DataFrame()
 
     def _table(self, **options: object) -> Table:
         runs: list[Run] = self.read.runs

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.tables.cells import Column, Value, metric_column, show
+from analysis.tables.cells import Column, Value, mean_of, metric_column, show
 from analysis.tables.frames import over_seeds
 from analysis.tables.table import Table
-from analysis.tables.verdicts import error_types
+from analysis.tables.verdicts import errors_of
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 46, 10, 10, 34
 SIZES = tuple(metric_column(f"AP_{size}") for size in ("small", "medium", "large"))
@@ -133,9 +133,9 @@ class Bars:
 
 def bars(table: Table) -> list[Bars]:
     sizes = {row.label: [row.mean(column.name) for column in SIZES] for row in table.rows}
-    errors = {row.label: error_types(row) for row in table.rows}
+    errors = {row.label: errors_of(row) for row in table.rows}
     names = list(next((found for found in errors.values() if found), {}))
-    types = {label: [found.get(name) for name in names] for label, found in errors.items()}
+    types = {label: [mean_of(found.get(name, [])) for name in names] for label, found in errors.items()}
     whole = [
         _bars("AP by size of the object", SIZES, sizes),
         _bars(

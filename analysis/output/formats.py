@@ -17,6 +17,7 @@ from fovea_detr.runs.folder import write_atomic
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$", "×": r"$\times$", "→": r"$\to$"}
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # only where it is wider than the column
 DATA = (".csv", ".json", ".parquet")
 
 
@@ -70,10 +71,10 @@ def to_latex(table: Table) -> bytes:
     rows = [row for row in table.rows if asked or row.is_finished]
     columns = [column for column in table.columns if asked or _is_in_papers(column)]
     places = "".join("r" if column.is_number else "l" for column in columns)
-    lines = [r"% \usepackage{booktabs,xcolor}", rf"\begin{{tabular}}{{@{{}}{places}@{{}}}}", r"\toprule"]
+    lines = [r"% \usepackage{booktabs,graphicx,xcolor}", FIT, rf"\begin{{tabular}}{{@{{}}{places}@{{}}}}", r"\toprule"]
     lines += [_ampersands([latex(column.title) for column in columns]), r"\midrule"]
     lines += [_ampersands([_latex_cell(table, row, column, grey=not asked) for column in columns]) for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     used = [note for note in table.notes if any(note in row.notes for row in rows)]
     lines += [rf"% {number}: {note}" for number, note in enumerate(used, 1)]
     lines += [f"% left out, not finished: {row.label} ({row.state})" for row in table.rows if row not in rows]

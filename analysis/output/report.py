@@ -26,6 +26,7 @@ from analysis.tables.frames import epochs_frame
 from analysis.tables.rows import Row, count_states
 from analysis.tables.table import NOTES, STATE, N, Table
 from fovea_detr.config.schema import CONF_DIR
+from fovea_detr.runs.state import number
 
 PARTS = Path(__file__).parent
 SWEEPS = CONF_DIR / "sweeps"
@@ -141,7 +142,10 @@ def again(row: Row, page_path: Path) -> dict[str, Any]:
         for run in row.runs
         for file in (run.path, *(found for pattern in SAMPLES for found in sorted(run.path.glob(pattern))))
     ]
-    return {"commands": [*(f"# code {code}" for code in codes if lines), *lines], "links": links}
+    ranks = sorted({number(run.provenance.get("world_size")) for run in row.runs} - {1.0})
+    comments = [f"# code {code}" for code in codes]
+    comments += [f"# {n:.0f} processes: torchrun --nproc_per_node={n:.0f} in place of python" for n in ranks if n > 1]
+    return {"commands": [*comments, *lines] if lines else [], "links": links}
 
 
 def unfinished(table: Table) -> Iterator[tuple[str, str]]:

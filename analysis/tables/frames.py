@@ -80,7 +80,7 @@ def counted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(epochs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Per variant and epoch that all its counted runs have reached: mean of x; mean and std (NaN for one run) of y; n."""
+    """Per variant and epoch that all its counted runs have reached: x and mean, std (NaN for one run) and n of y."""
     lines = counted(epochs).dropna(subset=[y])
     runs = lines.groupby("variant")["run"].nunique()
     found = lines.groupby(["variant", "epoch"], sort=False).agg(

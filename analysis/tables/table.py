@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from analysis.statistics.verdict import Difference
 
 NUMBERS = (
-    metric_column("best_AP", 23),
-    Column("epochs", "epochs", 0, spread=True, drop_order=22),
+    Column("epochs", "epochs", 0, drop_order=22),
     Column("total_batch", "total batch", 0, drop_order=25),
     Column("gpu_hours", "GPU-hours", 1, spread=True, drop_order=24),
     Column("minutes", "minutes", 1, spread=True, drop_order=26),

@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from analysis.statistics import seeds, verdict
+from analysis.statistics import power, seeds, verdict
 from analysis.statistics.images import Resamples, resamples_of
-from analysis.tables.cells import NOTHING, Column, Value, mean_of, metric_column, rounded
+from analysis.tables.cells import NOTHING, Column, metric_column, rounded
 from analysis.tables.rows import Row
-from fovea_detr.evaluation.matches import ERRORS, FILE, read_matches
+from fovea_detr.evaluation.matches import read_matches
+from fovea_detr.runs.folder import MATCHES
 
 if TYPE_CHECKING:
     from analysis.statistics.seeds import Interval
     from analysis.statistics.verdict import Difference
 
 CACHE = ".resamples"  # in the study's folder
+ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
 MOST_ROWS = 100  # of a study whose rows are tested against each other
 
 
 def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
     """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes."""
     found: dict[Path, Resamples] = {}
-    names = [name for name in metrics if name.startswith("AP")]
-    paths = [run.path for row in rows if row.is_finished for run in row.counted if (run.path / FILE).exists()]
+    names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
+    paths = [run.path for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
     with tqdm(total=len(paths), desc="resampling images", unit="run", leave=False, disable=None) as bar:
         for study in dict.fromkeys(path.parent for path in paths):
             own = [path for path in paths if path.parent == study]
@@ -37,18 +39,27 @@ def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resample
 
 
 def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
-    """The finished rows that have the metric, by label; with their resamples where every run has them, on one split."""
+    """The finished rows that have the metric, by label."""
     found = {}
     for row in rows:
-        runs = [run for run in row.counted if metric in run.numbers]
-        if not (runs and row.is_finished):
-            continue
-        own = [resamples[run.path] for run in runs if run.path in resamples and metric in resamples[run.path].values]
-        whole = len(own) == len(runs) and len({one.split for one in resamples.values()}) == 1
-        found[row.label] = verdict.Row(
-            row.values(metric), np.stack([one.values[metric] for one in own]) if whole else None
-        )
+        numbers = {run.path: run.numbers[metric] for run in row.counted if metric in run.numbers}
+        if numbers and row.is_finished:
+            found[row.label] = _sample(numbers, {p: one.values for p, one in resamples.items()}, metric, resamples)
     return found
+
+
+def _sample(
+    numbers: Mapping[Path, float],
+    arrays: Mapping[Path, Mapping[str, np.ndarray]],
+    name: str,
+    resamples: Mapping[Path, Resamples],
+) -> verdict.Row:
+    """Numbers by run; with the arrays of this name where every run has one, on one split."""
+    own = [arrays[path][name] for path in numbers if name in arrays.get(path, {})]
+    splits = {resamples[path].split for path in numbers if path in resamples}
+    whole = len(own) == len(numbers) and len(splits) == 1
+    values = list(numbers.values())
+    return verdict.Row(values, np.stack(own), splits.pop()) if whole else verdict.Row(values)
 
 
 def differences(
@@ -76,7 +87,7 @@ def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
             continue
         for metric in metrics if len(several) > 1 else ():
             found = {label: one for label, one in samples(several, metric, {}).items() if len(one.values) > 1}
-            best = verdict.not_worse_than_best(found) if len(found) > 1 else set()
+            best = verdict.not_resolved_from_best(found) if len(found) > 1 else set()
             for row in several:
                 row.best |= {metric} if row.label in best else set()
         if len(own) > 1 and len(several) < len(own):
@@ -95,28 +106,33 @@ def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dic
 def by_category(a: Row, b: Row) -> dict[str, Difference]:
     """AP of each category that both have, b minus a."""
     resamples = resample((a, b), ("AP",))
-    found = [_categories(row, resamples) for row in (a, b)]
-    return verdict.by_category(*found) if all(found) else {}
+
+    arrays = {path: one.by_category for path, one in resamples.items()}
+
+    def categories(row: Row) -> dict[str, verdict.Row]:
+        found = {run.path: run.ap_by_category for run in row.counted if row.is_finished}
+        names = dict.fromkeys(name for own in found.values() for name in own)
+        numbers = {name: {path: own.get(name, math.nan) for path, own in found.items()} for name in names}
+        known = {name: own for name, own in numbers.items() if not any(map(math.isnan, own.values()))}
+        return {name: _sample(own, arrays, name, resamples) for name, own in known.items()}
+
+    return verdict.by_category(categories(a), categories(b))
 
 
-def _categories(row: Row, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
-    runs = row.counted
-    whole = all(run.path in resamples for run in runs)
-    return {
-        name: verdict.Row(
-            [run.ap_by_category[name] for run in runs],
-            np.stack([resamples[run.path].by_category[name] for run in runs]) if whole else None,
-        )
-        for name in dict.fromkeys(name for run in runs for name in run.ap_by_category)
-        if row.is_finished and not any(math.isnan(run.ap_by_category.get(name, math.nan)) for run in runs)
-    }
+def by_error(a: Row, b: Row) -> dict[str, Difference]:
+    """The AP50 that each of TIDE's types of errors costs, b minus a; empty if a row has no matches."""
+    both = [{name: verdict.Row(values) for name, values in errors_of(row).items()} for row in (a, b)]
+    return verdict.by_error(*both) if all(both) else {}
 
 
-def error_types(row: Row) -> dict[str, Value]:
-    """The mean over seeds of the AP50 that TIDE's types of errors cost, of the runs with matches."""
-    runs = [read_matches(run.path).errors for run in row.counted if (run.path / FILE).exists()]
-    means = {name: mean_of([found[name] for found in runs if name in found], len(row.counted)) for name in ERRORS}
-    return {name: value for name, value in means.items() if value}
+def errors_of(row: Row) -> dict[str, list[float]]:
+    """The AP50 that each of TIDE's types of errors costs, by seed, of the runs with matches."""
+    found: dict[str, list[float]] = {}
+    for run in row.counted:
+        if (run.path / MATCHES).exists():
+            for name, value in read_matches(run.path).errors_by_type.items():
+                found.setdefault(name, []).append(value)
+    return found
 
 
 def interval_of(told: Difference) -> Interval | None:
@@ -144,7 +160,7 @@ def why(table_rows: Sequence[Row], column: Column, found: Mapping[str, Differenc
             for name, interval in parts.items()
             if interval is not None
         ]
-        words = "; ".join([*texts, told.method, told.words])
+        words = "; ".join(filter(None, [*texts, told.method, told.words, told.note]))
         yield f"{column.name} of {row.label}: {rounded(shown, told.delta)}; {words}"
 
 
@@ -157,7 +173,7 @@ def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> 
     spread = seeds.pooled(several)
     images = [told.images_interval for told in found.values() if told.images_interval is not None]
     error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
-    number = verdict.plan(delta / 100, spread.sd, error)
+    number = power.plan(delta / 100, spread.sd, error)
     basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
     basis += f", images' standard error {100 * error:.2f} AP" if images else ", images not counted: no run has matches"
     if number is None:
