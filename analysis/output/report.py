@@ -32,8 +32,9 @@ PARTS = Path(__file__).parent
 SWEEPS = CONF_DIR / "sweeps"
 NAME = Column("row", "row")
 CAPTION = (
-    "Metrics of the last evaluation, AP in per cent. ± is the sample standard deviation over n seeds. Bold: the best of "
-    "the rows with two seeds or more, and all that are not resolved from it. Click a heading to sort."
+    "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % interval "
+    "of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from it. Click a "
+    "heading to sort."
 )
 SAMPLES = ("samples/*.jpg", "samples/*.png", "predictions.json")
 
@@ -97,7 +98,7 @@ def columns_of(table: Table) -> list[Column]:
     scores = [i for i, column in enumerate(table.columns) if column.is_metric]
     end = next((i for i, column in enumerate(table.columns) if i > max(scores) and column.drop_order >= 22), None)
     first = table.columns[min(scores) : end]
-    head = [*first, *(column for column in table.columns if column in (N, STATE, NOTES))]
+    head = [*first, *(column for column in (N, STATE, NOTES) if column in table.columns)]
     return [NAME, *head, *(column for column in table.columns if column not in head)]
 
 

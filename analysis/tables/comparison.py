@@ -55,7 +55,8 @@ def with_differences(
                 interval = told.combined_interval or told.seeds_interval or told.images_interval
                 delta = replace(delta, low=interval.low, high=interval.high) if interval else delta
                 row.cells[words] = told.words
-            row.cells[difference.name] = delta
+            row.cells[difference.name] = delta if row is not baseline else None
+        baseline.cells[words if found else difference.name] = "baseline"
     return wider
 
 
