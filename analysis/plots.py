@@ -2,9 +2,9 @@
 
     python analysis/plots.py [STUDY ...] [--runs runs] [--out plots] [--metric AP] [--baseline ROW]
 
-Each function takes a frame of analysis/study.py, in fractions, and returns a matplotlib Figure, in per cent. A variant is
-a row of the table, and its mean over the runs that the table averages is drawn with a band or bar of ± one sample standard
-deviation. Variants that have not finished are marked as not comparable. Never imports torch.
+Each function takes a frame of analysis/study.py, in fractions, and returns a Figure, in per cent. A variant is a row of
+the table: its mean over the runs that the table averages, with a band or bar of ± one sample standard deviation.
+Variants that have not finished are marked as not comparable. Never imports torch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Value:
-    """The mean over n of the `of` runs that are averaged. std: the sample standard deviation; NaN for a single run.
+    """The mean over n runs, where the row says `of`. std: the sample standard deviation; NaN for a single run.
 
     low, high: the 95 % interval of a difference, NaN if there is none.
     """

@@ -43,7 +43,9 @@ def undefined(row: Row, metrics: Sequence[str]) -> Iterator[str]:
     """Why a metric has fewer numbers than runs, or none."""
     for name in metrics:
         counts = Counter(run.undefined[name] for run in row.counted if name in run.undefined)
-        for reason, count in counts.items():
+        lacking = len(row.counted) - len(row.values(name)) - counts.total()
+        counts["not stored"] = lacking if row.values(name) else 0
+        for reason, count in (+counts).items():
             yield f"{name} left out in {count} of {len(row.counted)} runs ({reason})"
 
 

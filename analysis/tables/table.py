@@ -190,4 +190,7 @@ def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
             row.cells["total_batch"] = " / ".join(f"{batch:.0f}" for batch in batches)
         scored = next((cell for name in options.metrics if isinstance(cell := row.cells[name], Value)), None)
         row.cells[N.name] = Value(scored.n) if scored else None
+        for name in options.metrics if scored else ():
+            if isinstance(cell := row.cells[name], Value):
+                row.cells[name] = replace(cell, of=scored.n)
     return [STATE, N, *scores, *numbers]
