@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from analysis.statistics.curves import Curves
 from fovea_detr.errors import RunFolderError
-from fovea_detr.evaluation.matches import Matches, check_result, read_matches
+from fovea_detr.evaluation.matches import UNREADABLE, Matches, check_result, read_matches
 from fovea_detr.runs.folder import COCO_METRICS, MATCHES, Metric, write_atomic
 
 RESAMPLES = 1000
@@ -62,12 +63,12 @@ def _of_run(run: Path, metrics: Sequence[Metric], cache: Path, number: int, seed
     settings = json.dumps([VERSION, number, seed, metrics])
     key = hashlib.sha256((run / MATCHES).read_bytes() + settings.encode()).hexdigest()[:32]
     path = cache / f"{key}.npz"
-    with suppress(OSError, ValueError, KeyError, EOFError), np.load(path, allow_pickle=False) as file:
+    with suppress(*UNREADABLE), np.load(path, allow_pickle=False) as file:
         check_result(run, float(file["ap"]), str(file["source"]))
         return _from_columns({key: file[key] for key in file.files})
     matches = read_matches(run)
     check_identity(run, matches)
-    columns = {
+    columns: dict[str, Any] = {
         **resample(matches, metrics, number, seed),
         "names": np.array([metric.name for metric in metrics]),
         "categories": matches.category_names,

@@ -70,7 +70,7 @@ class Pair:
 
     @property
     def combined(self) -> Contrast | None:
-        """SE^2 = s^2 (1/n_a + 1/n_b) + SE_images^2; degrees of freedom by Satterthwaite, those of the images infinite."""
+        """SE^2 = s^2 (1/n_a + 1/n_b) + SE_images^2; degrees of freedom by Satterthwaite, infinite for the images."""
         if self.seeds is None or self.images is None:
             return None
         square = self.seeds.se**2 + self.images_se**2

@@ -1,8 +1,8 @@
 """Differences between rows by the spread over seeds. Values are fractions: AP 0.41, not 41.
 
 Dunnett's test compares many rows with one baseline (C. W. Dunnett, JASA 1955; scipy.stats.dunnett); Welch's t does not
-assume like spreads; Holm's correction is for a few contrasts (S. Holm, Scand. J. Statist. 1979), Benjamini and Hochberg's
-for many, of which a share may be false (JRSS B 1995; their intervals: Benjamini and Yekutieli, JASA 2005).
+assume like spreads; Holm's correction is for a few contrasts (S. Holm, Scand. J. Statist. 1979), and Benjamini and
+Hochberg's for many, of which a share may be false (JRSS B 1995; their intervals: Benjamini and Yekutieli, JASA 2005).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, variance
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -101,7 +101,8 @@ def dunnett_level(rows: Mapping[str, Values], baseline: str) -> float:
 def _dunnett_level(others: tuple[int, ...], baseline: int) -> float:
     """The critical value depends on the numbers of seeds only: taken from samples of these sizes."""
     samples = [np.arange(n, dtype=float) for n in (*others, baseline)]
-    test = stats.dunnett(*samples[:-1], control=samples[-1], random_state=np.random.default_rng(0))
+    draw: dict[str, Any] = {"random_state": np.random.default_rng(0)}  # scipy 1.15 has a second name for it
+    test = stats.dunnett(*samples[:-1], control=samples[-1], **draw)
     found, spread = test.confidence_interval(1 - LEVEL), pooled([one.tolist() for one in samples])
     se = spread.sd * math.sqrt(1 / others[0] + 1 / baseline)
     return float(2 * stats.t.sf((found.high[0] - found.low[0]) / 2 / se, spread.df))
@@ -122,6 +123,6 @@ def holm_levels(ps: Sequence[float]) -> list[float]:
 
 
 def discovery_levels(ps: Sequence[float]) -> list[float]:
-    """The level R / m * LEVEL, at which R intervals exclude 0: those that Benjamini and Hochberg's procedure chooses."""
+    """The level R / m * LEVEL, at which R intervals exclude 0: those that Benjamini and Hochberg choose."""
     rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum()) if len(ps) else 0
     return [LEVEL * max(rejected, 1) / len(ps)] * len(ps)

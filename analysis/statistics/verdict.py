@@ -28,8 +28,8 @@ class Difference:
     """A row minus its baseline, in the unit of the values.
 
     verdict: better | worse | better on these images | worse on these images | not resolved | one seed | no spread.
-    needs: what would resolve it, or why there is no verdict; empty if resolved. method: the test of the seeds. note: what
-    a reader must know besides. images_interval: of this pair alone; the others are corrected for all comparisons.
+    needs: what would resolve it, or why there is no verdict; empty if resolved. method: the test of the seeds, and the
+    correction. note: what a reader must know besides. images_interval: of this pair alone; the others are corrected.
     """
 
     delta: float

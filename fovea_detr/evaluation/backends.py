@@ -1,9 +1,9 @@
 """The two evaluators of COCO's metrics, which give the same numbers: hotcoco (Rust, the default) and pycocotools.
 
-hotcoco takes columns of numbers and prints nothing in the calls used here: its `summarize`, and `load_res` on a category
-that the ground truth does not have, write to the terminal past any redirection. pycocotools is the reference that
-hotcoco is tested against. Its index gets its dicts through `dataset` and `createIndex`: `loadRes` takes almost twice the
-time, because it adds a polygon to every detection.
+hotcoco takes columns of numbers. `summarize`, and `load_res` with a category that the ground truth does not have, write
+to the terminal past any redirection: neither is called here. pycocotools is the reference that hotcoco is tested
+against. Its index gets its dicts through `dataset` and `createIndex`: `loadRes` takes almost twice the time, because it
+adds a polygon to every detection.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class Boxes(NamedTuple):
     areas: np.ndarray  # [N] float64 pixels
     crowds: np.ndarray  # [N] bool; of detections all False
     scores: np.ndarray | None = None  # [N] float64; of detections
+
+    def take(self, rows: np.ndarray) -> Boxes:
+        return Boxes(*(None if column is None else column[rows] for column in self))  # pyright: ignore[reportArgumentType]
 
 
 class Split(NamedTuple):
@@ -65,13 +68,16 @@ def _fast_truth(split: Split, boxes: Boxes) -> Any:
 
 
 def _fast_found(_: Split, truth: Any, boxes: Boxes) -> Any:
+    assert boxes.scores is not None
     return truth.load_res(np.column_stack([boxes.images, boxes.xywh, boxes.scores, boxes.categories]))
 
 
 def _reference_index(split: Split, boxes: Boxes) -> Any:
-    index = pycocotools.coco.COCO()
+    index: Any = pycocotools.coco.COCO()
     images, categories = split.as_dicts()
-    columns = dict(zip(("image_id", "category_id", "bbox", "area", "iscrowd", "score"), boxes, strict=True))
+    columns: dict[str, Any] = dict(
+        zip(("image_id", "category_id", "bbox", "area", "iscrowd", "score"), boxes, strict=True)
+    )
     columns["id"] = np.arange(1, len(boxes.images) + 1)  # 0 means "no match"
     columns["iscrowd"] = boxes.crowds.astype(int)
     lists = {key: column.tolist() for key, column in columns.items() if column is not None}

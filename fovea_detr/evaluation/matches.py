@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ ERRORS = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # TIDE's, in the paper's
 # How far the AP may be from that of result.json, by the source of the matches. A checkpoint may be evaluated on another
 # device than the run was, whose sums have another order.
 TOLERANCES = {"evaluation": 1e-12, "predictions": 1e-12, "checkpoint": 1e-3}
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)  # a damaged npz
 AGAIN = "make it again with python -m fovea_detr.evaluation matches"
 
 
@@ -94,7 +96,7 @@ def _read(path: Path) -> Matches:
             columns = {key: file[key] for key in file.files}
     except FileNotFoundError:
         raise RunFolderError(f"{path}: no matches are stored there; {AGAIN} {path.parent}") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except UNREADABLE as error:
         raise RunFolderError(f"{path}: damaged ({str(error).splitlines()[0]}); {AGAIN} {path.parent}") from None
     version = columns.pop("version", None)
     if version is None or int(version) != VERSION:

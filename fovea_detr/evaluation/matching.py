@@ -1,76 +1,90 @@
-"""The matches of one evaluation, and TIDE's types of error, from hotcoco.
-
-D. Bolya, S. Foley, J. Hays, J. Hoffman, "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020.
-"""
+"""The matches of one evaluation, from hotcoco's cells, one for each image, category and area."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
+import hotcoco
 import numpy as np
 
 from fovea_detr.data.annotations import collector_paused
-from fovea_detr.evaluation.backends import BACKENDS
+from fovea_detr.data.object_table import LARGEST_AREA
+from fovea_detr.evaluation.backends import BACKENDS, Boxes
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
-from fovea_detr.evaluation.matches import AREAS, ERRORS, Matches
+from fovea_detr.evaluation.matches import AREAS, Matches
+from fovea_detr.evaluation.tide import error_gains
 
 IMAGES_AT_ONCE = 200  # their cells are Python lists: about 4 kB for each detection
+IOUS = np.array(hotcoco.Params("bbox").iou_thrs)  # 0.5, 0.55, ... 0.95
 Cell = dict[str, Any]  # of one image, category and area, as in COCOeval.evalImgs
-Found = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images, scores [D]; matched, ignored [A, D]
+Columns = dict[str, np.ndarray]  # [D] images, scores, ids, owners (at an IoU of 0.5); [A, D] matched, ignored
 Objects = tuple[np.ndarray, np.ndarray]  # images [M], counts [A, M]
 
 
 def matches_of(truth: GroundTruth, table: DetectionTable, ap: float, source: str = "evaluation") -> Matches:
     """The matches of a table of detections, whose AP the evaluator has given."""
-    backend = BACKENDS["hotcoco"]
-    index = backend.truth(truth.split, truth.objects)
-    found = backend.found(truth.split, index, truth.boxes_of(table))
-    whole = backend.evaluation(index, found)
-    ids, numbers = sorted(truth.names), range(1, truth.split.images + 1)
-    parts: dict[int, list[Found]] = {category: [] for category in ids}
+    boxes, ids = truth.boxes_of(table), sorted(truth.names)
+    parts: dict[int, list[Columns]] = {category: [] for category in ids}
     objects: dict[int, list[Objects]] = {category: [] for category in ids}
-    for first in range(0, len(numbers), IMAGES_AT_ONCE):
-        part = backend.evaluation(index, found, numbers[first : first + IMAGES_AT_ONCE])
-        for category, cells in _by_category(part).items():
-            parts[category].append(_detections(cells))
-            objects[category].append(_objects(cells))
+    for cells in _cells(truth, boxes):
+        for category, by_area in _by_category(cells).items():
+            parts[category].append(_detections(by_area))
+            objects[category].append(_objects(by_area))
+    starts, columns = _best_first(list(parts.values()))
     return Matches(
         image_ids=truth.image_ids,
         category_ids=np.array(ids, np.int64),
         category_names=np.array([truth.names[one] for one in ids], str),
-        ious=np.array(whole.params.iouThrs),
-        **_best_first(list(parts.values())),
+        ious=IOUS,
+        starts=starts,
+        images=columns["images"],
+        matched=columns["matched"],
+        ignored=columns["ignored"],
         **_counted(list(objects.values())),
-        errors=_errors(whole),
+        errors=_errors(truth.objects, boxes, columns),
         ap=ap,
         source=source,
     )
 
 
-def _by_category(evaluation: Any) -> dict[int, list[list[Cell]]]:
+def _cells(truth: GroundTruth, boxes: Boxes) -> Iterator[list[Cell]]:
+    """The cells of some images at a time."""
+    backend = BACKENDS["hotcoco"]
+    index = backend.truth(truth.split, truth.objects)
+    found = backend.found(truth.split, index, boxes)
+    for first in range(1, truth.split.images + 1, IMAGES_AT_ONCE):
+        last = min(first + IMAGES_AT_ONCE - 1, truth.split.images)
+        with collector_paused():
+            yield backend.evaluation(index, found, range(first, last + 1)).evalImgs
+
+
+def _by_category(cells: list[Cell]) -> dict[int, list[list[Cell]]]:
     """The cells of each category and each of the A areas, by image. Every area has the same images."""
-    areas = [list(limits) for limits in evaluation.params.areaRng]
-    assert tuple(evaluation.params.areaRngLbl) == AREAS
+    limits = [list(limits) for limits in hotcoco.Params("bbox").area_rng]
     found: dict[int, list[list[Cell]]] = {}
-    with collector_paused():
-        every = evaluation.evalImgs
-    for cell in every:
-        if cell is not None:
-            by_area = found.setdefault(cell["category_id"], [[] for _ in areas])
-            by_area[areas.index(list(cell["aRng"]))].append(cell)
-    for by_area in found.values():
-        for cells in by_area:
-            cells.sort(key=lambda cell: cell["image_id"])
+    for cell in sorted(cells, key=lambda cell: cell["image_id"]):
+        by_area = found.setdefault(cell["category_id"], [[] for _ in limits])
+        by_area[limits.index(cell["aRng"])].append(cell)
     return found
 
 
-def _detections(by_area: list[list[Cell]]) -> Found:
+def _detections(by_area: list[list[Cell]]) -> Columns:
     cells = by_area[0]
-    images = np.repeat([cell["image_id"] - 1 for cell in cells], [len(cell["dtIds"]) for cell in cells])
-    scores = np.fromiter(chain.from_iterable(cell["dtScores"] for cell in cells), np.float64)
+
+    def column(kind: type, values: Callable[[Cell], list[Any]]) -> np.ndarray:
+        return np.fromiter(chain.from_iterable(map(values, cells)), kind)
+
     matched, ignored = (np.stack([_bits(cells, key) for cells in by_area]) for key in ("dtMatched", "dtIgnore"))
-    return images, scores, matched & ~ignored, ignored
+    return {
+        "images": np.repeat([cell["image_id"] - 1 for cell in cells], [len(cell["dtIds"]) for cell in cells]),
+        "scores": column(np.float64, lambda cell: cell["dtScores"]),
+        "ids": column(np.int64, lambda cell: cell["dtIds"]),
+        "owners": column(np.int64, lambda cell: cell["dtMatches"][0]),
+        "matched": matched & ~ignored,
+        "ignored": ignored,
+    }
 
 
 def _bits(cells: list[Cell], key: str) -> np.ndarray:
@@ -86,17 +100,15 @@ def _objects(by_area: list[list[Cell]]) -> Objects:
     return images[counts.any(0)], counts[:, counts.any(0)]
 
 
-def _best_first(parts: list[list[Found]]) -> dict[str, np.ndarray]:
-    """The columns of the detections, category after category, each sorted as COCOeval does it."""
-    nothing = (np.zeros(0, np.int64), np.zeros(0), *np.zeros((2, len(AREAS), 0), np.uint16))
-    joined = [[np.concatenate(column, axis=-1) for column in zip(nothing, *one, strict=True)] for one in parts]
-    orders = [np.argsort(-scores, kind="mergesort") for _, scores, _, _ in joined]
-    images, _, matched, ignored = (
-        np.concatenate([one[place][..., order] for one, order in zip(joined, orders, strict=True)], axis=-1)
-        for place in range(len(nothing))
-    )
-    starts = np.cumsum([0, *(len(order) for order in orders)])
-    return {"starts": starts, "images": images, "matched": matched, "ignored": ignored}
+def _best_first(parts: list[list[Columns]]) -> tuple[np.ndarray, Columns]:
+    """starts [K + 1] and the columns of the detections, category after category, each sorted as COCOeval does it."""
+    none, zero = np.zeros(0, np.int64), np.zeros((len(AREAS), 0), np.uint16)
+    empty = {"images": none, "scores": np.zeros(0), "ids": none, "owners": none, "matched": zero, "ignored": zero}
+    joined = [{key: np.concatenate([empty[key], *(c[key] for c in one)], axis=-1) for key in empty} for one in parts]
+    orders = [np.argsort(-one["scores"], kind="mergesort") for one in joined]
+    pairs = list(zip(joined, orders, strict=True))
+    columns = {key: np.concatenate([empty[key], *(one[key][..., order] for one, order in pairs)], -1) for key in empty}
+    return np.cumsum([0, *(len(order) for order in orders)]), columns
 
 
 def _counted(parts: list[list[Objects]]) -> dict[str, np.ndarray]:
@@ -112,10 +124,11 @@ def _counted(parts: list[list[Objects]]) -> dict[str, np.ndarray]:
     }
 
 
-def _errors(evaluation: Any) -> np.ndarray:
-    """What AP at an IoU of 0.5 would gain if all errors of a type were mended, by type; the types are TIDE's.
-
-    0 where there is no object at all.
-    """
-    gains = evaluation.tide_errors(pos_thr=0.5, bg_thr=0.1)["delta_ap"]
-    return np.array([gains[name] for name in ERRORS])
+def _errors(objects: Boxes, boxes: Boxes, columns: Columns) -> np.ndarray:
+    """The gains by TIDE's types of error, from the detections and objects that count at an IoU of 0.5."""
+    counted = np.flatnonzero(~objects.crowds & (objects.areas <= LARGEST_AREA))
+    places = np.full(len(objects.images) + 1, -1)
+    places[counted + 1] = np.arange(len(counted))  # by id; 0, no object, has none
+    order = np.argsort(-columns["scores"], kind="stable")
+    order = order[columns["ignored"][0, order] & 1 == 0]
+    return error_gains(objects.take(counted), boxes.take(columns["ids"][order] - 1), places[columns["owners"][order]])
