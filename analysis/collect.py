@@ -4,8 +4,8 @@
                                [--where "schedule=50ep"] [--sort AP] [--columns NAMES] [--to results.csv] [--watch]
 
 Reads only run folders, also of running jobs, and never imports torch, so it starts fast on a login node.
-Metrics are those of the last evaluation, not the best one. Unfinished rows are marked and never ranked. * marks the best
-of two or more seeds, and all that are not resolved from it.
+Metrics are those of the last evaluation, not the best one. Unfinished rows are marked and never ranked. * marks the
+best of the rows with two seeds or more, and all that are not resolved from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compare two rows or two runs: configuration, code, packages, data, outcome, curves, and whether the difference is real.
+"""Compare two rows or two runs: configuration, code, packages, data, outcome, curves; is the difference real?
 
     python analysis/compare.py A B [--metrics AP,AP50] [--runs runs] [--study STUDY]
 

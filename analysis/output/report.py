@@ -32,9 +32,9 @@ PARTS = Path(__file__).parent
 SWEEPS = CONF_DIR / "sweeps"
 NAME = Column("row", "row")
 CAPTION = (
-    "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % interval "
-    "of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from it. Click a "
-    "heading to sort."
+    "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % "
+    "interval of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from "
+    "it. Click a heading to sort."
 )
 SAMPLES = ("samples/*.jpg", "samples/*.png", "predictions.json")
 

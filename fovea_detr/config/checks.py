@@ -39,7 +39,7 @@ DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
-# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables, and no condition holds on it.
+# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
 UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from analysis import collect
 from analysis.reading.folders import find_runs
 from analysis.tables import published
 from analysis.tables.cells import Value
@@ -136,25 +138,106 @@ def test_equal_configurations_in_two_folders_are_reported_and_counted_once(write
     assert table.warnings == [f"the same configuration and seed in 2 folders, counted once: {folders}"]
 
 
-def test_published_values_stand_beside_the_runs_of_their_recipe_alone(write, tmp_path):
-    changed = ("model.heads=4", "kernel=laplace", "fovea.cell_centre=true")
-    for overrides in (["dynamic_scale=type3"], *(["dynamic_scale=type3", one] for one in changed), ["model=detr_r50"]):
-        write(*overrides)
-    write("model=detr_r50", "schedule=500ep")
-    table = table_of(tmp_path, metrics=("AP", "AP_large"))
-    found = {
-        row.runs[0].path.name: (row.cells.get("AP_published"), row.cells.get("AP_large_published"))
-        for row in table.rows
-    }
-    assert found == {
-        "dynamic_scale=type3": (Value(0.41), Value(0.591)),
-        "dynamic_scale=type3,model.heads=4": (None, None),
-        "dynamic_scale=type3,kernel=laplace": (None, None),
-        "dynamic_scale=type3,fovea.cell_centre=true": (None, None),
-        "model=detr_r50": (Value(0.348), Value(0.544)),
-        "model=detr_r50,schedule=500ep": (Value(0.42), Value(0.611)),
-    }
-    assert "published: DETR model zoo" in table.notes
+PUBLISHED = {
+    ("dynamic_scale=type3",): 0.41,
+    ("dynamic_scale=type1",): 0.385,
+    ("dynamic_scale=type3", "schedule.batch_size=8"): 0.41,  # of fewer GPUs
+    ("dynamic_scale=type3", "evaluation.batch_size=1"): 0.41,
+    ("model=detr_r50",): 0.348,
+    ("model=detr_r50", "dynamic_scale=type4"): 0.348,  # plain DETR reads no scale
+    ("model=detr_r50", "schedule=500ep"): 0.42,
+    ("model=detr_r101_dc5", "schedule=500ep"): 0.449,
+    ("model=fovea_r101", "model.backbone=resnet50", "dynamic_scale=type3"): 0.41,
+}
+NOT_PUBLISHED = [f"dynamic_scale=type3,{one}" for one in ("model.heads=4", "kernel=laplace", "fovea.cell_centre=true")]
+NOT_PUBLISHED += [
+    f"dynamic_scale=type3,{one}" for one in ("model.backbone=resnet18", "model.dropout=0", "model.dc5=true")
+]
+NOT_PUBLISHED += [
+    "dynamic_scale=type3,schedule.weight_decay=0",
+    "dynamic_scale=type3,precision=bf16",
+    "dynamic_scale=type2",
+]
+NOT_PUBLISHED += [
+    "model=detr_r50,model.dropout=0",
+    "dynamic_scale=type3,data=shapes",
+    "dynamic_scale=type3,schedule.clip=0",
+]
+NOT_PUBLISHED += ["dynamic_scale=type3,data.num_classes=4", "dynamic_scale=type3,model.position=learned"]
+
+
+@pytest.mark.parametrize("point", [*PUBLISHED, *(tuple(one.split(",")) for one in NOT_PUBLISHED)])
+def test_published_values_stand_beside_the_published_configuration_alone(write, tmp_path, point):
+    write(*point)
+    (row,) = table_of(tmp_path).rows
+    assert row.cells.get("AP_published") == (Value(PUBLISHED[point]) if point in PUBLISHED else None)
+
+
+@pytest.mark.parametrize(("total", "is_published"), [(16, True), (32, True), (64, False), (4, False)])
+def test_published_values_need_the_published_total_batch(write, tmp_path, total, is_published):
+    write("dynamic_scale=type3", result={"last": {"AP": 0.4}, "total_batch_size": total})
+    assert ("AP_published" in table_of(tmp_path).rows[0].cells) == is_published
+
+
+@pytest.mark.parametrize(
+    ("name", "sha", "published"),
+    [
+        ("detr-r50.pth", "e632da11" + "0" * 8, Value(0.42)),
+        ("detr-r50-e632da11.pth", None, Value(0.42)),
+        ("detr-r50-e632da11.pth", "f" * 16, None),  # another file of that name
+        ("my_own.pth", None, None),
+    ],
+)
+def test_published_values_stand_beside_an_evaluation_of_the_published_checkpoint(write, tmp_path, name, sha, published):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / name).touch()
+    folder = write("model=detr_r50", "mode=eval", f"weights={tmp_path / 'weights' / name}")
+    folder.write_provenance(provenance(data={"val": "b" * 16}, **({"weights_sha256": sha} if sha else {})))
+    (row,) = make_table(find_runs(tmp_path, ["study"])).rows
+    assert row.cells.get("AP_published") == published
+
+
+def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp_path):
+    for point in (["model=detr_focal_r50"], ["dynamic_scale=type2"], ["dynamic_scale=type3"]):
+        write("experiment=tiny", *point)
+    write("model=detr_focal_r50", "dynamic_scale=type3", "seed=1", "experiment=tiny")
+    table = table_of(tmp_path)
+    assert [row.cells["dynamic_scale"] for row in table.rows] == ["type2", "type3", None]
+    assert value(table.rows[2], "AP").n == 2, "plain DETR is one row, whatever scale was named"
+    assert {row.settings["model"] for row in table_of(tmp_path, where=("dynamic_scale=type2",)).rows} == {"fovea_tiny"}
+    assert table_of(tmp_path, baseline="dynamic_scale=type2").baseline is not None
+
+
+def test_a_resume_under_changed_code_or_packages_is_noted(write, tmp_path):
+    folder = write("seed=0")
+    later = [provenance(), provenance(code={"sha": "f" * 16, "uncommitted": ""}, packages={"torch": "2.7.0"})]
+    folder.write_provenance(provenance(later_starts=later))
+    write("seed=1").write_provenance(provenance(later_starts=later[:1]))
+    notes = table_of(tmp_path).rows[0].notes
+    assert notes[:2] == [
+        "resumed with another code 0123456 -> fffffff (1 of 2 runs)",
+        "resumed with another torch 2.6.0 -> 2.7.0 (1 of 2 runs)",
+    ]
+
+
+def test_cost_has_a_spread_and_unlike_devices_are_noted(write, tmp_path):
+    for seed, device, minutes in ((0, "NVIDIA V100", 60.0), (1, "NVIDIA A100", 30.0)):
+        result = {"last": {"AP": 0.4}, "minutes": minutes, "gpu_hours": minutes / 15, "total_batch_size": 16 << seed}
+        write(f"seed={seed}", result=result).write_provenance(provenance(device=device))
+    (row,) = table_of(tmp_path).rows
+    assert (value(row, "gpu_hours").mean, value(row, "minutes").std) == pytest.approx((3, 30 / math.sqrt(2)))
+    assert row.cells["total_batch"] == "16 / 32", "never a mean"
+    note = "device differs between seeds: 4 x NVIDIA A100 / 4 x NVIDIA V100: cost is not comparable"
+    assert note in row.notes
+
+
+def test_a_number_that_is_none_has_its_reason_and_its_own_n(write, show):
+    for seed, small in ((0, 0.2), (1, -1.0), (2, math.nan)):
+        write("smooth=4", f"seed={seed}", result={"last": {"AP": 0.4, "AP_small": small}, "peak_memory_bytes": 3 << 30})
+    lines = show("--metrics", "AP,AP_small", "--columns", "n,AP,AP_small,peak GiB")
+    assert lines[:2] == [["n", "AP", "AP_small", "peak GiB"], ["3", "40.0 ± 0.0", "20.0 (n 1)", "3.0 ± 0.0"]]
+    assert ["2: AP_small left out in 1 of 3 runs (nan)"] in lines
+    assert ["1: AP_small left out in 1 of 3 runs (-1: the validation set has no such object)"] in lines
 
 
 def test_every_published_key_is_a_leaf_of_the_configuration(write):
@@ -273,6 +356,49 @@ def test_a_metric_that_older_folders_lack_is_blank(write, show):
     write("smooth=4", result={"last": {"AP": 0.4}})
     write("smooth=8", result={"last": {"AP": 0.5, METRICS[-1]: 0.25}})
     assert [row[3:5] for row in show("--metrics", f"AP,{METRICS[-1]}")[1:]] == [["40.0", "-"], ["50.0", "25.0"]]
+
+
+def test_per_cent_or_fractions_and_a_difference_has_a_digit_of_its_own(write, show):
+    for scale, score in (("type1", 0.4004), ("type2", 0.4016)):
+        write(f"dynamic_scale={scale}", result={"last": {"AP": score}})
+    options = ["--metrics", "AP", "--baseline", "type1", "--columns", "dynamic_scale,AP,AP_difference"]
+    assert show(*options)[:3] == [
+        ["dynamic_scale", "AP", "ΔAP"],
+        ["type1", "40.0", "baseline"],
+        ["type2", "40.2", "+0.12"],
+    ]
+    assert show(*options, "--no-percent")[2] == ["type2", "0.402", "+0.0012"]
+
+
+def test_a_difference_is_told_as_scipy_finds_it(runs_root, capsys):
+    every = ["--runs", str(runs_root), "--metrics", "AP", "--baseline", "dynamic_scale=type1", "--why", "--plan", "0.3"]
+    assert collect.main(every) == 0
+    out = capsys.readouterr().out
+    values = {str(scale): own.to_numpy() for scale, own in by_hand(runs_root).groupby("scale")["AP"]}
+    told = stats.dunnett(values["type2"], values["type3"], control=values["type1"], rng=np.random.default_rng(0))
+    interval = told.confidence_interval(0.95)
+    for i, scale in enumerate(("type2", "type3")):
+        found = re.search(rf"AP of {scale}, mixture=none: (\S+); seeds \[(\S+), (\S+)\]; Dunnett", out)
+        assert found
+        delta = values[scale].mean() - values["type1"].mean()
+        wanted = (100 * delta, 100 * interval.low[i], 100 * interval.high[i])
+        assert [float(text) for text in found.groups()] == pytest.approx(wanted, abs=0.02)
+        assert (interval.low[i] > 0) == ("better on these images" in out)
+    pooled = math.sqrt(np.mean([own.var(ddof=1) for own in values.values()]))
+    assert f"seeds' standard deviation {100 * pooled:.2f} AP (6 degrees of freedom)" in out
+    number = int(re.findall(r"(\d+) seeds a row", out)[0])
+    t = stats.t.ppf([0.975, 0.8], 2 * (number - 1)).sum()
+    assert t * pooled * math.sqrt(2 / number) <= 0.003 < t * pooled * math.sqrt(2 / (number - 1)) * 1.01
+
+
+def test_one_seed_never_gets_a_verdict_or_a_mark(write, show):
+    write("dynamic_scale=type1")
+    for seed in (0, 1):
+        write("dynamic_scale=type2", f"seed={seed}", result={"last": {"AP": 0.2 + seed / 100}})
+    text = str(show("--metrics", "AP", "--baseline", "dynamic_scale=type2"))
+    assert "one seed: spread of training unknown" in text
+    assert "*" not in text
+    assert not {"better", "worse"} & set(re.findall(r"\w+", text))
 
 
 def test_an_unknown_metric_is_named():
