@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column
-from analysis.tables.rows import Row
 from analysis.tables.table import Table
 from fovea_detr.runs.state import BROKEN, FOREIGN
 
@@ -23,7 +22,17 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
 
     MARK is behind what is not resolved from the best, which is bold, too.
     """
-    lines = {column: [column.title, *(_cell(table, row, column) for row in table.rows)] for column in table.columns}
+    marked = {name for row in table.rows for name in row.best}  # their whole columns have room for the mark
+    lines = {
+        column: [
+            column.title,
+            *(
+                table.text(row, column) + (MARK if column.name in row.best else " ") * (column.name in marked)
+                for row in table.rows
+            ),
+        ]
+        for column in table.columns
+    }
     widths = {column: max(map(len, texts)) for column, texts in lines.items()}
     dropped = []
     while _total(widths, cut=True) > width and any(column.drop_order for column in widths):
@@ -39,12 +48,6 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
         names = ", ".join(column.title for column in table.columns if column in dropped)
         text += f"\ncolumns omitted to fit the terminal: {names}"
     return text
-
-
-def _cell(table: Table, row: Row, column: Column) -> str:
-    """With room for the mark in a whole column, so that its numbers stay aligned."""
-    marked = any(column.name in other.best for other in table.rows)
-    return table.text(row, column) + (MARK if column.name in row.best else " " if marked else "")
 
 
 def _total(widths: dict[Column, int], cut: bool = False) -> int:

@@ -90,7 +90,7 @@ def code_of(provenance: dict[str, Any]) -> str:
 def resume_changes(provenance: dict[str, Any]) -> list[str]:
     """What a later start of the run had otherwise than the start before it: `code 0123456 -> fedcba9`."""
     later = provenance.get("later_starts")
-    starts = [provenance, *(map(node_of, later) if isinstance(later, list) else ())]
+    starts = [provenance, *map(node_of, later)] if isinstance(later, list) else []
     parts = [
         {"code": code_of(start), "python": start.get("python"), "device": start.get("device")}
         | {"total batch": start.get("total_batch_size"), **node_of(start.get("packages"))}

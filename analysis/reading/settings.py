@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fovea_detr.config.checks import reads
+from fovea_detr.config.checks import unread
 from fovea_detr.config.schema import AXES
 from fovea_detr.runs.identity import Settings
 
@@ -22,9 +22,10 @@ def overrides(point: str) -> dict[str, str]:
     return {key: value for key, equals, value in (part.partition("=") for part in point.split(",")) if equals}
 
 
-def read_settings(settings: Settings) -> dict[str, str]:
+def read_settings(settings: dict[str, str]) -> dict[str, str]:
     """Without those that the run's model or mode does not read."""
-    return {key: value for key, value in settings.items() if reads(settings, key)}
+    nodes = unread(settings)
+    return {key: value for key, value in settings.items() if key.partition(".")[0] not in nodes} if nodes else settings
 
 
 def leaf(settings: Settings, name: str) -> str | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from analysis.statistics.verdict import Difference
 from analysis.tables.cells import Cell, Column, Value
 from analysis.tables.filters import lookup, parse_conditions
 from analysis.tables.published import published_for
 from analysis.tables.rows import Row
 from fovea_detr.errors import UserError
+
+if TYPE_CHECKING:
+    from analysis.statistics.verdict import Difference
 
 
 def find_row(rows: Sequence[Row], text: str, option: str = "--baseline ") -> Row:

@@ -10,14 +10,15 @@ from pathlib import Path
 import yaml
 
 from analysis.reading.runs import Run
-from fovea_detr.config.checks import reads
+from analysis.reading.settings import read_settings
 from fovea_detr.runs.identity import Settings, as_typed, defaults
 
 FILE = Path(__file__).parent / "published.yaml"
 # What may differ: names (the leaves below them count), the seed, and how often is evaluated and in which batches. The
 # batch of a process is not compared either, because the total batch is.
-FREE = ("model", "schedule", "seed", "schedule.batch_size", "weights")
+FREE = {"model", "schedule", "seed", "schedule.batch_size", "weights"}
 CLASSES = {"data.num_classes": ("null", "91")}  # of COCO; null: not read from the annotations yet
+ANY = "any"  # the source does not say
 TOTAL_BATCH = range(16, 33)
 
 
@@ -32,13 +33,15 @@ class Published:
 
     def holds(self, settings: Settings) -> bool:
         """Whether the whole configuration is the published one."""
-        expected = {**defaults(), "mode": settings.get("mode", ""), **self.where}
-        wanted = {key for key in expected if reads(settings, key)}
+        if any(settings.get(key, value) != value for key, value in self.where.items() if value != ANY):
+            return False
+        everything = {**defaults(), **self.where, "mode": settings.get("mode", "")}
+        expected = read_settings(everything)
         compared = {
-            key for key in wanted | settings.keys() if key not in FREE and key.partition(".")[0] != "evaluation"
+            key for key in expected.keys() | settings.keys() if key not in FREE and not key.startswith("evaluation.")
         }
-        return compared <= wanted and all(
-            expected[key] == "any" or settings.get(key) in (*CLASSES.get(key, ()), expected[key]) for key in compared
+        return compared <= expected.keys() and all(
+            expected[key] == ANY or settings.get(key) in (*CLASSES.get(key, ()), expected[key]) for key in compared
         )
 
     def is_evaluated_by(self, run: Run) -> bool:

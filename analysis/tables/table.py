@@ -32,6 +32,7 @@ NUMBERS = (
 )
 STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
 N = Column("n", "n", 0)
+MOST_TESTED = 100  # rows
 RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*METRICS, BEST}
 
 
@@ -119,6 +120,8 @@ def test_rows(
     rows: Sequence[Row], baseline: Row | None, options: Options, warnings: list[str]
 ) -> tuple[list[str], Mapping[str, Mapping[str, Difference]]]:
     """Mark the best rows, and compare each with the baseline -> warnings, verdicts."""
+    if len(rows) > MOST_TESTED:
+        return [*warnings, f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where"], {}
     from analysis.tables import verdicts  # only here: it loads scipy
 
     warnings = [*warnings, *verdicts.mark_best(rows, options.metrics)]

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 CACHE = ".resamples"  # in the study's folder
 ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
-MOST_ROWS = 100  # of a study whose rows are tested against each other
 
 
 def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
@@ -67,8 +66,6 @@ def differences(
 ) -> dict[str, dict[str, Difference]]:
     """By metric and label: every other finished row of the baseline's study minus the baseline."""
     study = [row for row in rows if row.study == baseline.study]
-    if len(study) > MOST_ROWS:
-        return {}
     found = {metric: samples(study, metric, resamples) for metric in metrics}
     return {
         metric: verdict.against(own, baseline.label)
@@ -82,9 +79,6 @@ def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
     for study in dict.fromkeys(row.study for row in rows):
         own = [row for row in rows if row.study == study and row.is_finished]
         several = [row for row in own if len(row.counted) > 1]
-        if len(several) > MOST_ROWS:
-            yield f"{study}: best rows are not marked among more than {MOST_ROWS} rows: choose some with --where"
-            continue
         for metric in metrics if len(several) > 1 else ():
             found = {label: one for label, one in samples(several, metric, {}).items() if len(one.values) > 1}
             best = verdict.not_resolved_from_best(found) if len(found) > 1 else set()

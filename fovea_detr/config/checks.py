@@ -43,10 +43,9 @@ WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3
 UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
 
 
-def reads(settings: Mapping[str, str], key: str) -> bool:
-    """Whether a run with these settings (key -> text) reads the key: plain DETR has no `dynamic_scale`."""
-    node = key.partition(".")[0]
-    return not any(settings.get(leaf) == value and node in nodes for (leaf, value), nodes in UNREAD.items())
+def unread(settings: Mapping[str, str]) -> set[str]:
+    """The nodes that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
+    return {node for (leaf, value), nodes in UNREAD.items() if settings.get(leaf) == value for node in nodes}
 
 
 def check(config: Config) -> None:
