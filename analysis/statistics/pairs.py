@@ -80,7 +80,8 @@ class Pair:
         """What would resolve this difference at that level with 80 % power."""
         assert self.seeds is not None
         sd = self.seeds.se / math.sqrt(1 / len(self.a.values) + 1 / len(self.b.values))
-        if plan(self.delta, 0.0, self.images_se, level) is None and self.images_se:
-            return "no number of seeds: more images"
         seeds = plan(self.delta, sd, self.images_se, level)
-        return f"more than {MOST} seeds" if seeds is None else f"about {seeds} seeds"
+        if seeds is not None:
+            return f"about {seeds} seeds"
+        is_for_images = self.images_se > 0 and plan(self.delta, 0.0, self.images_se, level) is None
+        return "no number of seeds: more images" if is_for_images else f"more than {MOST} seeds"

@@ -18,7 +18,10 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
-UNLIKE = 3.0  # sds that differ by this factor are not pooled
+UNLIKE = 3.0  # sds that differ by this factor are not pooled,
+WIDE = (
+    1.4  # nor is one that is this much above the pooled sd: without this rule intervals cover 90 to 93 % (benchmarks)
+)
 FLOOR = 0.01  # a row whose mean is below it has not learned: its spread is not that of the others
 Values = Sequence[float]
 
@@ -67,11 +70,12 @@ def pooled(rows: Sequence[Values]) -> Spread:
 
 
 def can_be_pooled(rows: Sequence[Values]) -> bool:
-    """Whether the sds of the rows are alike: less than threefold, and no row at the floor."""
+    """Whether the sds of the rows are alike: less than threefold, none far above the pooled one, no row at the floor."""
     several = [row for row in rows if len(row) > 1]
+    if not several or any(fmean(row) < FLOOR for row in several):
+        return False
     sds = [math.sqrt(variance(row)) for row in several]
-    at_floor = any(fmean(row) < FLOOR for row in several)
-    return not at_floor and max(sds, default=0.0) <= UNLIKE * min(sds, default=0.0)
+    return max(sds) <= min(UNLIKE * min(sds), WIDE * pooled(several).sd)
 
 
 def contrast(a: Values, b: Values, shared: Spread | None) -> Contrast | None:
@@ -124,5 +128,7 @@ def holm_levels(ps: Sequence[float]) -> list[float]:
 
 def discovery_levels(ps: Sequence[float]) -> list[float]:
     """The level R / m * LEVEL, at which R intervals exclude 0: those that Benjamini and Hochberg choose."""
-    rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum()) if len(ps) else 0
+    if len(ps) == 0:
+        return []
+    rejected = int((stats.false_discovery_control(ps) <= LEVEL).sum())
     return [LEVEL * max(rejected, 1) / len(ps)] * len(ps)

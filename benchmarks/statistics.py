@@ -1,0 +1,153 @@
+"""Do the table's intervals keep their promise? Coverage on made-up studies with known truth, and the time they take.
+
+    python -m benchmarks.statistics [--studies 2000] [--time]
+
+A study has four rows; a run's AP is its row's true AP, plus what the images add, plus what the seed adds. Each study
+has 400 images of its own; on each, the rows differ by the truth, by the image (the same for all seeds of a row) and by
+noise of each run. The seeds' spread is alike in all rows, or threefold in one of them. Each study is judged as the table
+does it, with 400 resamples of the images. --time: CPU seconds of 1000 resamples of a split like COCO's val2017 (5000
+images, 300 detections each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from analysis.statistics.images import RESAMPLES, SEED, all_weights, resample
+from analysis.statistics.pairs import Row
+from analysis.statistics.seeds import Interval
+from analysis.statistics.verdict import BETTER, WORSE, Difference, against, planned
+from benchmarks.evaluation import random_case
+from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
+from fovea_detr.evaluation.matches import write_matches
+from fovea_detr.evaluation.matching import matches_of
+from fovea_detr.runs.folder import COCO_METRICS, MATCHES
+
+IMAGES, DRAWS = 400, 400
+OF_IMAGE, OF_RUN = 0.10, 0.05  # sds of an image's score: by row and image; by run and image. Over 400: 0.005, 0.0025
+SPREADS = {"alike": (0.005,) * 4, "threefold": (0.005, 0.005, 0.005, 0.015)}
+TRUTH = (0.30, 0.30, 0.32, 0.33)  # AP of the rows; the first is the baseline
+NAMES = ("a", "b", "c", "d")
+
+
+@dataclass(frozen=True)
+class Study:
+    """rows: as the table has them. on_images: the true AP of each row on the images of this study."""
+
+    rows: dict[str, Row]
+    truth: dict[str, float]
+    on_images: dict[str, float]
+
+
+def made_study(draw: np.random.Generator, truth: Sequence[float], spreads: Sequence[float], seeds: int) -> Study:
+    weights = all_draws()
+    rows, on_images = {}, {}
+    for name, mean, spread in zip(NAMES, truth, spreads, strict=False):
+        of_images = mean + draw.normal(0, OF_IMAGE, IMAGES)
+        scores = of_images + draw.normal(0, spread, (seeds, 1)) + draw.normal(0, OF_RUN, (seeds, IMAGES))
+        rows[name] = Row(scores.mean(1).tolist(), scores @ weights)
+        on_images[name] = float(of_images.mean())
+    return Study(rows, dict(zip(NAMES, truth, strict=False)), on_images)
+
+
+@cache
+def all_draws() -> np.ndarray:
+    """[images, draws] the share of each image in each resample, as in the table: the same for all runs."""
+    return np.concatenate(list(all_weights(IMAGES, DRAWS, SEED)), axis=1) / IMAGES
+
+
+def studies(number: int, truth: Sequence[float], spreads: Sequence[float], seeds: int) -> Iterator[Study]:
+    """The i-th study is the same for any number of them."""
+    for i in range(number):
+        yield made_study(np.random.default_rng([i, seeds]), truth, spreads, seeds)
+
+
+def contains(interval: Interval | None, value: float) -> bool:
+    assert interval is not None
+    return interval.low <= value <= interval.high
+
+
+def missed(found: Mapping[str, Difference], study: Study) -> tuple[bool, bool]:
+    """Whether any interval of the seeds, or of both, misses the true difference: on these images, or on all."""
+    base = NAMES[0]
+    by_seeds = [
+        contains(one.seeds_interval, study.on_images[name] - study.on_images[base]) for name, one in found.items()
+    ]
+    by_both = [contains(one.combined_interval, study.truth[name] - study.truth[base]) for name, one in found.items()]
+    return not all(by_seeds), not all(by_both)
+
+
+def coverage(number: int, spreads: Sequence[float], seeds: int) -> dict[str, float]:
+    """Shares of studies whose intervals hold the truth: of all rows at once, and of one planned contrast alone."""
+    all_rows, one_pair, dunnett = [], [], 0
+    for study in studies(number, TRUTH, spreads, seeds):
+        found = against(study.rows, NAMES[0])
+        dunnett += found[NAMES[1]].method.startswith("Dunnett")
+        all_rows.append(missed(found, study))
+        (pair,) = planned([(NAMES[0], NAMES[-1])], study.rows)
+        one_pair.append(missed({NAMES[-1]: pair}, study))
+    several, single = 1 - np.mean(all_rows, axis=0), 1 - np.mean(one_pair, axis=0)
+    columns = ("all rows: seeds", "all rows: both", "one pair: seeds", "one pair: both", "by Dunnett")
+    return dict(zip(columns, (*several.tolist(), *single.tolist(), dunnett / number), strict=True))
+
+
+def false_verdicts(number: int, spreads: Sequence[float], seeds: int) -> dict[str, float]:
+    """Shares of studies without any true difference in which some row gets a verdict all the same."""
+    here, anywhere = 0, 0
+    for study in studies(number, (TRUTH[0],) * 4, spreads, seeds):
+        centred = {  # no difference on these images, either
+            name: Row([value - study.on_images[name] + TRUTH[0] for value in row.values])
+            for name, row in study.rows.items()
+        }
+        here += any(one.is_resolved for one in against(centred, NAMES[0]).values())
+        anywhere += any(one.verdict in (BETTER, WORSE) for one in against(study.rows, NAMES[0]).values())
+    return {"false: these images": here / number, "false: in general": anywhere / number}
+
+
+def times() -> Iterator[str]:
+    """CPU seconds for one run of a split like val2017."""
+    case = random_case(5000, 300)
+    truth = GroundTruth(case.content)
+    begin = time.process_time()
+    ap = coco_metrics(truth, case.table)["AP"]
+    yield f"COCO's metrics: {time.process_time() - begin:.1f}"
+    begin = time.process_time()
+    matches = matches_of(truth, case.table, ap)
+    yield f"the matches of a final evaluation, with TIDE's errors: {time.process_time() - begin:.1f}"
+    with tempfile.TemporaryDirectory() as folder:
+        write_matches(Path(folder), matches)
+        yield f"their file: {(Path(folder) / MATCHES).stat().st_size / 1e6:.1f} MB"
+    few = [metric for metric in COCO_METRICS if metric.name in ("AP", "AP50", "AP75")]
+    sizes = [metric for metric in COCO_METRICS if metric.table == "precision"]
+    for title, metrics in (("AP, AP50, AP75", few), ("these, AP90 and three sizes", sizes)):
+        begin = time.process_time()
+        resample(matches, metrics, RESAMPLES, SEED)
+        yield f"{RESAMPLES} resamples, {title}: {time.process_time() - begin:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--time", action="store_true", help="measure CPU seconds instead")
+    options = parser.parse_args()
+    if options.time:
+        for line in times():
+            print(line, flush=True)
+        return
+    for seeds in (3, 5):
+        for name, spreads in SPREADS.items():
+            shares = coverage(options.studies, spreads, seeds) | false_verdicts(options.studies, spreads, seeds)
+            cells = ", ".join(f"{key} {100 * share:.1f} %" for key, share in shares.items())
+            print(f"{seeds} seeds, {name}: {cells}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
