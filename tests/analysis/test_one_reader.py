@@ -82,8 +82,9 @@ def test_the_frames_grouped_by_hand(root):
     study = load(root / "mystudy")
     runs = study.runs.query("counts")
     final = study.epochs.query("counts and epoch == 50")
-    both = study.categories.query("counts").groupby(["variant", "run"])["AP"].max().reset_index()
+    both = study.categories.query("counts").groupby(["variant", "run"], as_index=False).agg(AP=("AP", "max"))
     for frame in (runs, final, both):
+        own: Any
         for variant, own in frame.groupby("variant")["AP"]:
             scale = next((scale for scale in TOPS if scale in str(variant)), None)
             if scale:
