@@ -30,9 +30,7 @@ from analysis.figures.drawing import (
     add_legend,
     draw_dots,
     draw_lines,
-    name_lines,
     name_with_seeds,
-    names_fit_beside,
     spread_handles,
     variant_handles,
     variants_of,
@@ -105,11 +103,8 @@ def learning_curves(epochs: pd.DataFrame, x: str = "epoch", metric: str = "AP") 
         axes.set_xlabel({"gpu_hours": "GPU-hours", "minutes": "minutes"}.get(x, x))
         axes.set_ylabel(metric)
         axes.set_ylim(bottom=0)
-        beside = names_fit_beside(epochs)
         add_legend(figure, spread_handles(epochs, band=True), "outside upper center")
-        add_legend(figure, [] if beside else variant_handles(epochs))
-        if beside:
-            name_lines(axes, epochs, x, metric)
+        add_legend(figure, variant_handles(epochs))
     return figure
 
 

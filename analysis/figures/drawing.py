@@ -12,14 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLOURS, label_ends, line_styles
+from analysis.figures.style import COLOURS, line_styles
 from analysis.tables.frames import over_seeds
 from fovea_detr.config.overrides import natural
 
 UNFINISHED = "not finished: not comparable"
 SPREAD = "± 1 standard deviation over {} seeds"
 GREY = "#777777"
-MOST_LABELS, LONGEST_LABEL = 8, 24  # names beside the line ends, and characters in one; otherwise a legend
 LEGEND_ROW_INCHES = 0.15
 
 
@@ -59,22 +58,6 @@ def draw_dots(axes: Axes, runs: pd.DataFrame, metric: str) -> None:
         spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
         where: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
         axes.annotate(f"{mean:.1f}{spread}", (mean, row), (0, 5), **where)
-
-
-def names_fit_beside(epochs: pd.DataFrame) -> bool:
-    """Whether the names fit beside the line ends."""
-    names = [name_with_seeds(variant, epochs) for variant in variants_of(epochs)]
-    return len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
-
-
-def name_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
-    """Write each variant's name beside the end of its line."""
-    ends, means = {}, over_seeds(epochs, x, y)
-    for variant, own in line_styles(variants_of(epochs)).items():
-        line = means.loc[means["variant"] == variant]
-        if len(line):
-            ends[name_with_seeds(variant, epochs)] = (line["mean"].iloc[-1], str(own["color"]))
-    label_ends(axes, ends)
 
 
 def variant_handles(table: pd.DataFrame, order: Sequence[str] = (), marks: bool = False) -> list[Any]:

@@ -191,9 +191,8 @@ def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
         batches = sorted(set(row.values("total_batch")))
         if len(batches) > 1:
             row.cells["total_batch"] = " / ".join(f"{batch:.0f}" for batch in batches)
-        scored = next((cell for name in options.metrics if isinstance(cell := row.cells[name], Value)), None)
-        row.cells[N.name] = Value(scored.n) if scored else None
-        for name in options.metrics if scored else ():
-            if isinstance(cell := row.cells[name], Value):
-                row.cells[name] = replace(cell, of=scored.n)
+        values = {name: cell for name in options.metrics if isinstance(cell := row.cells[name], Value)}
+        n = next((cell.n for cell in values.values()), None)
+        row.cells[N.name] = None if n is None else Value(n)
+        row.cells |= {name: replace(cell, of=n or 0) for name, cell in values.items()}
     return [STATE, N, *scores, *numbers]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from analysis.reading.runs import Run
 from analysis.statistics import power, seeds, verdict
 from analysis.statistics.images import Resamples, resamples_of
 from analysis.tables.cells import NOTHING, Column, metric_column, rounded
 from analysis.tables.rows import Row
+from fovea_detr.errors import RunFolderError
 from fovea_detr.evaluation.matches import read_matches
 from fovea_detr.runs.folder import MATCHES
 
@@ -26,15 +29,26 @@ ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
 
 
 def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
-    """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes."""
+    """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes.
+
+    Matches that cannot be used are a problem of their run.
+    """
     found: dict[Path, Resamples] = {}
     names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
-    paths = [run.path for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
-    with tqdm(total=len(paths), desc="resampling images", unit="run", leave=False, disable=None) as bar:
-        for study in dict.fromkeys(path.parent for path in paths):
-            own = [path for path in paths if path.parent == study]
-            found |= resamples_of(own, names, study / CACHE, progress=lambda _: bar.update())
+    runs = [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
+    for run in tqdm(runs, desc="resampling images", unit="run", leave=False, disable=None):
+        with noted(run):
+            found |= resamples_of([run.path], names, run.path.parent / CACHE)
     return found
+
+
+@contextmanager
+def noted(run: Run) -> Iterator[None]:
+    """What is wrong with the matches of a run becomes one of its problems."""
+    try:
+        yield
+    except RunFolderError as error:
+        run.problems += [] if str(error) in run.problems else [str(error)]
 
 
 def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
@@ -123,7 +137,9 @@ def errors_of(row: Row) -> dict[str, list[float]]:
     """The AP50 that each of TIDE's types of errors costs, by seed, of the runs with matches."""
     found: dict[str, list[float]] = {}
     for run in row.counted:
-        if (run.path / MATCHES).exists():
+        if not (run.path / MATCHES).exists():
+            continue
+        with noted(run):
             for name, value in read_matches(run.path).errors_by_type.items():
                 found.setdefault(name, []).append(value)
     return found

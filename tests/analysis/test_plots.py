@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from analysis import Study, load, plots
 from analysis.figures.drawing import variants_of
-from analysis.figures.style import COLUMN_INCHES, line_styles, spread
+from analysis.figures.style import COLUMN_INCHES, line_styles
 from analysis.tables.frames import over_seeds
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
@@ -198,12 +198,6 @@ def test_category_differences_are_of_means_against_the_baseline(seeds):
     assert axes.get_xlabel() == "AP minus AP of type1"
     (axes,) = plots.by_category(seeds.categories).axes
     assert axes.get_xlabel() == "AP", "no baseline is chosen by itself"
-
-
-def test_labels_keep_their_order_and_move_as_little_as_possible():
-    np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
-    assert (np.diff(spread(np.sort(np.random.default_rng(0).random(20)), 0.05)) > 0.05 - 1e-9).all()
 
 
 # ---- style ---------------------------------------------------------------------------------------
