@@ -4,9 +4,9 @@
 
 A study has four rows; a run's AP is its row's true AP, plus what the images add, plus what the seed adds. Each study
 has 400 images of its own; on each, the rows differ by the truth, by the image (the same for all seeds of a row) and by
-noise of each run. The seeds' spread is alike in all rows, or threefold in one of them. Each study is judged as the table
-does it, with 400 resamples of the images. --time: CPU seconds of 1000 resamples of a split like COCO's val2017 (5000
-images, 300 detections each).
+noise of each run. The seeds' spread is alike in all rows, or threefold in one of them. Each study is judged as the
+table does it, with 400 resamples of the images. --time: CPU seconds of 1000 resamples of a split like COCO's val2017
+(5000 images, 300 detections each).
 """
 
 from __future__ import annotations

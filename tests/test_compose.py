@@ -413,6 +413,7 @@ def test_leaves():
         ("data.root", True),
         ("evaluation.save_predictions", True),
         ("evaluation.backend", True),
+        ("evaluation.keep_matches", True),
         ("data", False),
         ("data.name", False),
         ("evaluation.batch_size", False),

@@ -70,7 +70,7 @@ def pooled(rows: Sequence[Values]) -> Spread:
 
 
 def can_be_pooled(rows: Sequence[Values]) -> bool:
-    """Whether the sds of the rows are alike: less than threefold, none far above the pooled one, no row at the floor."""
+    """Whether the sds of the rows are alike: less than threefold, none far above the pooled; no row at the floor."""
     several = [row for row in rows if len(row) > 1]
     if not several or any(fmean(row) < FLOOR for row in several):
         return False

@@ -55,6 +55,15 @@ def test_there_are_eight_older_folders() -> None:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
+def test_a_stored_configuration_that_names_the_former_evaluator_is_read(name: str) -> None:
+    text = (BEFORE / name / "config.yaml").read_text()
+    assert "backend: faster_coco_eval" in text
+    assert Stored(text).config().evaluation.backend == "hotcoco"
+    kept = edited(text, lambda content: content["evaluation"].update(backend="pycocotools"))
+    assert Stored(kept).config().evaluation.backend == "pycocotools"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
 def test_an_older_folder_is_found_by_its_own_command(name: str) -> None:
     config = load_config(typed(BEFORE / name))
     text = (BEFORE / name / "config.yaml").read_text()
