@@ -102,7 +102,7 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     columns += fill_numbers(rows, options)
     baseline = find_row(rows, options.baseline) if options.baseline else None
     warnings, verdicts = duplicate_runs(runs), {}
-    if options.tested and not options.by_seed and any(len(row.counted) > 1 for row in rows):
+    if options.tested and (baseline is not None or any(len(row.counted) > 1 for row in rows)):
         warnings, verdicts = test_rows(rows, baseline, options, warnings)
     if baseline is not None:
         columns = with_differences(rows, baseline, columns, verdicts)
