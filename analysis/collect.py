@@ -101,9 +101,7 @@ def reasons(table: Table, given: argparse.Namespace) -> Iterator[str]:
         return
     from analysis.tables import verdicts  # only here: it loads scipy
 
-    columns = {column.name: column for column in table.every}
-    for metric, found in table.verdicts.items() if given.why else ():
-        yield from verdicts.why(table.rows, columns[metric], found)
+    yield from verdicts.why(table.every, table.verdicts) if given.why else ()
     if given.plan is not None:
         yield verdicts.plan(table.rows, given.plan, table.verdicts.get("AP", {}))
 

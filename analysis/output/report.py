@@ -25,6 +25,7 @@ from analysis.tables.cells import Column, Value
 from analysis.tables.frames import epochs_frame
 from analysis.tables.rows import Row, count_states
 from analysis.tables.table import NOTES, STATE, N, Table
+from analysis.tables.verdicts import why
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.state import number
 
@@ -63,7 +64,7 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
         order=order(table),
         notes=table.notes,
         warnings=[*table.warnings, *none_finished(table.runs)],
-        why=list(reasons(table)),
+        why=list(why(table.every, table.verdicts)),
         charts=drawn,
         **{name: getattr(charts, name.upper()) for name in ("left", "right", "top", "bottom")},
         w=charts.WIDTH,
@@ -123,15 +124,6 @@ def order(table: Table) -> list[str]:
         return (not row.is_finished, -value.mean if value else 1.0)
 
     return [row.label for row in sorted(table.rows, key=rank)]
-
-
-def reasons(table: Table) -> Iterator[str]:
-    if table.verdicts:
-        from analysis.tables.verdicts import why
-
-        columns = {column.name: column for column in table.every}
-        for metric, found in table.verdicts.items():
-            yield from why(table.rows, columns[metric], found)
 
 
 def again(row: Row, page_path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -172,8 +173,11 @@ def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> li
     several = len({row.study for row in rows}) > 1
     columns = [STUDY] if several else []
     columns += [Column(key, short_name(key, known, RESERVED)) for key in keys] or [RUN]
-    for row, label in zip(rows, labels(settings, keys), strict=True):
+    told = labels(settings, keys)
+    counts = Counter(told)
+    for row, label in zip(rows, told, strict=True):
         name = row.runs[0].path.name if by_seed else name_of(row)
+        label = f"{label} ({name})" if label and counts[label] > 1 else label  # a copied run
         row.label = f"{row.study}: {label or name}" if several else label or name
         row.cells |= {key: row.settings.get(key) for key in keys}
         row.cells |= {STUDY.name: row.study, RUN.name: name}

@@ -157,21 +157,17 @@ def line(name: str, told: Difference) -> list[str]:
     return [name, rounded(shown, told.delta), ends, told.words]
 
 
-def why(table_rows: Sequence[Row], column: Column, found: Mapping[str, Difference]) -> Iterator[str]:
+def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
     """The parts of each verdict: the intervals of seeds, of images, of both, and the test."""
-    shown = column.difference()
-    for row in table_rows:
-        if row.label not in found:
-            continue
-        told = found[row.label]
-        parts = {"seeds": told.seeds_interval, "images": told.images_interval, "both": told.combined_interval}
-        texts = [
-            f"{name} [{rounded(shown, interval.low)}, {rounded(shown, interval.high)}]"
-            for name, interval in parts.items()
-            if interval is not None
-        ]
-        words = "; ".join(filter(None, [*texts, told.method, told.words, told.note]))
-        yield f"{column.name} of {row.label}: {rounded(shown, told.delta)}; {words}"
+    for column in (column for column in columns if column.name in found):
+        shown = column.difference()
+        for label, told in found[column.name].items():
+            parts = {"seeds": told.seeds_interval, "images": told.images_interval, "both": told.combined_interval}
+            texts = [
+                f"{name} [{rounded(shown, one.low)}, {rounded(shown, one.high)}]" for name, one in parts.items() if one
+            ]
+            words = "; ".join(filter(None, [*texts, told.method, told.words, told.note]))
+            yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
 
 
 def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:

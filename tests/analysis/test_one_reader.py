@@ -141,3 +141,10 @@ def test_the_eval_row_has_no_false_data_note(root):
     (row,) = [row for row in load(root).rows if row.settings.get("mode") == "eval"]
     assert not [note for note in row.notes if "data" in note]
     assert "schedule" not in row.settings, "an evaluation reads no schedule"
+
+
+def test_a_copied_run_has_a_row_name_of_its_own(root, capsys):
+    assert collect.main(["--runs", str(root), "--seeds", "--baseline", "dynamic_scale=type1,seed=0"]) == 0
+    table = load(root).table(by_seed=True)
+    assert table["row"].is_unique
+    assert "the same configuration and seed in 2 folders, counted once" in capsys.readouterr().out
