@@ -19,9 +19,7 @@ from scipy import stats
 
 LEVEL = 0.05
 UNLIKE = 3.0  # sds that differ by this factor are not pooled,
-WIDE = (
-    1.4  # nor is one that is this much above the pooled sd: without this rule intervals cover 90 to 93 % (benchmarks)
-)
+WIDE = 1.3  # nor is one that is this much above the pooled sd; without this rule intervals cover 90 to 93 %
 FLOOR = 0.01  # a row whose mean is below it has not learned: its spread is not that of the others
 Values = Sequence[float]
 

@@ -14,6 +14,6 @@ CHANCE = 0.03  # two standard errors of a share of 0.95 over so many studies
 def test_intervals_hold_the_truth_and_false_verdicts_are_rare(spreads: tuple[float, ...]) -> None:
     shares = coverage(STUDIES, spreads, 5)
     is_dunnett = shares.pop("by Dunnett")
-    assert (is_dunnett > 0.5) == (len(set(spreads)) == 1)
+    assert (is_dunnett > 0.3) == (len(set(spreads)) == 1)
     assert all(abs(share - 0.95) < 0.02 + CHANCE for share in shares.values()), shares
     assert all(share < 0.06 + CHANCE for share in false_verdicts(STUDIES, spreads, 5).values())

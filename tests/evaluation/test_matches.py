@@ -50,7 +50,8 @@ def test_every_detection_and_object_is_pycocotools(
     kind: str, seed: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matching, "IMAGES_AT_ONCE", at_once)
-    evaluation, found = by_pycocotools(*MADE[kind](seed), tmp_path), made_matches(kind, seed)
+    truth, results = MADE[kind](seed)
+    evaluation, found = by_pycocotools(truth, results, tmp_path), made_matches(kind, seed)
     assert found.image_ids.tolist() == evaluation.params.imgIds
     assert found.ious.tolist() == evaluation.params.iouThrs.tolist()
     for k, category in enumerate(found.categories):
@@ -96,7 +97,8 @@ def counted(evaluation: Any) -> tuple[tide.Boxes, tide.Boxes, dict[int, int]]:
 
 @pytest.mark.parametrize(("kind", "seed"), [(kind, seed) for kind in MADE for seed in range(5)])
 def test_the_errors_are_tides_definition(kind: str, seed: int, tmp_path: Path) -> None:
-    expected = tide.errors(*counted(by_pycocotools(*MADE[kind](seed), tmp_path)))
+    truth, results = MADE[kind](seed)
+    expected = tide.errors(*counted(by_pycocotools(truth, results, tmp_path)))
     assert list(expected) == list(ERRORS)
     assert made_matches(kind, seed).errors_by_type == pytest.approx(expected, rel=0, abs=1e-12)
 
