@@ -96,7 +96,7 @@ def duplicate_runs(runs: Iterable[Run]) -> list[str]:
             places.setdefault(frozenset(run.settings.items()), []).append(run)
     return [
         f"the same configuration and seed in {len(found)} folders, counted once: "
-        f"{', '.join(str(run.path) for run in found)}"
+        f"{', '.join(str(run.path) for run in found[:4])}{', ...' if len(found) > 4 else ''}"
         for found in places.values()
         if len(found) > 1
     ]

