@@ -1,10 +1,11 @@
 """Print the table of an ablation: one row per configuration, mean ± sample standard deviation over its seeds.
 
     python analysis/collect.py [STUDY ...] [--runs runs] [--metrics AP,AP50,AP_small] [--baseline dynamic_scale=type1]
-                               [--where "schedule=50ep"] [--sort AP] [--to results.csv] [--watch]
+                               [--where "schedule=50ep"] [--sort AP] [--columns NAMES] [--to results.csv] [--watch]
 
 Reads only run folders, also of running jobs, and never imports torch, so it starts fast on a login node.
-Metrics are those of the last evaluation, not the best one. Unfinished rows are marked and never ranked.
+Metrics are those of the last evaluation, not the best one. Unfinished rows are marked and never ranked. * marks the
+best of the rows with two seeds or more, and all that are not resolved from it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
-from analysis.output.formats import FORMATS, check_format, write
+from analysis.output.formats import DATA, FORMATS, check_format, write
 from analysis.output.terminal import footer, render
 from analysis.reading.folders import find_runs
-from analysis.tables.table import Options, make_table, metric_names
+from analysis.tables.table import Options, Table, make_table, metric_names
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 
@@ -54,12 +55,29 @@ def parser() -> argparse.ArgumentParser:
     add("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     add("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
     add("--metrics", default="AP,AP50", help=f"all, or a list of {', '.join(METRICS)} (default: AP,AP50)")
-    add("--baseline", metavar="KEY=VALUE", help="show differences to this row; several conditions: KEY=VALUE,KEY=VALUE")
-    add("--where", action="append", default=[], metavar="CONDITION", help="KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER")
+    add(
+        "--baseline",
+        metavar="ROW",
+        help="show differences to this row, each with its interval and verdict: KEY=VALUE,...",
+    )
+    add("--why", action="store_true", help="with --baseline: the parts of each verdict")
+    add(
+        "--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP (0.3)"
+    )
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER; AP>40%%",
+    )
+    add("--columns", default="", metavar="NAMES", help="only these columns, in this order: smooth,AP,n")
+    add("--percent", action=argparse.BooleanOptionalAction, default=True, help="AP as 41.0 (default), else as 0.410")
     add("--sort", metavar="COLUMN", help="columns, the most important first: metrics descending, others ascending")
     add("--reverse", action="store_true", help="reverse the order of --sort")
     add("--seeds", action="store_true", help="one row per run instead of the mean over seeds")
     add("--to", action="append", default=[], type=Path, metavar="FILE", help=f"also write FILE: {', '.join(FORMATS)}")
+    add("--since", metavar="DATE", help="in the page: what changed since 2026-11-20 (default: since the page before)")
     add("--watch", action="store_true", help=f"repeat every {WATCH_SECONDS:.0f} s until no run is running or waiting")
     return whole
 
@@ -68,16 +86,41 @@ def once(given: argparse.Namespace) -> None:
     """Read, print and write the table. Turns --watch off when no run is open any more."""
     table = make_table(find_runs(given.runs, given.studies), options(given))
     for path in given.to:
-        write(table, path)
-    text = render(table, shutil.get_terminal_size((120, 24)).columns)
+        write(table, path, given.since)
+    size = shutil.get_terminal_size((120, 24)).columns
+    text = render(table, size, bold=sys.stdout.isatty())
     print("\033[H\033[J" if given.watch and sys.stdout.isatty() else "", end="")
-    print("\n".join([text, *footer(table, text), *(f"written: {path}" for path in given.to)]), flush=True)
+    written = (f"written: {path}{' (metrics as fractions)' if path.suffix in DATA else ''}" for path in given.to)
+    print("\n".join([text, *footer(table, text), *reasons(table, given), *written]), flush=True)
     given.watch = given.watch and any(run.standing.is_open for run in table.runs)
 
 
+def reasons(table: Table, given: argparse.Namespace) -> Iterator[str]:
+    """The lines of --why and --plan."""
+    if not given.why and given.plan is None:
+        return
+    from analysis.tables import verdicts  # only here: it loads scipy
+
+    yield from verdicts.why(table.every, table.verdicts) if given.why else ()
+    if given.plan is not None:
+        yield verdicts.plan(table.rows, given.plan, table.verdicts.get("AP", {}))
+
+
 def options(given: argparse.Namespace) -> Options:
-    metrics = metric_names(given.metrics)
-    return Options(metrics, given.baseline, tuple(given.where), given.sort, given.reverse, given.seeds)
+    if given.why and not given.baseline:
+        raise UserError("--why tells the parts of differences: add --baseline KEY=VALUE")
+    if given.plan is not None and not 0 < given.plan < 100:
+        raise UserError(f"--plan {given.plan:g}: a difference in AP as the table prints it, above 0: --plan 0.3")
+    return Options(
+        metrics=metric_names(given.metrics),
+        baseline=given.baseline,
+        where=tuple(given.where),
+        sort=given.sort,
+        reverse=given.reverse,
+        by_seed=given.seeds,
+        columns=tuple(filter(None, given.columns.split(","))),
+        percent=given.percent,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Compare two runs: differences in configuration, code, packages, data and outcome, and metrics by epoch.
+"""Compare two rows or two runs: configuration, code, packages, data, outcome, curves; is the difference real?
 
-    python analysis/compare.py RUN RUN [--metrics AP,AP50] [--runs runs]
+    python analysis/compare.py A B [--metrics AP,AP50] [--runs runs] [--study STUDY]
 
-RUN is a run folder, or STUDY/POINT in RUNS. Reads only these two folders and never imports torch.
+A and B are rows (`dynamic_scale=type1`, or the row's name), or runs: a run folder, or STUDY/POINT in RUNS. The
+difference is B minus A, in AP as the table prints it, with its 95 % interval: by metric, by size of the object, by
+category (at most 5 % of those called better or worse are false discoveries) and by TIDE's error types. No torch.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
+from analysis.reading.folders import find_runs
 from analysis.reading.outcome import score
-from analysis.reading.runs import Run, read_run
-from analysis.tables.cells import NOTHING, Column, rounded
-from analysis.tables.table import NUMBERS, Options, metric_names
+from analysis.reading.runs import read_run
+from analysis.reading.settings import read_settings
+from analysis.tables.cells import NOTHING, Column, mean_of, metric_column, rounded, show
+from analysis.tables.comparison import find_row
+from analysis.tables.rows import Row
+from analysis.tables.table import NUMBERS, Options, make_table, metric_names
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
@@ -28,6 +33,9 @@ from fovea_detr.runs.identity import as_typed
 from fovea_detr.runs.state import FOREIGN, number
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome
+SIZES = ("AP_small", "AP_medium", "AP_large")
+MOST_CATEGORIES = 12
+LOSS = Column("loss", "loss", 3)
 Lines = list[list[str]]
 
 
@@ -35,48 +43,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     try:
         metrics = Options(metric_names(given.metrics)).metrics
-        both = [find(run, given.runs) for run in given.run]
+        rows, both = find(given.row, given.runs, given.study)
+        print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(text(both, metrics, shutil.get_terminal_size((120, 24)).columns)))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     assert __doc__ is not None
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    whole.add_argument("run", nargs=2, metavar="RUN", help="a run folder, or STUDY/POINT in RUNS")
+    whole.add_argument("row", nargs=2, metavar="ROW", help="KEY=VALUE,..., a run folder, or STUDY/POINT in RUNS")
     whole.add_argument("--metrics", default="AP", help=f"all, or a list of {', '.join(METRICS)} (default: AP)")
     whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
+    whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
     return whole
 
 
-def find(name: str, runs: Path) -> Run:
-    for path in (Path(name), runs / name):
-        if path.is_dir():
-            run = read_run(path.resolve())
-            if run.standing.word == FOREIGN:
-                raise UserError(f"{path}: not a run folder; run folders are RUNS/STUDY/POINT")
-            return run
-    raise UserError(f"{name}: no such run; give its folder, or STUDY/POINT in --runs {runs}")
+def find(names: Sequence[str], runs: Path, studies: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """-> the rows whose spread counts, and the two that are compared; a run is a row of its own."""
+    folders = [next((path for path in (Path(name), runs / name) if path.is_dir()), None) for name in names]
+    rows = make_table(find_runs(runs, studies), Options(tested=False)).rows if None in folders else []
+    both = [
+        find_row(rows, name, "") if path is None else as_row(path) for name, path in zip(names, folders, strict=True)
+    ]
+    return [*rows, *(row for row in both if row not in rows)], both
 
 
-def text(both: Sequence[Run], metrics: Sequence[str], width: int) -> Iterator[str]:
-    yield from (f"{letter}: {run.path} ({run.state})" for letter, run in zip("AB", both, strict=True))
-    yield from (f"{run.path}: {problem}" for run in both for problem in run.problems)
-    parts = {"configuration": [run.settings for run in both], "made with": [facts(run) for run in both]}
-    parts["outcome"] = [outcome(run, metrics) for run in both]
+def as_row(path: Path) -> Row:
+    run = read_run(path.resolve())
+    if run.standing.word == FOREIGN:
+        raise UserError(f"{path}: not a run folder; run folders are RUNS/STUDY/POINT")
+    run.settings = read_settings(run.settings)
+    return Row(run.study, run.settings, [run], label=str(path))
+
+
+def text(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str], width: int) -> Iterator[str]:
+    yield from (f"{letter}: {row.label} ({row.state})" for letter, row in zip("AB", both, strict=True))
+    yield from (f"{run.path}: {problem}" for row in both for run in row.runs for problem in run.problems)
+    parts = {"configuration": [row.settings for row in both], "made with": [facts(row) for row in both]}
+    parts["outcome"] = [outcome(row, metrics) for row in both]
     for title, (first, second) in parts.items():
         lines = differences(first, second)
-        yield ""
-        yield f"{title}: {'differences' if lines else 'no difference'}"
+        yield f"\n{title}: {'differences' if lines else 'no difference'}"
         yield from columns([["", "A", "B"], *lines], width) if lines else ()
-    epochs = curves(both, metrics)
-    yield ""
-    yield "by epoch:" if epochs else "by epoch: no epoch has finished"
-    heads = [f"{name} {letter}" for name in metrics for letter in ("A", "B", "B-A")] + ["loss A", "loss B", "loss B-A"]
-    yield from columns([["epoch", *heads], *epochs], width, right=True) if epochs else ()
+    for title, lines in (*tested(rows, both, metrics), ("by epoch", curves(both, metrics))):
+        yield f"\n{title}:" if len(lines) > 1 else f"\n{title}: no numbers"
+        yield from columns(lines, width, right=True) if len(lines) > 1 else ()
 
 
 def differences(first: Mapping[str, str], second: Mapping[str, str]) -> Lines:
@@ -86,35 +100,56 @@ def differences(first: Mapping[str, str], second: Mapping[str, str]) -> Lines:
     ]
 
 
-def facts(run: Run) -> dict[str, str]:
+def facts(row: Row) -> dict[str, str]:
     """The leaves of provenance.json that can affect the numbers: `code.sha`, `packages.torch`, `data.val`."""
-    kept = {key: value for key, value in run.provenance.items() if key not in NOT_COMPARED}
-    return {key: as_typed(value) for key, value in leaves(kept).items()}
+    found: dict[str, dict[str, None]] = {}
+    for run in row.counted:
+        kept = {key: value for key, value in run.provenance.items() if key not in NOT_COMPARED}
+        for key, value in leaves(kept).items():
+            found.setdefault(key, {})[as_typed(value)] = None
+    return {key: " / ".join(values) for key, values in found.items()}
 
 
-def outcome(run: Run, metrics: Sequence[str]) -> dict[str, str]:
-    shown = [*(Column(name, name, 3) for name in metrics), *NUMBERS]
-    return {column.title: rounded(column, run.numbers[column.name]) for column in shown if column.name in run.numbers}
+def outcome(row: Row, metrics: Sequence[str]) -> dict[str, str]:
+    shown = [*map(metric_column, metrics), *NUMBERS]
+    return {column.title: show(column, cell) for column in shown if (cell := row.mean(column.name))}
 
 
-def curves(both: Sequence[Run], metrics: Sequence[str]) -> Lines:
-    """One line per epoch of either run."""
-    first, second = ({number(line.get("epoch")): line for line in run.history} for run in both)
-    keys = [(name, Column(name, name, 3)) for name in metrics] + [("loss", Column("loss", "loss", 3))]
-    return [
-        [
-            f"{epoch:.0f}",
-            *(cell for key, column in keys for cell in _triple(column, first.get(epoch), second.get(epoch), key)),
-        ]
-        for epoch in sorted(epoch for epoch in first.keys() | second.keys() if not math.isnan(epoch))
+def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> Iterator[tuple[str, Lines]]:
+    """The differences with interval and verdict, by metric and size, by category, and by error type."""
+    from analysis.tables import verdicts  # only here: it loads scipy
+
+    a, b = both
+    told = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
+    yield (
+        "difference, B minus A",
+        [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())],
+    )
+    by_category = verdicts.by_category(a, b)
+    largest = sorted(by_category, key=lambda name: -abs(by_category[name].delta))[:MOST_CATEGORIES]
+    title = f"by category, the {len(largest)} that differ most of {len(by_category)}"
+    yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, by_category[name]) for name in largest)]
+    errors = [verdicts.line(name, one) for name, one in verdicts.by_error(a, b).items()]
+    yield "AP50 lost to each of TIDE's error types, less is better", [["", "B-A", "95 %", "is"], *errors]
+
+
+def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
+    """One line per epoch that all runs of either row have."""
+    shown = [*map(metric_column, metrics), LOSS]
+    by_epoch = [[{number(line.get("epoch")): line for line in run.history} for run in row.counted] for row in both]
+    epochs = sorted({epoch for runs in by_epoch for run in runs for epoch in run if not math.isnan(epoch)})
+    heads = [f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A")]
+    lines = [
+        [f"{epoch:.0f}", *(cell for column in shown for cell in _triple(column, by_epoch, epoch))] for epoch in epochs
     ]
+    return [["epoch", *heads], *lines]
 
 
-def _triple(column: Column, first: dict[str, Any] | None, second: dict[str, Any] | None, key: str) -> list[str]:
-    a, b = (score((line or {}).get(key)) for line in (first, second))
-    signed = Column(column.name, column.title, column.digits, signed=True)
-    pairs = ((column, a), (column, b), (signed, b - a))
-    return [NOTHING if math.isnan(value) else rounded(shown, value) for shown, value in pairs]
+def _triple(column: Column, by_epoch: Sequence[Sequence[Mapping]], epoch: float) -> list[str]:
+    values = [[score(run.get(epoch, {}).get(column.name)) for run in runs] for runs in by_epoch]
+    a, b = (mean_of(found) if not any(map(math.isnan, found)) else None for found in values)
+    delta = rounded(column.difference(), b.mean - a.mean) if a and b else NOTHING
+    return [*(rounded(column, one.mean) if one else NOTHING for one in (a, b)), delta]
 
 
 def columns(lines: Lines, width: int, right: bool = False) -> Iterator[str]:

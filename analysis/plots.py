@@ -1,10 +1,10 @@
 """Draw the figures of an ablation: learning curves, final AP, losses, AP by category.
 
-    python analysis/plots.py [STUDY ...] [--runs runs] [--out plots] [--metric AP] [--baseline VARIANT]
+    python analysis/plots.py [STUDY ...] [--runs runs] [--out plots] [--metric AP] [--baseline ROW]
 
-Each function takes a table of analysis/reading/curves.py and returns a matplotlib Figure. A variant is one
-configuration: its mean over seeds is drawn with a band or bar of ± one sample standard deviation. Runs before their
-learning-rate drop are marked as not comparable. Never imports torch.
+Each function takes a frame of analysis/study.py, in fractions, and returns a Figure, in per cent. A variant is a row of
+the table: its mean over the runs that the table averages, with a band or bar of ± one sample standard deviation.
+Variants that have not finished are marked as not comparable. Never imports torch.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python a
 if find_spec("matplotlib") is None:
     sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
 
+from analysis import Study, load
 from analysis.figures.drawing import (
     add_legend,
     draw_dots,
     draw_lines,
-    name_lines,
     name_with_seeds,
-    names_fit_beside,
     spread_handles,
     variant_handles,
     variants_of,
 )
 from analysis.figures.style import house_style, line_styles, new_figure, save
-from analysis.reading import curves
+from analysis.tables.comparison import find_row
+from analysis.tables.frames import counted
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 
@@ -51,44 +51,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
     parser.add_argument("--out", type=Path, default=Path("plots"), help="output folder (default: plots)")
     parser.add_argument("--metric", default="AP", help=f"one of {', '.join(METRICS)} (default: AP)")
-    parser.add_argument("--baseline", help="subtract this variant in the category figure; named as in the figures")
+    parser.add_argument("--baseline", metavar="ROW", help="subtract this row in the category figure: KEY=VALUE,...")
     options = parser.parse_args(arguments)
     try:
-        tables = curves.read(options.runs, options.studies)
-        for name, figure in all_figures(tables, options.metric, options.baseline).items():
+        study = load(options.runs, options.studies)
+        for name, figure in all_figures(study, options.metric, options.baseline).items():
             for ending in FORMATS:
                 save(figure, options.out / f"{name}.{ending}")
             print(f"{options.out / name}.{{{','.join(FORMATS)}}}")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for line in tables.problems:
+    for line in study.problems:
         print(line, file=sys.stderr)
     return 0
 
 
-def all_figures(tables: curves.Tables, metric: str = "AP", baseline: str | None = None) -> dict[str, Figure]:
+def all_figures(study: Study, metric: str = "AP", baseline: str | None = None) -> dict[str, Figure]:
     """Every figure for which these runs have numbers, by file name. Raises UserError if there is none."""
-    scored = tables.runs.dropna(subset=[metric]) if metric in tables.runs else tables.runs.iloc[:0]
-    if scored.empty:
-        raise UserError(f"none of {len(tables.runs)} runs has the metric {metric} yet")
-    figures = {"final": final_scores(scored, metric)}
-    if "loss" in tables.epochs:
-        figures |= {"by_epoch": learning_curves(tables.epochs, "epoch", metric), "losses": losses(tables.epochs)}
-        figures["by_time"] = learning_curves(tables.epochs, time_column(tables.epochs), metric)
-    if tables.categories["variant"].nunique() > 1:
-        figures["categories"] = category_differences(tables.categories, baseline)
+    variant = find_row(study.rows, baseline).label if baseline else None
+    runs, epochs, categories = (counted(frame) for frame in (study.runs, study.epochs, study.categories))
+    if metric not in runs or runs[metric].isna().all():
+        raise UserError(f"none of {len(study.runs)} runs has the metric {metric} yet")
+    figures = {"final": final_scores(runs, metric)}
+    if "loss" in epochs:
+        figures |= {"by_epoch": learning_curves(epochs, "epoch", metric), "losses": losses(epochs)}
+        figures["by_time"] = learning_curves(epochs, time_column(epochs), metric)
+    if categories["variant"].nunique() > 1:
+        figures["categories"] = by_category(categories, variant)
     return figures
+
+
+def in_percent(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Without the lines that lack the metric; the metric as the field writes it: 41.0."""
+    return frame.dropna(subset=[metric]).assign(**{metric: lambda kept: 100 * kept[metric]})
 
 
 def time_column(epochs: pd.DataFrame) -> str:
     """`gpu_hours` if every run used a GPU, else `minutes`."""
+    epochs = counted(epochs)
     return "gpu_hours" if epochs["gpu_hours"].notna().all() else "minutes"
 
 
 def learning_curves(epochs: pd.DataFrame, x: str = "epoch", metric: str = "AP") -> Figure:
     """A metric over x = epoch, gpu_hours or minutes: per variant a line and a band of ± 1 standard deviation."""
-    epochs = epochs.dropna(subset=[metric])
+    epochs = in_percent(counted(epochs), metric)
     with house_style():
         figure = new_figure(height=2.2)
         axes = figure.subplots()
@@ -96,16 +103,14 @@ def learning_curves(epochs: pd.DataFrame, x: str = "epoch", metric: str = "AP") 
         axes.set_xlabel({"gpu_hours": "GPU-hours", "minutes": "minutes"}.get(x, x))
         axes.set_ylabel(metric)
         axes.set_ylim(bottom=0)
-        beside = names_fit_beside(epochs)
         add_legend(figure, spread_handles(epochs, band=True), "outside upper center")
-        add_legend(figure, [] if beside else variant_handles(epochs))
-        if beside:
-            name_lines(axes, epochs, x, metric)
+        add_legend(figure, variant_handles(epochs))
     return figure
 
 
 def losses(epochs: pd.DataFrame) -> Figure:
     """The total loss and each of its parts by epoch, one panel each."""
+    epochs = counted(epochs)
     names = [name for name in map(str, epochs) if name == "loss" or name.startswith("loss_")]
     rows = -(-len(names) // 2)
     with house_style():
@@ -124,7 +129,7 @@ def losses(epochs: pd.DataFrame) -> Figure:
 
 def final_scores(runs: pd.DataFrame, metric: str = "AP") -> Figure:
     """Per variant a dot at the mean of the last evaluations, ± 1 standard deviation, and a tick for each seed."""
-    runs = runs.dropna(subset=[metric])
+    runs = in_percent(counted(runs), metric)
     order = variants_of(runs)
     with house_style():
         figure = new_figure(height=0.5 + 0.26 * len(order))
@@ -140,29 +145,31 @@ def final_scores(runs: pd.DataFrame, metric: str = "AP") -> Figure:
     return figure
 
 
-def category_differences(categories: pd.DataFrame, baseline: str | None = None, most: int = MOST_CATEGORIES) -> Figure:
-    """Each category's AP minus the baseline's (default: the first variant), as means over seeds.
+def by_category(categories: pd.DataFrame, baseline: str | None = None, most: int = MOST_CATEGORIES) -> Figure:
+    """Each category's AP, as means over seeds, minus that of a variant, the baseline, if one is named.
 
     At most `most` categories, those that differ most, and MOST_VARIANTS variants, those with the highest AP.
     """
+    categories = counted(categories)
     order = variants_of(categories)
-    baseline = order[0] if baseline is None else baseline
-    if baseline not in order:
-        raise UserError(f"there is no variant {baseline}; choose from {'; '.join(order)}")
+    if baseline is not None and baseline not in order:
+        raise UserError(f"{baseline} has no AP by category; choose from {'; '.join(order)}")
     means = categories.pivot_table("AP", "category", "variant", "mean")
-    best = means.drop(columns=baseline).mean().nlargest(MOST_VARIANTS).index
-    differences = means[best].sub(means[baseline], axis=0).dropna(how="all")
-    shown = differences.abs().max(axis=1).nlargest(most).index
-    rows = differences.loc[differences.loc[shown].mean(axis=1).sort_values().index]
-    cut = [f"{len(rows)} most different of {len(differences)} categories"] if len(rows) < len(differences) else []
-    cut += [f"{len(best)} best of {len(order) - 1} variants"] if len(best) < len(order) - 1 else []
-    return _draw_differences(rows, categories.loc[categories["variant"].isin(best)], order, baseline, "; ".join(cut))
+    others = means if baseline is None else means.drop(columns=baseline)
+    best = others.mean().nlargest(MOST_VARIANTS).index
+    shown = others[best] if baseline is None else others[best].sub(means[baseline], axis=0)
+    shown = shown.dropna(how="all")
+    unlike = shown.max(axis=1) - shown.min(axis=1) if baseline is None else shown.abs().max(axis=1)
+    kept = unlike.nlargest(most).index
+    rows = shown.loc[shown.loc[kept].mean(axis=1).sort_values().index]
+    cut = [f"{len(rows)} most different of {len(shown)} categories"] if len(rows) < len(shown) else []
+    cut += [f"{len(best)} best of {others.shape[1]} variants"] if len(best) < others.shape[1] else []
+    label = "AP" if baseline is None else f"AP minus AP of {baseline}"
+    return _draw_categories(100 * rows, categories.loc[categories["variant"].isin(best)], order, label, "; ".join(cut))
 
 
-def _draw_differences(
-    rows: pd.DataFrame, categories: pd.DataFrame, order: list[str], baseline: str, title: str
-) -> Figure:
-    early = set(categories.loc[categories["is_early"]]["variant"])
+def _draw_categories(rows: pd.DataFrame, categories: pd.DataFrame, order: list[str], label: str, title: str) -> Figure:
+    early = set(categories.loc[~categories["finished"]]["variant"])
     with house_style():
         figure = new_figure(height=0.6 + 0.15 * len(rows))
         axes = figure.subplots()
@@ -172,7 +179,7 @@ def _draw_differences(
             axes.plot(rows[variant], range(len(rows)), markerfacecolor="white" if variant in early else None, **style)
         axes.set_yticks(range(len(rows)), list(map(str, rows.index)))
         axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.set_xlabel(f"AP minus AP of {baseline}")
+        axes.set_xlabel(label)
         axes.grid(axis="both")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, fontsize=7)

@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLOURS, label_ends, line_styles
+from analysis.figures.style import COLOURS, line_styles
+from analysis.tables.frames import over_seeds
 from fovea_detr.config.groups import natural
 
-EARLY = "before the learning-rate drop: not comparable"
+UNFINISHED = "not finished: not comparable"
 SPREAD = "± 1 standard deviation over {} seeds"
 GREY = "#777777"
-MOST_LABELS, LONGEST_LABEL = 8, 24  # names beside the line ends, and characters in one; otherwise a legend
 LEGEND_ROW_INCHES = 0.15
 
 
@@ -26,24 +26,19 @@ def variants_of(table: pd.DataFrame) -> list[str]:
     return sorted(table["variant"].unique(), key=natural)
 
 
-def over_seeds(runs: Sequence[pd.DataFrame], x: str, y: str) -> pd.DataFrame:
-    """Runs of one variant -> per epoch that all have reached: mean of x, mean and std of y (NaN for one run)."""
-    by_epoch = pd.concat(runs).groupby("epoch").agg(x=(x, "mean"), mean=(y, "mean"), std=(y, "std"), n=(y, "count"))
-    return by_epoch.loc[by_epoch["n"] == len(runs)]
-
-
 def draw_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
     """The mean over seeds up to the last epoch that all have reached, and each seed as a faint line."""
+    means = over_seeds(epochs, x, y)
     for variant, own in line_styles(variants_of(epochs)).items():
         runs = runs_of(epochs, variant)
         style: dict[str, Any] = {"color": own["color"], "linestyle": own["linestyle"]}
         for run in runs if len(runs) > 1 else ():
             axes.plot(run[x], run[y], linewidth=0.6, alpha=0.5, **style)
-        line = over_seeds(runs, x, y)
+        line = means.loc[means["variant"] == variant]
         axes.plot(line["x"], line["mean"], clip_on=False, **style)
         low, high = line["mean"] - line["std"], line["mean"] + line["std"]
         axes.fill_between(line["x"], low, high, color=style["color"], alpha=0.18, linewidth=0)
-        if any(run["is_early"].any() for run in runs):
+        if not all(run["finished"].all() for run in runs):
             end, open_mark = line.tail(1), {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
             axes.plot(end["x"], end["mean"], clip_on=False, color=style["color"], **open_mark)
     axes.xaxis.set_major_locator(MaxNLocator(integer=x == "epoch", nbins=6))
@@ -58,27 +53,11 @@ def draw_dots(axes: Axes, runs: pd.DataFrame, metric: str) -> None:
         if len(values) > 1:
             axes.plot(values, [row] * len(values), "|", color=GREY, markersize=8, markeredgewidth=0.8)
             axes.errorbar(mean, row, xerr=values.std(), color=COLOURS[0], elinewidth=1.4)
-        face = "white" if own["is_early"].any() else COLOURS[0]
+        face = "white" if not own["finished"].all() else COLOURS[0]
         axes.plot(mean, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=5)
-        spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
+        spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
         where: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
-        axes.annotate(f"{mean:.3f}{spread}", (mean, row), (0, 5), **where)
-
-
-def names_fit_beside(epochs: pd.DataFrame) -> bool:
-    """Whether the names fit beside the line ends."""
-    names = [name_with_seeds(variant, epochs) for variant in variants_of(epochs)]
-    return len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
-
-
-def name_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
-    """Write each variant's name beside the end of its line."""
-    ends = {}
-    for variant, own in line_styles(variants_of(epochs)).items():
-        line = over_seeds(runs_of(epochs, variant), x, y)
-        if len(line):
-            ends[name_with_seeds(variant, epochs)] = (line["mean"].iloc[-1], str(own["color"]))
-    label_ends(axes, ends)
+        axes.annotate(f"{mean:.1f}{spread}", (mean, row), (0, 5), **where)
 
 
 def variant_handles(table: pd.DataFrame, order: Sequence[str] = (), marks: bool = False) -> list[Any]:
@@ -99,9 +78,9 @@ def spread_handles(table: pd.DataFrame, band: bool) -> list[Any]:
         handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label=label))
     elif counts.max() > 1:
         handles.append(Line2D([], [], color=COLOURS[0], label=f"{label} (ticks)"))
-    if table["is_early"].any():
+    if not table["finished"].all():
         open_mark: Any = {"linestyle": "", "marker": "o", "markerfacecolor": "white"}
-        handles.append(Line2D([], [], color=GREY, label=EARLY, **open_mark))
+        handles.append(Line2D([], [], color=GREY, label=UNFINISHED, **open_mark))
     return handles
 
 

@@ -1,4 +1,4 @@
-"""Style of the figures: colour-blind safe colours, labels without overlap, reproducible files."""
+"""Style of the figures: colour-blind safe colours, reproducible files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -65,44 +63,6 @@ def line_styles(variants: Sequence[str]) -> dict[str, dict[str, object]]:
         variant: {"color": colour, "linestyle": dash, "marker": marker}
         for variant, colour, dash, marker in zip(variants, cycle(COLOURS), dashes, markers, strict=False)
     }
-
-
-def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
-    """Write each text beside the end of its line, {text: (y, colour)}, moved apart to avoid overlaps.
-
-    Call it after the axis limits are final.
-    """
-    low, high = axes.get_ylim()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    height = axes.get_position().height * figure.get_figheight() * 72  # points
-    order = sorted(ends, key=lambda text: ends[text][0])
-    wanted = np.array([(ends[text][0] - low) / (high - low) for text in order])
-    for text, place in zip(order, spread(wanted, 9.0 / height), strict=True):
-        axes.annotate(
-            text,
-            (1, place),
-            xycoords="axes fraction",
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-            color=ends[text][1],
-        )
-
-
-def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Sorted positions -> the closest sorted positions (least squares) that are at least `gap` apart."""
-    shifted = np.asarray(wanted, dtype=float) - gap * np.arange(len(wanted))
-    blocks: list[list[float]] = []  # [sum, count] of neighbours that share their mean: isotonic regression
-    for value in shifted:
-        blocks.append([value, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
-    means = [total / count for total, count in blocks for _ in range(int(count))]
-    return np.array(means) + gap * np.arange(len(wanted))
 
 
 def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:

@@ -1,35 +1,39 @@
-"""The table as csv, json, parquet, Markdown, LaTeX and HTML, all with the digits of cells.py. Imports no torch."""
+"""The table as csv, json and parquet, unrounded, and as Markdown, LaTeX and HTML as printed. Imports no torch."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.tables.cells import data_texts
-from analysis.tables.table import STATE, Table
+from analysis.tables.cells import Column
+from analysis.tables.rows import Row
+from analysis.tables.table import NOTES, STATE, Table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.files import write_atomic
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$"}
+FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # only where it is wider than the column
+DATA = (".csv", ".json", ".parquet")
 
 
 def to_csv(table: Table) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.data_names())
-    for row in table.rows:
-        writer.writerow(text or "" for column, cell in table.data_cells(row) for text in data_texts(column, cell))
-    return text.getvalue().encode()
+    import pandas as pd  # only here: printing needs no pandas
+
+    return pd.DataFrame(table.records()).to_csv(index=False, lineterminator="\n").encode()
 
 
 def to_json(table: Table) -> bytes:
-    content = {"rows": list(table.records()), "notes": table.warnings}
+    """By the json module: pandas' writer stops at 15 decimals."""
+    rows = [
+        {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in record.items()}
+        for record in table.records()
+    ]
+    content = {"unit": "metrics are fractions: 0.41 is AP 41.0", "rows": rows, "notes": table.warnings}
     return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
@@ -38,9 +42,9 @@ def to_parquet(table: Table) -> bytes:
         import pyarrow  # noqa: F401 - pandas' own message has three lines
     except ImportError:
         raise UserError("parquet needs the package pyarrow: pip install 'fovea-detr[parquet]'") from None
-    content = io.BytesIO()
-    table.frame().to_parquet(content, index=False)
-    return content.getvalue()
+    import pandas as pd
+
+    return pd.DataFrame(table.records()).to_parquet(index=False)
 
 
 def to_markdown(table: Table) -> bytes:
@@ -59,47 +63,59 @@ def _pipes(texts: list[str]) -> str:
 
 
 def to_latex(table: Table) -> bytes:
-    """A booktabs tabular. The state column is omitted if all runs are done."""
-    all_done = all(run.is_done for run in table.runs)
-    columns = [column for column in table.columns if not (all_done and column is STATE)]
+    r"""A booktabs table for one column of a paper, unless --columns chooses: settings, metrics and differences.
+
+    A difference is small and grey behind its metric. Rows without a finished run are left out, and named in a comment.
+    """
+    asked = table.columns is not table.every
+    rows = [row for row in table.rows if asked or row.is_finished]
+    columns = [column for column in table.columns if asked or _is_in_papers(column)]
     places = "".join("r" if column.is_number else "l" for column in columns)
-    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{places}}}", r"\toprule"]
+    lines = [r"% \usepackage{booktabs,graphicx,xcolor}", FIT, rf"\begin{{tabular}}{{@{{}}{places}@{{}}}}", r"\toprule"]
     lines += [_ampersands([latex(column.title) for column in columns]), r"\midrule"]
-    for row in table.rows:
-        lines.append(_ampersands([_latex_cell(latex(table.text(row, c)), c.name in row.best) for c in columns]))
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {number}: {latex(note)}" for number, note in enumerate(table.notes, 1)]
+    lines += [_ampersands([_latex_cell(table, row, column, grey=not asked) for column in columns]) for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    used = [note for note in table.notes if any(note in row.notes for row in rows)]
+    lines += [rf"% {number}: {note}" for number, note in enumerate(used, 1)]
+    lines += [f"% left out, not finished: {row.label} ({row.state})" for row in table.rows if row not in rows]
     lines += [f"% {line}" for line in table.warnings]
     return ("\n".join(lines) + "\n").encode()
 
 
+def _is_in_papers(column: Column) -> bool:
+    if column.is_number:
+        return column.is_metric or column.name.endswith("_published")
+    return column not in (STATE, NOTES) and not column.name.endswith("_verdict")
+
+
 def latex(text: str) -> str:
     escaped = "--" if text == "-" else "".join(LATEX.get(letter, letter) for letter in text)
-    return re.sub(r"^-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
+    return re.sub(r"(^|(?<=\[)|(?<=, ))-(?=\d)", "$-$", escaped)  # a minus, not a hyphen
 
 
-def _latex_cell(text: str, is_best: bool) -> str:
-    return rf"\textbf{{{text}}}" if is_best else text
+def _latex_cell(table: Table, row: Row, column: Column, *, grey: bool) -> str:
+    text = latex(table.text(row, column))
+    text = rf"\textbf{{{text}}}" if column.name in row.best else text
+    beside = column.difference()
+    if grey and column.is_metric and row.cells.get(beside.name) is not None and row is not table.baseline:
+        short = table.text(row, beside).partition(" [")[0]
+        text += rf" {{\scriptsize\color{{gray}}{latex(short)}}}"
+    return text
 
 
 def _ampersands(texts: list[str]) -> str:
     return f"{' & '.join(texts)} \\\\"
 
 
-def to_html(table: Table) -> bytes:
-    from analysis.output.report import page  # needs every history, unlike the other formats
-
-    return page(table).encode()
-
-
-FORMATS: dict[str, Callable[[Table], bytes]] = {
+WRITERS: dict[str, Callable[[Table], bytes]] = {
     ".csv": to_csv,
     ".md": to_markdown,
     ".tex": to_latex,
-    ".html": to_html,
     ".json": to_json,
     ".parquet": to_parquet,
 }
+PAGE = ".html"
+FORMATS = (*WRITERS, PAGE)
 
 
 def check_format(path: Path) -> None:
@@ -109,7 +125,12 @@ def check_format(path: Path) -> None:
         raise UserError(f"--to {path}: cannot create a file there")
 
 
-def write(table: Table, path: Path) -> None:
-    """Write the file atomically, in the format of its suffix."""
-    content = FORMATS[path.suffix.lower()](table)
+def write(table: Table, path: Path, since: str | None = None) -> None:
+    """Write the file atomically, in the format of its suffix. since: a date, for the page."""
+    if path.suffix.lower() == PAGE:
+        from analysis.output.report import page  # needs every history, unlike the other formats
+
+        content = page(table, path, since).encode()
+    else:
+        content = WRITERS[path.suffix.lower()](table)
     write_atomic(path, lambda file: file.write(content))

@@ -1,58 +1,84 @@
-"""A study as one self-contained HTML page, for phones and large screens. Imports no torch.
+"""A study as one self-contained HTML page, for phones, large screens and paper. Imports no torch.
 
-The study's question, the table, curves, unfinished runs, provenance, and the commands to reproduce each row.
+The study's question, what changed, the table, curves, unfinished runs, provenance, commands and files of each row.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Sequence
-from html import escape
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import Template
+from typing import Any
 
-from analysis.output.sections import commands, provenance, results, row_name, unfinished_runs
-from analysis.output.svg import COLOURS, best_rows, chart, curve
-from analysis.output.terminal import count_of
-from analysis.tables.rows import count_states
-from analysis.tables.table import Table
+from jinja2 import Environment, FileSystemLoader
+
+from analysis.output import charts
+from analysis.output.changes import changes_since, state_of
+from analysis.output.commands import command
+from analysis.output.terminal import count_of, none_finished
+from analysis.reading.outcome import node_of
+from analysis.reading.runs import Run
+from analysis.tables.cells import Column, Value
+from analysis.tables.frames import epochs_frame
+from analysis.tables.rows import Row, count_states
+from analysis.tables.table import NOTES, STATE, N, Table
+from analysis.tables.verdicts import why
 from fovea_detr.config.schema import CONF_DIR
+from fovea_detr.runs.state import number
 
 PARTS = Path(__file__).parent
 SWEEPS = CONF_DIR / "sweeps"
+NAME = Column("row", "row")
+CAPTION = (
+    "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % "
+    "interval of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from "
+    "it. Click a heading to sort."
+)
+SAMPLES = ("samples/*.jpg", "samples/*.png", "predictions.json")
 
 
-def page(table: Table) -> str:
+def page(table: Table, path: Path, since: str | None = None) -> str:
+    """The page that is to be written to `path`. since: a date; None: since the page that is there.
+
+    Raises UserError for a date that is none.
+    """
     studies = list(dict.fromkeys(run.study for run in table.runs))
     rows, runs = (count_of(len(items), word) for items, word in ((table.rows, "row"), (table.runs, "run")))
-    sections = [questions(studies)]
-    sections += [section(table) for section in (results, curves, unfinished_runs, provenance, commands)]
-    return Template((PARTS / "page.html").read_text()).substitute(
-        title=escape(", ".join(studies)),
-        style=(PARTS / "style.css").read_text().strip(),
-        summary=escape(f"{rows} of {runs}: {count_states(table.runs)}"),
-        sections="\n".join(part for part in sections if part),
-        footer=f"Written {time.strftime('%Y-%m-%d %H:%M')} by analysis/collect.py from the run folders.",
-        script=(PARTS / "sort.js").read_text().strip(),
-    )
-
-
-def questions(studies: Sequence[str]) -> str:
-    """The header comments of each study's sweeps/STUDY.yaml, if there is one."""
-    blocks = []
-    for study in studies:
-        texts = header(study)
-        lines = [f"<p><b>{escape(key)}</b> {escape(text)}</p>" for key, text in texts.items()]
-        if "Question" in texts:
-            lines[0] = f'<p class="asked">{escape(texts["Question"])}</p>'
-        name = f'<p class="quiet">{escape(study)}</p>' if lines and len(studies) > 1 else ""
-        blocks.append(f'<div class="question">{name}{"".join(lines)}</div>' if lines else "")
-    return "\n".join(blocks)
+    template = Environment(loader=FileSystemLoader(PARTS), autoescape=True, trim_blocks=True).get_template("page.html")
+    when, changes = changes_since(table, path, since)
+    drawn = charts.charts(table, epochs_frame(table.rows, []))
+    return template.render(
+        title=", ".join(studies),
+        style=(PARTS / "page.css").read_text().strip(),
+        script=(PARTS / "page.js").read_text().strip(),
+        summary=f"{rows} of {runs}: {count_states(table.runs)}",
+        questions={study: texts for study in studies if (texts := header(study))},
+        since=when,
+        changes=changes,
+        caption=CAPTION,
+        columns=(shown := columns_of(table)),
+        rows=[{"label": row.label, "cells": cells(table, row, shown)} | again(row, path) for row in table.rows],
+        order=order(table),
+        notes=table.notes,
+        warnings=[*table.warnings, *none_finished(table.runs)],
+        why=list(why(table.every, table.verdicts)),
+        charts=drawn,
+        **{name: getattr(charts, name.upper()) for name in ("left", "right", "top", "bottom")},
+        w=charts.WIDTH,
+        h=charts.HEIGHT,
+        bars=charts.bars(table),
+        unfinished=list(unfinished(table)),
+        provenance=provenance(table),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        state=state_of(table),
+    ).lstrip()
 
 
 def header(study: str) -> dict[str, str]:
-    """`# Question: ...` and other keys at the top of the study's yaml; an indented line continues the one above."""
+    """`# Question: ...` and other keys at the top of sweeps/STUDY.yaml; an indented line continues the one above."""
     path, found, key = SWEEPS / f"{study}.yaml", {}, None
     for line in path.read_text().splitlines() if path.is_file() else []:
         match = re.fullmatch(r"#\s*(\w+):\s+(.*)", line)
@@ -66,16 +92,81 @@ def header(study: str) -> dict[str, str]:
     return found
 
 
-def curves(table: Table) -> str:
-    metric = next((column.name for column in table.columns if column.is_metric), "AP")
-    rows = best_rows(table.rows, metric)
-    drawn = [(row_name(table, row), row.counted) for row in rows]
-    figures = [
-        chart(title, [curve(name, runs, key, style) for style, (name, runs) in enumerate(drawn)])
-        for title, key in ((metric, metric), ("loss", "loss"))
+def columns_of(table: Table) -> list[Column]:
+    """The row's name, metrics, n, state and notes first: they fit a phone; then settings and cost."""
+    if table.columns is not table.every:
+        return [NAME, *table.columns]
+    scores = [i for i, column in enumerate(table.columns) if column.is_metric]
+    end = next((i for i, column in enumerate(table.columns) if i > max(scores) and column.drop_order >= 22), None)
+    first = table.columns[min(scores) : end]
+    head = [*first, *(column for column in (N, STATE, NOTES) if column in table.columns)]
+    return [NAME, *head, *(column for column in table.columns if column not in head)]
+
+
+def cells(table: Table, row: Row, shown: Sequence[Column]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"text": row.label, "value": row.label}]
+    for column in shown[1:]:
+        text, cell = table.text(row, column), row.cells.get(column.name)
+        kinds = ["number" if column.is_number else "text"] + ["best"] * (column.name in row.best)
+        kinds += ["long"] * (not column.is_number and len(text) > 15)
+        value = f"{cell.mean:.12g}" if isinstance(cell, Value) else text if column is NOTES else cell or ""
+        notes = text.split() if column is NOTES else []
+        found.append({"text": text, "value": value, "kind": " ".join(kinds), "notes": notes})
+    return found
+
+
+def order(table: Table) -> list[str]:
+    """Labels, the best first: finished ones before others, then by the first metric."""
+    metric = next((column.name for column in table.every if column.is_metric), "AP")
+
+    def rank(row: Row) -> tuple[bool, float]:
+        value = row.mean(metric)
+        return (not row.is_finished, -value.mean if value else 1.0)
+
+    return [row.label for row in sorted(table.rows, key=rank)]
+
+
+def again(row: Row, page_path: Path) -> dict[str, Any]:
+    """The commands that make a row again, and links to the files of its runs."""
+    lines = list(dict.fromkeys(line for run in row.runs if (line := command(run))))
+    codes = sorted({run.facts["code"] for run in row.runs if "code" in run.facts})
+    links = [
+        (f"{run.path.name}{'' if file == run.path else f' {file.name}'}", os.path.relpath(file, page_path.parent))
+        for run in row.runs
+        for file in (run.path, *(found for pattern in SAMPLES for found in sorted(run.path.glob(pattern))))
     ]
-    if not any(figures):
-        return ""
-    limit = f" Only the best {COLOURS} of {len(table.rows)} rows are drawn." if len(rows) == COLOURS else ""
-    caption = f'<p class="quiet">Mean over seeds; the band is ± one standard deviation.{limit}</p>'
-    return f'<section><h2>Curves</h2>{caption}<div class="charts">{"".join(figures)}</div></section>'
+    ranks = sorted({number(run.provenance.get("world_size")) for run in row.runs} - {1.0})
+    comments = [f"# code {code}" for code in codes]
+    comments += [f"# {n:.0f} processes: torchrun --nproc_per_node={n:.0f} in place of python" for n in ranks if n > 1]
+    return {"commands": [*comments, *lines] if lines else [], "links": links}
+
+
+def unfinished(table: Table) -> Iterator[tuple[str, str]]:
+    """Every run that is not done or has unreadable files, with the reason."""
+    for run in table.runs:
+        texts = [*([] if run.is_done else [run.state]), *run.problems]
+        if texts:
+            yield f"{run.study}/{run.path.name}", "; ".join(texts)
+
+
+def provenance(table: Table) -> dict[str, list[tuple[str, str]]]:
+    """The values of each fact, the most frequent first, with the number of runs."""
+    facts: dict[str, Counter[str]] = {}
+    for run in table.runs:
+        for name, value in facts_of(run):
+            facts.setdefault(name, Counter())[value] += 1
+    return {
+        name: [(value, count_of(count, "run")) for value, count in values.most_common()]
+        for name, values in facts.items()
+    }
+
+
+def facts_of(run: Run) -> Iterator[tuple[str, str]]:
+    yield from run.facts.items()
+    yield from (("resumed with another", change) for change in run.changes)
+    if "python" in run.provenance:
+        yield "python", str(run.provenance["python"])
+    for split, flaws in node_of(run.provenance.get("data_flaws")).items():
+        if flaws:
+            yield f"flaws of {split}", "; ".join(f"{flaw['count']} {flaw['kind']}: {flaw['fate']}" for flaw in flaws)
+    yield from ((name, str(version)) for name, version in node_of(run.provenance.get("packages")).items())

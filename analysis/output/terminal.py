@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from analysis.reading.runs import Run
@@ -13,9 +14,25 @@ NARROWEST = 7  # a text keeps at least this many characters; numbers are never c
 GAP = "  "
 
 
-def render(table: Table, width: int) -> str:
-    """The table in `width` characters: drops columns by `drop_order`, names them below, then cuts the widest texts."""
-    lines = {column: [column.title, *(table.text(row, column) for row in table.rows)] for column in table.columns}
+MARK = "*"
+
+
+def render(table: Table, width: int, *, bold: bool = False) -> str:
+    """The table in `width` characters: drops columns by `drop_order`, names them below, then cuts the widest texts.
+
+    MARK is behind what is not resolved from the best, which is bold, too.
+    """
+    marked = {name for row in table.rows for name in row.best}  # their whole columns have room for the mark
+    lines = {
+        column: [
+            column.title,
+            *(
+                table.text(row, column) + (MARK if column.name in row.best else " ") * (column.name in marked)
+                for row in table.rows
+            ),
+        ]
+        for column in table.columns
+    }
     widths = {column: max(map(len, texts)) for column, texts in lines.items()}
     dropped = []
     while _total(widths, cut=True) > width and any(column.drop_order for column in widths):
@@ -25,6 +42,8 @@ def render(table: Table, width: int) -> str:
         widths[max(wide, key=lambda column: widths[column])] -= 1
     texts = [[_fit(lines[column][i], column, w) for column, w in widths.items()] for i in range(len(table.rows) + 1)]
     text = "\n".join(GAP.join(cells).rstrip() for cells in texts)
+    if bold:
+        text = re.sub(r"\S+(?: ± \S+)?(?: \(n \d+\))?\*(?=\s|$)", "\033[1m\\g<0>\033[0m", text)
     if dropped:
         names = ", ".join(column.title for column in table.columns if column in dropped)
         text += f"\ncolumns omitted to fit the terminal: {names}"

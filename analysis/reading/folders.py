@@ -11,8 +11,9 @@ import yaml
 
 from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
-from analysis.reading.settings import SEED, overrides
+from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError, tell
+from fovea_detr.runs.folder import FILES
 from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import FOREIGN, Job, standing_of
 from fovea_detr.study import manifest
@@ -52,6 +53,8 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
         where = ", ".join(str(root / study) for study in named) or str(root)
         raise UserError(f"no runs in {where}: runs are in RUNS/STUDY/POINT; start one, or name RUNS with --runs RUNS")
     complete_names(runs)
+    for run in runs:
+        run.settings = read_settings(run.settings)
     return runs
 
 
@@ -67,6 +70,13 @@ def read_study(folder: Path) -> list[Run]:
     fill_unknown(runs)
     borrow_settings(runs)
     return runs
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder holds runs, and not studies."""
+    return (path / "manifest.jsonl").exists() or any(
+        (path / child / file).exists() for child in (_folders(path) if path.is_dir() else ()) for file in FILES
+    )
 
 
 def _folders(path: Path) -> dict[str, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from analysis.reading.outcome import node_of, read_facts, read_numbers
+from analysis.reading.outcome import (
+    last_scores,
+    node_of,
+    read_facts,
+    read_numbers,
+    resume_changes,
+    score,
+    undefined_scores,
+)
 from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
@@ -24,9 +33,10 @@ TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 class Run:
     """settings: the configuration by key, as text; a group by its name (`model`: fovea_r50).
 
-    numbers: the metrics of the last evaluation and the cost by name; unknown ones are absent. facts: what must be equal
-    for runs to be comparable. problems: what in the folder could not be read. as_submitted: the settings are those sent
-    to the queue; values that are read from the data are still null.
+    numbers: the metrics of the last evaluation (fractions) and the cost by name; unknown ones are absent. undefined:
+    the reasons of metrics that are no number. facts: what must be equal for runs to be comparable. changes: what a
+    resume had otherwise. problems: what in the folder could not be read. as_submitted: the settings are those sent to
+    the queue; values that are read from the data are still null. time: of the last change of state, in seconds.
     """
 
     path: Path
@@ -35,9 +45,12 @@ class Run:
     standing: Standing
     state: str  # the standing as one line of text
     numbers: dict[str, float] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     as_submitted: bool = False
+    time: float = math.nan
 
     @property
     def study(self) -> str:
@@ -51,6 +64,13 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """Read at first use: curves need it, a table does not."""
         return read_or_note("history.jsonl", RunFolder(self.path).history, list, []) or []
+
+    @cached_property
+    def ap_by_category(self) -> dict[str, float]:
+        """Of the last evaluation; NaN for a category without an object."""
+        result = read_or_note("result.json", RunFolder(self.path).result, dict, []) or {}
+        found = node_of(last_scores([] if result else self.history, result).get("AP_by_category"))
+        return {str(name): score(value) for name, value in found.items()}
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -90,6 +110,8 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None, end
     run = Run(path, settings or overrides(path.name), settings is not None, standing, state, problems=problems)
     run.as_submitted = settings is not None and not has_own
     run.numbers = read_numbers(history, result or {}, provenance)
+    run.undefined, run.changes = undefined_scores(last_scores(history, result or {})), resume_changes(provenance)
+    run.time = number(record.get("time"))
     run.facts = read_facts(run.numbers, leaf(run.settings, "precision") if run.has_config else None, provenance)
     return run
 

@@ -6,8 +6,11 @@ configuration becomes settings: fovea_detr/runs/identity.py.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from fovea_detr.config.checks import unread
 from fovea_detr.config.schema import AXES
 from fovea_detr.runs.identity import Settings
 
@@ -17,6 +20,12 @@ SEED = "seed"  # the one leaf that repeats a configuration instead of making ano
 def overrides(point: str) -> dict[str, str]:
     """The overrides in a folder's name, by key."""
     return {key: value for key, equals, value in (part.partition("=") for part in point.split(",")) if equals}
+
+
+def read_settings(settings: dict[str, str]) -> dict[str, str]:
+    """Without those that the run's model or mode does not read."""
+    nodes = unread(settings)
+    return {key: value for key, value in settings.items() if key.partition(".")[0] not in nodes} if nodes else settings
 
 
 def leaf(settings: Settings, name: str) -> str | None:
@@ -65,3 +74,16 @@ def short_name(key: str, keys: Iterable[str], reserved: set[str]) -> str:
         if name not in reserved and not any(f".{node}".endswith(f".{name}") for node in nodes - {key}):
             return name
     return key
+
+
+def labels(rows: Sequence[Settings], keys: Sequence[str]) -> list[str]:
+    """`type3, smooth=8`: what the varying keys are, only the value if it is a word that no other key has."""
+    words = Counter(word for key in keys for word in {row.get(key) for row in rows})
+    last = Counter(key.rpartition(".")[2] for key in keys)
+
+    def part(key: str, value: str) -> str:
+        is_plain = words[value] == 1 and not re.fullmatch(r"[\d.e+-]+|true|false|null|none", value)
+        name = key.rpartition(".")[2]
+        return value if is_plain else f"{name if last[name] == 1 else key}={value}"
+
+    return [", ".join(part(key, row[key]) for key in keys if key in row) for row in rows]

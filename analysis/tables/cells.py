@@ -1,22 +1,28 @@
-"""Columns and cells of a table; the only place where numbers are rounded. Imports no torch."""
+"""Columns and cells of a table for people; the only place where numbers are rounded. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NOTHING = "-"
 
 
 @dataclass(frozen=True)
 class Value:
-    """The mean over n runs. std: the sample standard deviation; NaN for a single run."""
+    """The mean over n runs, where the row says `of`. std: the sample standard deviation; NaN for a single run.
+
+    low, high: the 95 % interval of a difference, NaN if there is none.
+    """
 
     mean: float
     std: float = math.nan
     n: int = 1
+    of: int = 1
+    low: float = math.nan
+    high: float = math.nan
 
 
 Cell = Value | str | None
@@ -26,7 +32,7 @@ Cell = Value | str | None
 class Column:
     """name: in data files; title: in printed tables. digits: after the decimal point, None for text.
 
-    is_metric: higher is better, the best value is bold. spread: printed as mean ± std. signed: with + or -.
+    is_metric: higher is better. spread: printed as mean ± std. signed: with + or -. factor: 100 for per cent.
     drop_order: on a narrow terminal, columns with the highest number are dropped first; 0 is never dropped.
     """
 
@@ -37,49 +43,61 @@ class Column:
     is_metric: bool = False
     spread: bool = False
     drop_order: int = 0
+    factor: float = 1
 
     @property
     def is_number(self) -> bool:
         return self.digits is not None
 
+    def difference(self, order: int = 0) -> Column:
+        """Of two numbers of this column; with a digit of its own, for the numbers are rounded before they are read."""
+        name, title, digits = f"{self.name}_difference", f"Δ{self.title}", (self.digits or 0) + 1
+        return replace(
+            self, name=name, title=title, digits=digits, signed=True, is_metric=False, spread=False, drop_order=order
+        )
 
-def mean_of(values: Sequence[float]) -> Value | None:
+
+def metric_column(name: str, order: int = 0, *, percent: bool = True) -> Column:
+    """AP as the field writes it, 41.0; else as a fraction, 0.410."""
+    digits, factor = (1, 100) if percent else (3, 1)
+    return Column(name, name, digits, is_metric=True, spread=True, drop_order=order, factor=factor)
+
+
+def mean_of(values: Sequence[float], of: int | None = None) -> Value | None:
     """Mean and sample standard deviation (n - 1); None without values."""
     if not values:
         return None
-    return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+    std = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Value(statistics.fmean(values), std, len(values), len(values) if of is None else of)
 
 
 def rounded(column: Column, number: float) -> str:
-    """The number with the column's digits and sign; never `-0.000`."""
+    """The number with the column's digits and sign; never `-0.0`."""
     assert column.digits is not None
-    text = f"{number:{'+' if column.signed else ''}.{column.digits}f}"
+    text = f"{number * column.factor:{'+' if column.signed else ''}.{column.digits}f}"
     return text.replace("-", "+" if column.signed else "") if float(text) == 0 else text
 
 
 def show(column: Column, cell: Cell) -> str:
-    """`0.412 ± 0.003`, `type3`, `-`."""
-    if isinstance(cell, Value):
-        text = rounded(column, cell.mean)
-        return f"{text} ± {rounded(column, cell.std)}" if column.spread and not math.isnan(cell.std) else text
-    return cell or NOTHING
-
-
-def data_names(column: Column) -> list[str]:
-    return [column.name, f"{column.name}_std"] if column.spread else [column.name]
-
-
-def data_texts(column: Column, cell: Cell) -> list[str | None]:
-    """Mean and std as separate texts for data files, with the digits of `show`; None for an empty cell."""
+    """`41.2 ± 0.3`, `41.2 (n 2)` where other runs have no number, `+0.27 [-0.11, +0.65]`, `type3`, `-`."""
     if not isinstance(cell, Value):
-        return [cell or None, *[None] * column.spread]
-    std = None if math.isnan(cell.std) else rounded(column, cell.std)
-    return [rounded(column, cell.mean), *[std] * column.spread]
+        return cell or NOTHING
+    text = rounded(column, cell.mean)
+    if column.spread and not math.isnan(cell.std):
+        text += f" ± {rounded(column, cell.std)}"
+    if not math.isnan(cell.low):
+        text += f" [{rounded(column, cell.low)}, {rounded(column, cell.high)}]"
+    return text if cell.n == cell.of else f"{text} (n {cell.n})"
 
 
-def data_values(column: Column, cell: Cell) -> list[float | int | str | None]:
-    """`data_texts` as numbers."""
-    texts = data_texts(column, cell)
+def data(column: Column, cell: Cell) -> dict[str, float | str | None]:
+    """The unrounded numbers of a cell, by the names of a data file; metrics as fractions."""
     if not column.is_number:
-        return [*texts]
-    return [None if text is None else float(text) if column.digits else int(text) for text in texts]
+        return {column.name: cell if isinstance(cell, str) else None}
+    value = cell if isinstance(cell, Value) else Value(math.nan)
+    found: dict[str, float | str | None] = {column.name: value.mean}
+    if column.spread:
+        found[f"{column.name}_std"] = value.std
+    if column.signed:
+        found |= {f"{column.name}_low": value.low, f"{column.name}_high": value.high}
+    return found

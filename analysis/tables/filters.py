@@ -6,7 +6,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fovea_detr.errors import UserError
 
@@ -44,7 +44,7 @@ def parse_conditions(texts: Iterable[str], keys: Iterable[str]) -> list[Conditio
         if match is None:
             raise UserError(f"{text!r} is not a condition: use KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER (>=, <, <=)")
         key, sign, value = match.groups()
-        if sign in COMPARE and _number(value) is None:
+        if sign in COMPARE and _number(value.removesuffix("%")) is None:
             raise UserError(f"{text!r}: {sign} compares numbers, and {value} is not a number")
         found.append(Condition(text, full_key(key, known), "=" if sign == "==" else sign, value))
     return found
@@ -64,6 +64,24 @@ def full_key(key: str, known: Iterable[str]) -> str:
     close = dict.fromkeys(words[word] for word in difflib.get_close_matches(key, words, n=3, cutoff=0.5))
     near = ", ".join(dict.fromkeys([*close, *known][: max(len(close), 6)]))
     raise UserError(f"there is no {key}; choose from {near}{', ...' if len(known) > 6 else ''}")
+
+
+def as_fractions(conditions: Iterable[Condition], metrics: Iterable[str]) -> list[Condition]:
+    """Conditions on metrics, `AP>0.4` or `AP>40%`, in fractions. Raises UserError for `AP>40`."""
+    found = []
+    for condition in conditions:
+        number = _number(condition.value.removesuffix("%"))
+        if condition.key in metrics and number is not None:
+            is_percent = condition.value.endswith("%")
+            if number > 1 and not is_percent:
+                hint = f"{condition.key}{condition.sign}"
+                raise UserError(
+                    f"{condition.text!r}: {condition.key} is a fraction in conditions: write {hint}{number / 100:g} or "
+                    f"{hint}{number:g}%"
+                )
+            condition = replace(condition, value=f"{number / 100 if is_percent else number:.12g}")
+        found.append(condition)
+    return found
 
 
 def lookup(key: str, settings: Mapping[str, str], others: Mapping[str, str | float]) -> str | float | None:

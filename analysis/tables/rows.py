@@ -1,4 +1,4 @@
-"""Runs -> rows: one row per configuration, over its seeds. Imports no torch."""
+"""Runs -> rows: one row per configuration, over its seeds, and the one rule of which runs count. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from analysis.reading.folders import without_seed
 from analysis.reading.runs import Run
-from analysis.reading.settings import SEED, leaf
+from analysis.reading.settings import SEED, overrides
 from analysis.tables.cells import Cell, Column, Value, mean_of
 from analysis.tables.filters import full_key
 from fovea_detr.config.groups import natural
+from fovea_detr.config.schema import AXES
 
 STATE_ORDER = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
+BEST = "best_AP"
 
 
 @dataclass(eq=False)
 class Row:
-    """notes: warnings about comparing this row. best: names of the columns in which it is the best."""
+    """label: what the row is. notes: warnings about comparing it. best: the columns in which it is, or is not resolved
+    from, the best."""
 
     study: str
     settings: dict[str, str]
     runs: list[Run]
+    label: str = ""
     cells: dict[str, Cell] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     best: set[str] = field(default_factory=set)
@@ -41,12 +44,11 @@ class Row:
     def is_finished(self) -> bool:
         return all(run.is_done for run in self.counted)
 
-    @property
-    def name(self) -> str:
-        return self.runs[0].path.name if len(self.runs) == 1 else without_seed(self.runs[0].path.name)
+    def values(self, name: str) -> list[float]:
+        return [run.numbers[name] for run in self.counted if name in run.numbers]
 
     def mean(self, name: str) -> Value | None:
-        return mean_of([run.numbers[name] for run in self.counted if name in run.numbers])
+        return mean_of(self.values(name), len(self.counted))
 
     @property
     def state(self) -> str:
@@ -70,31 +72,20 @@ def make_rows(runs: Iterable[Run], by_seed: bool = False) -> list[Row]:
     return list(rows.values())
 
 
-def note_unfinished(row: Row) -> None:
-    """Note an unfinished row. The learning-rate drop alone adds several AP, so earlier numbers are not comparable."""
-    epoch, planned, drop = row.mean("at_epoch"), leaf(row.settings, "epochs"), leaf(row.settings, "lr_drop") or ""
-    if row.is_finished or epoch is None:
-        return
-    where = f"epoch {epoch.mean:.0f}{f' of {planned}' if planned else ''}"
-    if drop.isdigit() and epoch.mean <= int(drop):
-        row.notes.append(f"{where}, before the learning-rate drop after {drop}: not comparable")
-    else:
-        row.notes.append(f"{where}, not finished: not comparable")
+def name_of(row: Row) -> str:
+    """Of a row that no setting tells from the others: the overrides in a folder's name that hold for it, or its groups.
 
-
-def note_differences(rows: Sequence[Row], reference: Row | None = None) -> None:
-    """Note rows whose batch size, precision, data or code differ from the reference's, or else from most rows'."""
-    for fact in dict.fromkeys(fact for row in rows for run in row.counted for fact in run.facts):
-        values = [{run.facts[fact] for run in row.counted if fact in run.facts} for row in rows]
-        common = Counter(value for found in values for value in sorted(found)).most_common(1)[0][0]
-        of_reference = values[next((i for i, row in enumerate(rows) if row is reference), 0)] if reference else set()
-        if len(of_reference) == 1:
-            common = next(iter(of_reference))
-        for row, found in zip(rows, values, strict=True):
-            if len(found) > 1:
-                row.notes.append(f"{fact} differs between seeds: {' / '.join(sorted(found))}")
-            elif found - {common}:
-                row.notes.append(f"{fact} {next(iter(found))}, other rows {common}")
+    A folder may have been copied or renamed.
+    """
+    settings = row.runs[0].settings if len(row.runs) == 1 else row.settings
+    typed = overrides(row.runs[0].path.name)
+    held = [
+        f"{key}={value}"
+        for key, value in typed.items()
+        if any(found == value and (full == key or full.endswith(f".{key}")) for full, found in settings.items())
+    ]
+    words = [settings[key] for key in ("model", *AXES, "schedule", "data") if key in settings]
+    return ",".join(held) or ", ".join(words) or row.runs[0].path.name
 
 
 def duplicate_runs(runs: Iterable[Run]) -> list[str]:
@@ -104,7 +95,8 @@ def duplicate_runs(runs: Iterable[Run]) -> list[str]:
         if run.has_config:
             places.setdefault(frozenset(run.settings.items()), []).append(run)
     return [
-        f"the same configuration and seed in {len(found)} folders: {', '.join(str(run.path) for run in found)}"
+        f"the same configuration and seed in {len(found)} folders, counted once: "
+        f"{', '.join(str(run.path) for run in found[:4])}{', ...' if len(found) > 4 else ''}"
         for found in places.values()
         if len(found) > 1
     ]
@@ -115,7 +107,7 @@ def sorted_rows(rows: list[Row], columns: Sequence[Column], names: str, reverse:
     known = {column.title: column for column in columns} | {column.name: column for column in columns}
     for name in reversed(names.split(",")):
         column = known[full_key(name, known)]
-        descending = (column.spread or column.signed) != reverse
+        descending = (column.is_metric or column.signed or column.name == BEST) != reverse
         with_value = [row for row in rows if row.cells.get(column.name) is not None]
         without = [row for row in rows if row.cells.get(column.name) is None]
         rows = sorted(with_value, key=lambda row, column=column: _order(row, column), reverse=descending) + without

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from analysis.reading.runs import Run
-from analysis.reading.settings import overrides, short_name, varying_keys
-from analysis.tables.cells import Cell, Column, Value, data_names, data_values, show
-from analysis.tables.comparison import find_baseline, mark_best, with_differences, with_published
-from analysis.tables.filters import Condition, lookup, parse_conditions
-from analysis.tables.rows import Row, duplicate_runs, make_rows, note_differences, note_unfinished, sorted_rows
+from analysis.reading.settings import labels, overrides, short_name, varying_keys
+from analysis.tables.cells import Column, Value, data, metric_column, show
+from analysis.tables.comparison import find_row, with_differences, with_published
+from analysis.tables.filters import Condition, as_fractions, full_key, lookup, parse_conditions
+from analysis.tables.notes import add_notes
+from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from analysis.statistics.verdict import Difference
 
 NUMBERS = (
-    Column("best_AP", "best AP", 3, spread=True, drop_order=23),
     Column("epochs", "epochs", 0, drop_order=22),
     Column("total_batch", "total batch", 0, drop_order=25),
-    Column("gpu_hours", "GPU-hours", 1, drop_order=24),
-    Column("minutes", "minutes", 1, drop_order=26),
-    Column("images_per_second", "images/s", 1, drop_order=27),
-    Column("inference_ms", "ms/image", 1, drop_order=28),
-    Column("parameters", "parameters", 0, drop_order=29),
+    Column("gpu_hours", "GPU-hours", 1, spread=True, drop_order=24),
+    Column("minutes", "minutes", 1, spread=True, drop_order=26),
+    Column("images_per_second", "images/s", 1, spread=True, drop_order=27),
+    Column("inference_ms", "ms/image", 1, spread=True, drop_order=28),
+    Column("peak_gib", "peak GiB", 1, spread=True, drop_order=29),
+    Column("parameters", "parameters", 0, drop_order=30),
 )
 STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
 N = Column("n", "n", 0)
-RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | set(METRICS)
+MOST_TESTED = 100  # rows
+RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*METRICS, BEST}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed."""
+    """The options of the command, as typed. percent: AP as 41.0, else 0.410. tested: with verdicts and marks."""
 
     metrics: tuple[str, ...] = ("AP", "AP50")
     baseline: str | None = None
@@ -44,6 +47,9 @@ class Options:
     sort: str | None = None
     reverse: bool = False
     by_seed: bool = False
+    columns: tuple[str, ...] = ()
+    percent: bool = True
+    tested: bool = True
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -58,13 +64,20 @@ def metric_names(text: str) -> tuple[str, ...]:
 
 @dataclass
 class Table:
-    """notes: the texts behind the numbers in the notes column. warnings: further lines, printed below the table."""
+    """columns: those shown; every: also those that --columns leaves out, for data files.
+
+    notes: the texts behind the numbers in the notes column. warnings: further lines, printed below the table. verdicts:
+    by metric and label of the row.
+    """
 
     columns: list[Column]
+    every: list[Column]
     rows: list[Row]
     runs: list[Run]
     notes: list[str]
     warnings: list[str]
+    baseline: Row | None = None
+    verdicts: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
     def text(self, row: Row, column: Column) -> str:
         """A cell as printed."""
@@ -72,53 +85,67 @@ class Table:
             return " ".join(str(self.notes.index(note) + 1) for note in row.notes)
         return show(column, row.cells.get(column.name))
 
-    def data_cells(self, row: Row) -> Iterator[tuple[Column, Cell]]:
-        """A row's cells as written to data files: notes in full."""
-        for column in self.columns:
-            yield column, "; ".join(row.notes) if column is NOTES else row.cells.get(column.name)
-
-    def data_names(self) -> list[str]:
-        """The column names of a data file."""
-        return [name for column in self.columns for name in data_names(column)]
-
-    def records(self) -> Iterator[dict[str, float | int | str | None]]:
-        """Rows for data files: the printed digits as numbers, the standard deviation as a separate column."""
+    def records(self) -> Iterator[dict[str, float | str | None]]:
+        """Rows for data files, unrounded, metrics as fractions; the standard deviation is a column of its own."""
         for row in self.rows:
-            values = [value for column, cell in self.data_cells(row) for value in data_values(column, cell)]
-            yield dict(zip(self.data_names(), values, strict=True))
-
-    def frame(self) -> pd.DataFrame:
-        import pandas as pd  # only here: printing needs no pandas
-
-        return pd.DataFrame(list(self.records()), columns=self.data_names())
+            cells = {**row.cells, NOTES.name: "; ".join(row.notes) or None}
+            found = [data(column, cells.get(column.name)) for column in self.every]
+            yield {"row": row.label} | {name: value for one in found for name, value in one.items()}
 
 
 def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
-    """Raises UserError for an invalid filter, baseline or sort column."""
+    """Raises UserError for an invalid filter, baseline, column or sort column."""
     options = options or Options()
     rows = select_rows(runs, options)
     runs = [run for row in rows for run in row.runs]
     columns = fill_settings(rows, runs, options.by_seed)
     rows.sort(key=lambda row: [(row.cells[c.name] is None, natural(show(c, row.cells[c.name]))) for c in columns])
-    columns += fill_numbers(rows, options.metrics)
-    baseline = find_baseline(rows, options.baseline) if options.baseline else None
+    columns += fill_numbers(rows, options)
+    baseline = find_row(rows, options.baseline) if options.baseline else None
+    warnings, verdicts = duplicate_runs(runs), {}
+    if options.tested and (baseline is not None or any(len(row.counted) > 1 for row in rows)):
+        warnings, verdicts = test_rows(rows, baseline, options, warnings)
     if baseline is not None:
-        columns = with_differences(rows, baseline, columns)
+        columns = with_differences(rows, baseline, columns, verdicts)
     columns = with_published(rows, columns)
-    add_notes(rows, baseline)
-    mark_best(rows, columns)
+    add_notes(rows, options.metrics, baseline)
     rows = sorted_rows(rows, columns, options.sort, options.reverse) if options.sort else rows
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     if notes:
         columns.insert(columns.index(STATE) + 1, NOTES)
-    return Table(columns, rows, runs, notes, duplicate_runs(runs))
+    shown = chosen(columns, options.columns) if options.columns else columns
+    return Table(shown, columns, rows, runs, notes, warnings, baseline, verdicts)
+
+
+def test_rows(
+    rows: Sequence[Row], baseline: Row | None, options: Options, warnings: list[str]
+) -> tuple[list[str], Mapping[str, Mapping[str, Difference]]]:
+    """Mark the best rows, and compare each with the baseline -> warnings, verdicts."""
+    if len(rows) > MOST_TESTED:
+        return [*warnings, f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where"], {}
+    from analysis.tables import verdicts  # only here: it loads scipy
+
+    warnings = [*warnings, *verdicts.mark_best(rows, options.metrics)]
+    if baseline is None:
+        return warnings, {}
+    if not baseline.is_finished:
+        return [*warnings, f"no differences: the baseline, {baseline.label}, has not finished"], {}
+    resamples = verdicts.resample(rows, options.metrics)
+    return warnings, verdicts.differences(rows, baseline, options.metrics, resamples)
+
+
+def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
+    """The columns of these names or titles, in this order. Raises UserError for an unknown one."""
+    known = {column.name: column for column in columns} | {column.title: column for column in columns}
+    return [known[full_key(name.strip(), known)] for name in names]
 
 
 def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     """Conditions on settings and states select runs; conditions on numbers select rows by their means."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    numbers = dict.fromkeys([N.name, *METRICS, *(column.name for column in NUMBERS)])
+    numbers = dict.fromkeys([N.name, *METRICS, BEST, *(column.name for column in NUMBERS)])
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
+    asked = as_fractions(asked, (*METRICS, BEST))
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}
@@ -138,33 +165,38 @@ def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
 
 
 def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> list[Column]:
-    """The columns that identify a row: study (if several), and the varying settings; fills the cells."""
+    """The columns that identify a row: study (if several), and the varying settings; fills the cells and labels."""
     settings = [row.settings for row in rows]
     by_hand = {key for run in runs for key in overrides(run.path.name)}
     keys = varying_keys(settings, by_hand)
     known = {key for row in settings for key in row}
-    columns = [STUDY] if len({row.study for row in rows}) > 1 else []
+    several = len({row.study for row in rows}) > 1
+    columns = [STUDY] if several else []
     columns += [Column(key, short_name(key, known, RESERVED)) for key in keys] or [RUN]
-    for row in rows:
+    told = labels(settings, keys)
+    counts = Counter(told)
+    for row, label in zip(rows, told, strict=True):
+        name = row.runs[0].path.name if by_seed else name_of(row)
+        label = f"{label} ({name})" if label and counts[label] > 1 else label  # a copied run
+        row.label = f"{row.study}: {label or name}" if several else label or name
         row.cells |= {key: row.settings.get(key) for key in keys}
-        row.cells |= {STUDY.name: row.study, RUN.name: row.runs[0].path.name if by_seed else row.name}
+        row.cells |= {STUDY.name: row.study, RUN.name: name}
     return columns
 
 
-def fill_numbers(rows: Sequence[Row], metrics: Sequence[str]) -> list[Column]:
-    """The columns of state, metrics and cost; fills the cells."""
-    scores = [Column(name, name, 3, is_metric=True, spread=True, drop_order=i) for i, name in enumerate(metrics)]
+def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
+    """The columns of state, metrics and cost; fills the cells. A total batch that differs between seeds has no mean."""
+    scores = [metric_column(name, 2 * i, percent=options.percent) for i, name in enumerate(options.metrics)]
+    best = replace(metric_column(BEST, 23, percent=options.percent), title="best AP", is_metric=False)
+    numbers = (best, *NUMBERS)
     for row in rows:
         row.cells[STATE.name] = row.state
-        row.cells |= {column.name: row.mean(column.name) for column in (*scores, *NUMBERS)}
-        scored = next((cell for name in metrics if isinstance(cell := row.cells[name], Value)), None)
-        row.cells[N.name] = Value(scored.n) if scored else None
-    return [STATE, N, *scores, *NUMBERS]
-
-
-def add_notes(rows: Sequence[Row], baseline: Row | None) -> None:
-    for study in dict.fromkeys(row.study for row in rows):
-        of_study = [row for row in rows if row.study == study]
-        note_differences(of_study, baseline if baseline and baseline.study == study else None)
-    for row in rows:
-        note_unfinished(row)
+        row.cells |= {column.name: row.mean(column.name) for column in (*scores, *numbers)}
+        batches = sorted(set(row.values("total_batch")))
+        if len(batches) > 1:
+            row.cells["total_batch"] = " / ".join(f"{batch:.0f}" for batch in batches)
+        values = {name: cell for name in options.metrics if isinstance(cell := row.cells[name], Value)}
+        n = next((cell.n for cell in values.values()), None)
+        row.cells[N.name] = None if n is None else Value(n)
+        row.cells |= {name: replace(cell, of=n or 0) for name, cell in values.items()}
+    return [STATE, N, *scores, *numbers]

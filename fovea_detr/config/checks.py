@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
@@ -39,6 +40,14 @@ DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.
 DATA_FILES += ("data.val_fraction",)
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
+
+# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
+
+
+def unread(settings: Mapping[str, str]) -> set[str]:
+    """The nodes that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
+    return {node for (leaf, value), nodes in UNREAD.items() if settings.get(leaf) == value for node in nodes}
 
 
 def check(config: Config) -> None:

@@ -73,7 +73,7 @@ class Console:
     def epoch_done(self, history_line: dict[str, Any]) -> None:
         """Write a line for a finished epoch, and its numbers to TensorBoard."""
         self._update_rates(history_line)
-        scores = [f"{key} {history_line[key]:.3f}" for key in ("AP", "AP50") if key in history_line]
+        scores = [f"{key} {percent(history_line[key])}" for key in ("AP", "AP50") if key in history_line]
         timing, epoch = history_line["timing"], history_line["epoch"]
         parts = [*_losses(history_line), *scores, f"{timing['images_per_second']:.1f} images/s"]
         parts += [f"{timing['seconds']:.0f} s", *self._cost(0.0)]
@@ -133,10 +133,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
+def percent(metric: float) -> str:
+    """A fraction as the field writes it, 41.0; COCO's -1 and NaN as a dash: the split has no such object."""
+    return f"{100 * metric:.1f}" if metric >= 0 else "-"
+
+
 def summary(result: dict[str, Any]) -> str:
     """result.json in one line: the last and best metrics, and the time it took."""
-    scores = ", ".join(f"{name} {result['last'][name]:.3f}" for name in METRICS[:6] if name in result["last"])
-    best = f"; best AP {result['best']['AP']:.3f} after epoch {result['best']['epoch']}" if "best" in result else ""
+    scores = ", ".join(f"{name} {percent(result['last'][name])}" for name in METRICS[:6] if name in result["last"])
+    best = (
+        f"; best AP {percent(result['best']['AP'])} after epoch {result['best']['epoch']}" if "best" in result else ""
+    )
     took = f"; {result['epochs']} epochs in {result['minutes']:.1f} minutes" if "epochs" in result else ""
     return f"{scores}{best}{took}; inference {result['inference_seconds'] * 1000:.1f} ms an image"
 

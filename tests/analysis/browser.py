@@ -59,19 +59,21 @@ class Page:
             self.requests.append(event["params"]["request"]["url"])
         return event
 
-    def open(self, file: Path, width: int, height: int = 900, *, dark: bool = False) -> None:
+    def open(self, file: Path, width: int, height: int = 900, *, dark: bool = False, media: str = "") -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=features)
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
         self.call("Page.navigate", url=file.absolute().as_uri())
         while self._receive().get("method") != "Page.loadEventFired":
             pass
 
     def ask(self, script: str) -> Any:
         """The value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, userGesture=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, userGesture=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
@@ -81,6 +83,11 @@ class Page:
         box = self.ask(f"(r => ({{x: r.x + r.width / 2, y: r.y + r.height / 2}}))({script}.getBoundingClientRect())")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
+
+    def point_at(self, script: str) -> None:
+        """Move the pointer to the centre of the element that the expression returns."""
+        box = self.ask(f"(r => ({{x: r.x + r.width / 2, y: r.y + r.height / 2}}))({script}.getBoundingClientRect())")
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", **box)
 
     def screenshot(self, path: Path) -> None:
         picture = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]

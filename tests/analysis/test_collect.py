@@ -17,8 +17,8 @@ from tests.analysis.conftest import RESULT
 pytestmark = pytest.mark.usefixtures("nothing_published")
 SCRIPT = Path(collect.__file__)
 NUMBERS = ["state", "n", "AP", "AP50", "best AP", "epochs", "total batch", "GPU-hours", "minutes"]
-NUMBERS += ["images/s", "ms/image", "parameters"]
-ROW = ["done", "1", "0.410", "0.622", "0.420", "50", "-", "-", "1500.0", "-", "-", "-"]
+NUMBERS += ["images/s", "ms/image", "peak GiB", "parameters"]
+ROW = ["done", "1", "41.0", "62.2", "42.0", "50", "-", "-", "1500.0", "-", "-", "-", "-"]
 
 
 def header(show: Callable[..., list[list[str]]]) -> list[str]:
@@ -118,12 +118,12 @@ def test_the_table_fits_the_terminal_and_cut_texts_are_printed_below(write, tmp_
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 60 for line in lines[:3])
     assert "…" in lines[1]
-    assert lines[2].split() == ["type2", "done", "1", "0.410", "0.622", "50"]
+    assert lines[2].split() == ["type2", "done", "1", "41.0", "62.2", "50"]
     assert lines[3].startswith("columns omitted to fit the terminal: best AP, total batch, ")
     assert lines[4].endswith("images 17, 4: the losses are not finite [31m(classification nan)"), "no escape codes"
     monkeypatch.setenv("COLUMNS", "10")
     assert collect.main(["--runs", str(tmp_path)]) == 0
-    assert "0.410" in capsys.readouterr().out
+    assert "41.0" in capsys.readouterr().out
 
 
 def test_watching_ends_when_no_run_is_open(write, tmp_path, capsys, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_narrow_terminal_keeps_the_first_metric(write, capsys, monkeypatch, tm
         assert collect.main(["--runs", str(tmp_path), "--metrics", "all"]) == 0
         head, row, omitted = capsys.readouterr().out.splitlines()[:3]
         assert max(len(head), len(row)) <= width
-        assert "0.250 ± 0.000" in row
+        assert "25.0 ± 0.0" in row
         assert " AP" in head
         assert omitted.startswith("columns omitted to fit the terminal: ")
 

@@ -1,4 +1,4 @@
-"""Every format has the same digits, checked cell by cell against the run folders."""
+"""Every format has the same numbers, checked cell by cell against the run folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,8 +63,9 @@ def expected(root: Path) -> Rows:
         rows[scale] = {"n": str(len(by_name["AP"]))}
         for name, found in by_name.items():
             mean, base = statistics.fmean(found), statistics.fmean(scores["type1"][name])
-            difference = f"{mean - base:+.3f}".replace("-0.000", "+0.000")
-            rows[scale] |= {name: f"{mean:.3f} ± {statistics.stdev(found):.3f}", f"Δ{name}": difference}
+            rows[scale] |= {name: f"{100 * mean:.1f} ± {100 * statistics.stdev(found):.1f}"}
+            if scale != "type1":
+                rows[scale] |= {f"Δ{name}": f"{100 * (mean - base):+.2f}"}
     return rows
 
 
@@ -112,6 +115,7 @@ def read_latex(text: str) -> Rows:
 
 
 def plain(cell: str) -> str:
+    cell = re.sub(r" \{\\scriptsize.*\}$", "", cell)  # the small grey difference
     cell = re.sub(r"\\textbf\{(.*)\}", r"\1", cell)
     for latex, text in ((r"$\pm$", "±"), (r"$\Delta$", "Δ"), ("$-$", "-"), ("\\", "")):
         cell = cell.replace(latex, text)
@@ -119,14 +123,16 @@ def plain(cell: str) -> str:
 
 
 def from_data(records: list[dict[str, object]]) -> Rows:
-    """Mean and std, separate in data files, joined again with the printed digits."""
+    """Mean and std, fractions of full precision in data files, in the printed digits."""
     rows: Rows = {}
     for record in records:
         row = rows[str(record["dynamic_scale"])] = {"n": f"{float(str(record['n'] or 'nan')):.0f}"}
         for name in METRICS:
             if record.get(f"{name}_std") not in (None, ""):
-                mean, std, difference = (float(str(record[f"{name}{end}"])) for end in ("", "_std", "_difference"))
-                row |= {name: f"{mean:.3f} ± {std:.3f}", f"Δ{name}": f"{difference:+.3f}".replace("-0.000", "+0.000")}
+                mean, std = (100 * float(str(record[f"{name}{end}"])) for end in ("", "_std"))
+                row[name] = f"{mean:.1f} ± {std:.1f}"
+            if record.get(f"{name}_difference") not in (None, ""):
+                row[f"Δ{name}"] = f"{100 * float(str(record[f'{name}_difference'])):+.2f}"
     return rows
 
 
@@ -146,8 +152,11 @@ def read(path: Path) -> Rows:
 def test_every_cell_equals_the_run_folders(written, file):
     rows = read(written / "out" / file)
     for scale, cells in expected(written).items():
-        assert {name: rows[scale][name] for name in cells} == cells
-    assert rows["type4"]["n"] == "1"
+        assert {name: rows[scale][name].partition(" [")[0] for name in cells if name in rows[scale]} == {
+            name: cell for name, cell in cells.items() if name in rows[scale]
+        }
+        assert len(rows[scale].keys() & cells.keys()) >= (len(METRICS) if file.endswith("tex") else len(cells))
+    assert file.endswith("tex") or rows["type4"]["n"] == "1"
 
 
 @pytest.mark.slow
@@ -156,25 +165,35 @@ def test_every_cell_of_real_runs(trained, file):
     rows, wanted = read(trained / "out" / file), expected(trained)
     assert wanted.keys() == {"type1", "type2"}
     for scale, cells in wanted.items():
-        assert {name: rows[scale][name] for name in cells} == cells
+        found = {name: rows[scale][name].partition(" [")[0] for name in cells.keys() & rows[scale].keys()}
+        assert found.items() <= cells.items()
+        assert len(found) >= len(METRICS)
 
 
-def test_a_csv_has_the_digits_themselves(written):
+def test_a_csv_has_fractions_in_full_precision(written):
     with (written / "out" / "results.csv").open() as file:
         row = next(line for line in csv.DictReader(file) if line["dynamic_scale"] == "type3")
-    assert f"{row['AP']} ± {row['AP_std']}" == expected(written)["type3"]["AP"]
-    assert row["AP_published"] == "0.410"
+    runs = sorted((written / "dynamic_scale").glob("*type3*/result.json"))
+    found = [(RunFolder(path.parent).result() or {})["last"]["AP"] for path in runs]
+    assert float(row["AP"]) == statistics.fmean(found)
+    assert float(row["AP_std"]) == statistics.stdev(found)
+    assert row["AP_published"] == "0.41"
     assert row["notes"] == "published: SMCA README"
 
 
-def test_the_best_is_bold_and_only_the_best(written):
+def test_the_same_cells_are_bold_in_every_format(written):
+    """Which ones: test_table.py."""
     best = max(expected(written).values(), key=lambda row: row["AP"])["AP"]
-    latex = (written / "out" / "results.tex").read_text()
-    assert r"\textbf{" + best.replace("±", r"$\pm$") + "}" in latex
-    assert (written / "out" / "results.md").read_text().count(f"**{best}**") >= 1
-    finished = [row for line in latex.splitlines() if "&" in line for row in [line.split("&")]]
-    column = [cell.strip() for cell in finished[0]].index("AP")
-    assert sum(r"\textbf" in line[column] for line in finished) == 1
+    texts = {file: (written / "out" / f"results.{file}").read_text() for file in ("tex", "md", "html")}
+    assert r"\textbf{" + best.replace("±", r"$\pm$") + "}" in texts["tex"]
+    assert f"**{best}**" in texts["md"]
+    counts = {
+        texts["tex"].count(r"\textbf"),
+        texts["md"].count("**") // 2,
+        len(re.findall('class="number best', texts["html"])),
+    }
+    assert len(counts) == 1
+    assert counts.pop() > len(METRICS)
 
 
 def test_latex_is_booktabs_and_escapes_special_characters(written, write, tmp_path):
@@ -187,9 +206,25 @@ def test_latex_is_booktabs_and_escapes_special_characters(written, write, tmp_pa
     widths = {line.count("&") for line in text.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1
     write("seed=0", result=None).write_state("failed", reason="50% of {a_b} & #1 \\ ~^ $")
-    assert collect.main(["--runs", str(tmp_path), "--to", str(tmp_path / "t.tex")]) == 0
+    assert collect.main(["--runs", str(tmp_path), "--columns", "state,AP", "--to", str(tmp_path / "t.tex")]) == 0
     wanted = r"failed: 50\% of \{a\_b\} \& \#1 \textbackslash{} \textasciitilde{}\textasciicircum{} \$"
     assert wanted in (tmp_path / "t.tex").read_text()
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs TeX: apt-get install texlive-latex-recommended")
+@pytest.mark.parametrize("options", [[], ["--columns", "dynamic_scale,AP,AP50,AP75,state"]])
+def test_latex_fits_a_column_of_two(tmp_path, options):
+    write_every_kind(tmp_path / "dynamic_scale")
+    every = ["--metrics", "AP,AP50,AP75,AP_small,AP_medium,AP_large", "--baseline", "dynamic_scale=type1", *options]
+    assert collect.main(["--runs", str(tmp_path), *every, "--to", str(tmp_path / "t.tex")]) == 0
+    packages = r"\usepackage{booktabs,graphicx,xcolor}"
+    paper = rf"\documentclass[twocolumn]{{article}}{packages}\begin{{document}}\noindent\input{{t}}\end{{document}}"
+    (tmp_path / "paper.tex").write_text(paper)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+    assert "failed" not in (tmp_path / "t.tex").read_text().partition(r"\end{tabular}")[0] or options
 
 
 def test_markup_of_a_reason_stays_text(write, tmp_path):

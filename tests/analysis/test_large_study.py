@@ -12,13 +12,13 @@ from tests.analysis.made_up import write_study
 def test_ten_thousand_folders(tmp_path):
     broken = write_study(tmp_path / "study", 10_000)
     seconds, peak_mib, text = measure(tmp_path)
-    assert seconds < 20
-    assert peak_mib < 1024
+    assert seconds < 5
+    assert peak_mib < 200
     assert len(broken) > 150
     named = {line.partition(": ")[0] for line in text.splitlines() if line.startswith(str(tmp_path))}
     assert named == set(map(str, broken))
     table = [line for line in text.splitlines() if not line.startswith(str(tmp_path))]
-    assert len(table) >= 10_000 / 3
+    assert len(table) >= 10_000 / 3 / 2, "half of them are plain DETR, which reads no axis of the fovea"
 
 
 def test_a_small_study_is_complete(tmp_path):

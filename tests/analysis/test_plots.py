@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
-from analysis import plots
-from analysis.figures.drawing import over_seeds, variants_of
-from analysis.figures.style import COLUMN_INCHES, line_styles, spread
-from analysis.reading import curves
+from analysis import Study, load, plots
+from analysis.figures.drawing import variants_of
+from analysis.figures.style import COLUMN_INCHES, line_styles
+from analysis.tables.frames import over_seeds
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
 from fovea_detr.runs.folder import RunFolder
@@ -33,14 +33,14 @@ SCRIPT = Path(plots.__file__)
 Write = Callable[..., RunFolder]
 
 
-def history(epochs: int, top: float, categories: Sequence[str] = ("cat", "dog")) -> list[dict[str, Any]]:
+def history(epochs: int, top: float, gpus: int = 4, categories: Sequence[str] = ("cat", "dog")) -> list[dict[str, Any]]:
     """AP rises to `top` at epoch 50; the categories are 0.1 above and below it. 30 minutes per epoch."""
     lines = []
     for epoch in range(1, epochs + 1):
         ap = top * math.sqrt(epoch / 50)
         by_category = {name: ap + 0.1 * (-1) ** i for i, name in enumerate(categories)}
         losses = {"loss": 9 / epoch, "loss_classification": 1 / epoch, "loss_l1": 2 / epoch, "loss_giou": 3 / epoch}
-        timing = {"seconds": 1800, "total_seconds": 1800 * epoch}
+        timing = {"seconds": 1800, "total_seconds": 1800 * epoch, "gpu_hours": gpus * epoch / 2}
         lines.append(
             {"epoch": epoch, **losses, "AP": ap, "AP50": -1.0, "AP_by_category": by_category, "timing": timing}
         )
@@ -64,7 +64,7 @@ def write(tmp_path: Path) -> Write:
         config = composed(*(one for one in overrides if not one.startswith("seed=")))
         folder.write_config(OmegaConf.to_yaml(OmegaConf.structured(replace(config, seed=seed))))
         folder.write_provenance({"device": "NVIDIA V100" if gpus else "x86_64", "world_size": max(1, gpus)})
-        lines = history(epochs, top)
+        lines = history(epochs, top, gpus)
         folder.write_history(lines)
         folder.write_state("done" if epochs == 50 else "running")
         if epochs == 50:
@@ -76,14 +76,14 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def seeds(write: Write, tmp_path: Path) -> curves.Tables:
+def seeds(write: Write, tmp_path: Path) -> Study:
     """Two seeds of type1, three of type2, one of type3 before its learning-rate drop."""
     for seed, top in enumerate((0.38, 0.42)):
         write("dynamic_scale=type1", f"seed={seed}", top=top)
     for seed, top in enumerate((0.43, 0.44, 0.48)):
         write("dynamic_scale=type2", f"seed={seed}", top=top)
     write("dynamic_scale=type3", epochs=40)
-    return curves.read(tmp_path / "runs")
+    return load(tmp_path / "runs")
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -94,66 +94,51 @@ def test_one_row_per_run_with_its_cost(seeds):
     assert runs.loc[("type1", 1), "AP"] == pytest.approx(0.42)
     assert runs.loc[("type1", 1), "gpu_hours"] == pytest.approx(100)
     assert runs.loc[("type3", 0), "gpu_hours"] == pytest.approx(40 * 0.5 * 4)
-    assert runs["AP50"].isna().all()  # COCOeval's -1
-    assert list(seeds.epochs.columns[:5]) == ["study", "run", "variant", "seed", "is_early"]
+    assert "AP50" not in runs, "COCOeval's -1 is no number"
+    assert list(seeds.epochs.columns[:6]) == ["study", "variant", "run", "seed", "counts", "finished"]
+    assert seeds.epochs["dynamic_scale"].unique().tolist() == ["type1", "type2", "type3"], "axes are columns"
     assert len(seeds.epochs) == 5 * 50 + 40
     assert seeds.problems == []
 
 
-def test_a_run_is_early_until_the_epoch_after_the_drop(write, tmp_path):
-    write("seed=0", epochs=40)
-    write("seed=1", epochs=41)
-    write("seed=2", "schedule.kind=cosine", epochs=49)
-    assert curves.read(tmp_path / "runs").runs.sort_values("seed")["is_early"].tolist() == [True, False, True]
+def test_a_run_on_a_cpu_has_no_gpu_hours_anywhere(write, tmp_path):
+    write("seed=0", gpus=0)
+    study = load(tmp_path / "runs")
+    assert "gpu_hours" not in study.runs
+    assert study.epochs["gpu_hours"].isna().all()
+    assert study.table()["gpu_hours"].isna().all()
 
 
-def test_variants_are_named_by_their_overrides(write, tmp_path):
+def test_variants_are_named_by_what_they_are(write, tmp_path):
     write()
     write("smooth=4")
-    write("smooth=16", "dynamic_scale=type3", "seed=3")
+    folder = write("smooth=16", "dynamic_scale=type3", "seed=3")
+    folder.path.rename(folder.path.parent / "tuesday")
     write("mixture=head")
-    names = curves.read(tmp_path / "runs").runs["variant"]
-    assert sorted(names) == ["base", "head", "smooth=16, type3", "smooth=4"]
-
-
-def test_variants_that_differ_in_more_than_their_overrides_show_all_settings(write, tmp_path):
-    write("experiment=tiny", "dynamic_scale=type1")
-    write("dynamic_scale=type2")
-    first, second = sorted(curves.read(tmp_path / "runs").runs["variant"])
-    assert first == "fovea_r50, smooth=8, type2, 50ep, coco"
-    assert second.startswith("fovea_tiny, smooth=4, type1, tiny, shapes")
+    assert sorted(load(tmp_path / "runs").runs["variant"]) == [
+        "smooth=16, type3, mixture=none",
+        "smooth=4, type2, mixture=none",
+        "smooth=8, type2, head",
+        "smooth=8, type2, mixture=none",
+    ]
 
 
 def test_runs_of_two_studies_have_the_study_in_their_names(write, tmp_path):
-    write(study="a")
-    write(study="b")
-    assert curves.read(tmp_path / "runs").runs["variant"].tolist() == ["a: all runs", "b: all runs"]
-    assert curves.read(tmp_path / "runs", ["b"]).runs["variant"].tolist() == ["all runs"]
+    write("seed=0", study="a")
+    write("seed=0", study="b")
+    assert load(tmp_path / "runs").runs["variant"].tolist() == ["a: seed=0", "b: seed=0"]
+    for study in (load(tmp_path / "runs", ["b"]), load(tmp_path / "runs" / "b")):
+        assert study.runs["variant"].tolist() == ["seed=0"]
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [("history.jsonl", '{"epoch": 1, '), ("config.yaml", "- 1\n"), ("result.json", "[]"), ("config.yaml", "a: [")],
-)
-def test_a_broken_folder_is_named_and_left_out(write, tmp_path, file, content):
+@pytest.mark.parametrize(("file", "content"), [("history.jsonl", '{"epoch": 1, '), ("config.yaml", "a: [")])
+def test_a_broken_folder_is_named(write, tmp_path, file, content):
     write("seed=1")
     folder = write("seed=2")
     (folder.path / file).write_text(content)
-    if file == "result.json":  # an empty result: the run counts as unfinished
-        assert len(curves.read(tmp_path / "runs").runs) == 2
-        return
-    tables = curves.read(tmp_path / "runs")
-    assert tables.runs["seed"].tolist() == [1]
-    assert len(tables.problems) == 1
-    assert str(folder.path) in tables.problems[0]
-
-
-def test_equal_configurations_in_two_folders_are_reported(write, tmp_path):
-    folder = write("smooth=8")
-    (folder.path.parent / "copy").mkdir()
-    for file in folder.path.iterdir():
-        (folder.path.parent / "copy" / file.name).write_bytes(file.read_bytes())
-    assert any("counted twice" in line for line in curves.read(tmp_path / "runs").problems)
+    study = load(tmp_path / "runs")
+    assert not study.epochs.empty
+    assert file == "history.jsonl" or any(line.startswith(f"{folder.path}: {file}") for line in study.problems)
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -163,6 +148,7 @@ def test_the_line_is_the_mean_and_the_band_one_sample_deviation(seeds):
     (axes,) = plots.learning_curves(seeds.epochs).axes
     tops, style = np.array([0.43, 0.44, 0.48]), line_styles(["type1", "type2", "type3"])["type2"]
     (line,) = [one for one in axes.lines if one.get_color() == style["color"] and one.get_linewidth() > 1]
+    tops = 100 * tops
     expected = tops.mean() * np.sqrt(np.arange(1, 51) / 50)
     np.testing.assert_allclose(np.asarray(line.get_ydata(), dtype=float), expected)
     band = [one for one in axes.collections if isinstance(one, PolyCollection)][1].get_paths()[0].vertices
@@ -173,50 +159,45 @@ def test_the_line_is_the_mean_and_the_band_one_sample_deviation(seeds):
 
 
 def test_the_mean_ends_where_its_first_seed_ends(write, tmp_path):
-    write("seed=0", top=0.2)
+    write("seed=0", top=0.2, epochs=44)
     write("seed=1", top=0.9, epochs=45)
-    epochs = curves.read(tmp_path / "runs").epochs
-    line = over_seeds([run for _, run in epochs.groupby("run")], "epoch", "AP")
-    assert line["x"].tolist() == list(range(1, 46))
+    epochs = load(tmp_path / "runs").epochs.assign(counts=True)
+    assert over_seeds(epochs, "epoch", "AP")["x"].tolist() == list(range(1, 45))
 
 
 def test_the_time_axis_is_gpu_hours_or_minutes_if_a_run_had_no_gpu(write, tmp_path):
     write("seed=0")
-    epochs = curves.read(tmp_path / "runs").epochs
+    epochs = load(tmp_path / "runs").epochs
     assert plots.time_column(epochs) == "gpu_hours"
     assert epochs["gpu_hours"].iloc[-1] == pytest.approx(100)
     write("seed=1", gpus=0)
-    epochs = curves.read(tmp_path / "runs").epochs
+    epochs = load(tmp_path / "runs").epochs
     assert plots.time_column(epochs) == "minutes"
     (axes,) = plots.learning_curves(epochs, "minutes").axes
     assert axes.get_xlabel() == "minutes"
 
 
-def test_a_run_before_its_drop_is_marked_in_every_figure(seeds):
+def test_a_variant_that_has_not_finished_is_marked_in_every_figure(seeds):
     for name, figure in plots.all_figures(seeds).items():
-        assert any("learning-rate drop" in text.get_text() for text in texts(figure)), name
+        assert any("not finished" in text.get_text() for text in texts(figure)), name
         marks = [line for axes in figure.axes for line in axes.lines if line.get_markerfacecolor() == "white"]
         assert marks, name
 
 
 def test_dots_are_means_with_the_number_written_beside(seeds):
     written = [text.get_text() for text in texts(plots.final_scores(seeds.runs))]
-    assert "0.400 ± 0.028" in written
-    assert "0.450 ± 0.026" in written
+    assert "40.0 ± 2.8" in written
+    assert "45.0 ± 2.6" in written
     assert "type2 (n=3)" in written
 
 
 def test_category_differences_are_of_means_against_the_baseline(seeds):
-    (axes,) = plots.category_differences(seeds.categories, "type1").axes
+    (axes,) = plots.by_category(seeds.categories, "type1").axes
     (line,) = [one for one in axes.lines if one.get_marker() == line_styles(variants_of(seeds.runs))["type2"]["marker"]]
-    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=float), [0.05, 0.05])
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), dtype=float), [5, 5])
     assert axes.get_xlabel() == "AP minus AP of type1"
-
-
-def test_labels_keep_their_order_and_move_as_little_as_possible():
-    np.testing.assert_allclose(spread(np.array([0.1, 0.5, 0.9]), 0.1), [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(spread(np.array([0.5, 0.5, 0.5]), 0.1), [0.4, 0.5, 0.6])
-    assert (np.diff(spread(np.sort(np.random.default_rng(0).random(20)), 0.05)) > 0.05 - 1e-9).all()
+    (axes,) = plots.by_category(seeds.categories).axes
+    assert axes.get_xlabel() == "AP", "no baseline is chosen by itself"
 
 
 # ---- style ---------------------------------------------------------------------------------------
@@ -249,7 +230,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(write, tmp_path, grid):
         for seed in (0, 1):
             early = scale == "type4"
             write(f"dynamic_scale={scale}", f"smooth={smooth}", f"seed={seed}", top=0.4, epochs=35 if early else 50)
-    for name, figure in plots.all_figures(curves.read(tmp_path / "runs")).items():
+    for name, figure in plots.all_figures(load(tmp_path / "runs")).items():
         assert figure.get_figwidth() == COLUMN_INCHES
         places = drawn_texts(figure)
         for (one, a), (other, b) in itertools.combinations(places, 2):
@@ -293,7 +274,7 @@ def test_the_same_runs_give_the_same_files(seeds, tmp_path):  # noqa: ARG001
         (["--runs", "nowhere"], "no such folder"),
         (["other"], "no study other"),
         (["--metric", "AP_huge"], "has the metric AP_huge"),
-        (["--baseline", "type9"], "choose from type1; type2; type3"),
+        (["--baseline", "type9"], "there is no such row; name it KEY=VALUE, or as in type1; type2; type3"),
     ],
 )
 def test_an_error_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, words):  # noqa: ARG001

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from html import unescape
@@ -16,7 +18,8 @@ from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study.manifest import Point, Submission
 from tests.analysis.browser import CHROMIUM, Page, browser
-from tests.analysis.made_up import write_every_kind
+from tests.analysis.made_up import write_every_kind, write_study
+from tests.launch import ROOT, run_well
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -77,9 +80,8 @@ def test_a_click_sorts_and_a_second_click_reverses(page_file, tab, width):
     tab.open(page_file, width)
     column = 'h => h.textContent.trim() === "AP"'
     heads = '[...document.querySelectorAll("table.sortable th")]'
-    cells = f'{heads}.findIndex({column}), "AP"'
-    ask = f"""[...document.querySelectorAll("table.sortable tbody tr")].map(r => r.cells[({cells.split(",")[0]})])
-        .map(c => c.dataset.value)"""
+    cell = f"r.cells[{heads}.findIndex({column})]"
+    ask = f'[...document.querySelectorAll("table.sortable tbody tr")].map(r => {cell}.dataset.value)'
     before = tab.ask(ask)
     button = f'{heads}.find({column}).querySelector("button")'
     tab.click(button)
@@ -92,9 +94,133 @@ def test_a_click_sorts_and_a_second_click_reverses(page_file, tab, width):
     assert [float(text) for text in tab.ask(ask) if text] == numbers[::-1]
     tab.click(f'{heads}[0].querySelector("button")')
     first = tab.ask('[...document.querySelectorAll("table.sortable tbody tr")].map(r => r.cells[0].textContent)')
-    assert first == ["type1", "type2", "type2", "type3", "type4", "-"]
+    names = ["type1, mixture=none", "type2, head", "type2, mixture=none", "type3, mixture=none", "type4, mixture=none"]
+    assert [name.strip() for name in first] == ["seed=9", *names]
     assert tab.ask('document.querySelectorAll("table.sortable th[aria-sort]").length') == 1
     assert tab.complaints == []
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 rows with all metrics."""
+    root = tmp_path_factory.mktemp("forty")
+    write_study(root / "grid", 120, broken_share=0)
+    assert collect.main(["--runs", str(root), "--metrics", "all", "--to", str(root / "page.html")]) == 0
+    return root / "page.html"
+
+
+@needs_chromium
+def test_paper_loses_no_column(page_file, forty, tab):
+    for file, width in ((page_file, 1047), (forty, 1047)):  # A4 across, without its margins, at 96 pixels an inch
+        tab.open(file, width, media="print")
+        assert tab.ask("Math.max(...[...document.querySelectorAll('table')].map(t => t.scrollWidth))") <= width
+        assert tab.ask("getComputedStyle(document.querySelector('.wide')).overflow") == "visible"
+
+
+@needs_chromium
+def test_forty_rows_have_eight_in_colour_and_a_tick_chooses_another(forty, tab):
+    tab.open(forty, 1400)
+    chosen = "document.querySelectorAll('figure:first-of-type .curve.chosen').length"
+    assert tab.ask(chosen) == 8
+    assert tab.ask("[...document.querySelectorAll('.legend li')].filter(l => l.checkVisibility()).length") == 8
+    tab.click("document.querySelector('#results input:not(:checked)')")
+    assert tab.ask(chosen) == 9
+    tab.click("document.querySelector('.legend li.chosen button')")
+    assert tab.ask(chosen) == 8
+    assert tab.ask("document.querySelectorAll('#results input:checked').length") == 8
+
+
+@needs_chromium
+def test_the_filter_keeps_the_rows_that_hold_every_word(page_file, tab):
+    tab.open(page_file, 1400)
+    tab.ask("(f => {f.value = 'type2 done'; f.dispatchEvent(new Event('input'))})(document.getElementById('filter'))")
+    shown = (
+        "[...document.querySelectorAll('#results tbody tr')].filter(r => r.checkVisibility()).map(r => r.dataset.row)"
+    )
+    assert tab.ask(shown) == ["type2, mixture=none"]
+
+
+@needs_chromium
+def test_the_pointer_reads_a_value_off_a_curve(page_file, tab):
+    tab.open(page_file, 1400)
+    named = "find(one => one.dataset.row?.startsWith('type3'))"
+    end = f"[...document.querySelectorAll('figure .curve')].{named}.querySelector('circle')"
+    tab.ask(f"{end}.scrollIntoView({{block: 'center'}})")
+    tab.point_at(end)
+    cell = f"[...document.querySelectorAll('#results tr')].{named}.cells[1].textContent"
+    told, printed = tab.ask("document.querySelector('figure output').textContent"), tab.ask(cell)
+    assert told == f"type3, mixture=none: {printed.split()[0]} at epoch 50"
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [380, 1400])
+def test_header_and_names_stay_and_the_metric_comes_first(page_file, tab, width):
+    tab.open(page_file, width)
+    assert tab.ask("document.querySelector('#results thead th:nth-child(2)').textContent") == "AP"
+    assert tab.ask("document.querySelector('#results thead th:nth-child(2)').getBoundingClientRect().right") <= width
+    wide = "document.querySelector('.wide')"
+    tab.ask(f"{wide}.scrollLeft = 300")
+    name = f"{wide}.querySelector('tbody th').getBoundingClientRect().left - {wide}.getBoundingClientRect().left"
+    assert abs(tab.ask(name)) <= 2
+    assert tab.ask(f"getComputedStyle({wide}.querySelector('thead th')).position") == "sticky"
+
+
+AXE = Path(os.environ.get("AXE_CORE", ""))  # axe.min.js of the npm package axe-core
+
+
+@needs_chromium
+@pytest.mark.skipif(not AXE.is_file(), reason="needs AXE_CORE=PATH of axe.min.js: npm pack axe-core")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [380, 1400])
+def test_axe_finds_no_fault(page_file, forty, tab, width, dark):
+    for file in (page_file, forty):
+        tab.open(file, width, dark=dark)
+        tab.ask(AXE.read_text() + "; 0")
+        found = tab.ask("axe.run().then(r => r.violations.map(v => `${v.impact} ${v.id}: ${v.nodes[0].html}`))")
+        assert found == []
+
+
+def test_what_changed_since_the_page_before_and_since_a_date(write, tmp_path):
+    for scale, top in (("type1", 0.4), ("type2", 0.41)):
+        write(f"dynamic_scale={scale}", result={"last": {"AP": top}})
+    page = tmp_path / "page.html"
+    command = ["--runs", str(tmp_path), "--metrics", "AP", "--to", str(page)]
+    assert collect.main(command) == 0
+    assert "Changed since" not in page.read_text()
+    write("dynamic_scale=type1", "seed=1", result={"last": {"AP": 0.44}})
+    write("dynamic_scale=type3", result={"last": {"AP": 0.5}})
+    assert collect.main(command) == 0
+    text = unescape(page.read_text())
+    assert "<li>type1: AP 40.0 → 42.0 ± 2.8</li>" in text
+    assert "<li>type3: new, AP 50.0, state done</li>" in text
+    assert "type2: " not in text.partition("<h2>Results")[0]
+    assert collect.main([*command, "--since", "2999-01-01"]) == 0
+    assert "<p>Nothing.</p>" in page.read_text()
+    assert collect.main([*command, "--since", "2020-01-01"]) == 0
+    assert unescape(page.read_text()).count("seed=1: done</li>") == 1
+
+
+@pytest.mark.slow
+def test_the_printed_command_runs(tmp_path):
+    """It names the run that is there: typed again, it is done already."""
+    small = ["schedule.epochs=2", "data.train_images=64", "data.val_images=8", f"data.cache={tmp_path / 'cache'}"]
+    run_well("experiment=tiny", "-m", f"runs={tmp_path / 'runs'}", "seed=0,1", *small)
+    folder = tmp_path / "runs" / "tiny"
+    for point in sorted(path for path in folder.iterdir() if (path / "config.yaml").exists()):
+        run = read_run(point)
+        typed = commands.command(run)
+        assert typed is not None
+        done = subprocess.run(
+            typed.replace("python ", f"{sys.executable} ", 1), shell=True, cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{point.name}: done already" in done.stdout
+        made = commands.from_settings(run)
+        assert made is not None
+        again = run_well(
+            *made[1:], f"runs={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}", "device=cpu", "threads=1"
+        )
+        assert "done already" in again
 
 
 @needs_chromium
@@ -130,6 +256,9 @@ def test_the_header_of_a_study_is_read_with_its_continuation_lines(tmp_path, mon
         ("base", ["/code/run.py"], "python /code/run.py"),
         ("base", ["/env/bin/fovea-detr", "seed=1"], "python run.py seed=1"),
         ("base", ["python3"], None),
+        ("base", ["python3.11-dbg", "run.py", "seed=1"], "python run.py seed=1"),
+        ("base", ["/env/fovea_detr/__main__.py", "seed=1"], "python run.py seed=1"),
+        ("base", ["python", "/env/fovea_detr/study/__main__.py", "relaunch", "mystudy"], None),
         ("cut-0123456789ab", ["run.py", "-m", "seed=0,1"], None),
         ("seed=1", ["run.py", "-m", "seed=0,1", "data.workers=1,2"], None),
         ("seed=1", [], None),

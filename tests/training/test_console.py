@@ -60,7 +60,7 @@ def test_plain_lines_without_a_terminal(tmp_path, capsys, clock):
     assert out.splitlines() == [
         f"[seed=1] epoch 1/3 step 2/10: {step}, 0:07:28 and 3 evaluations left",
         f"[seed=1] epoch 1/3 step 4/10: {step}, 0:06:56 and 3 evaluations left",
-        f"[seed=1] epoch 1/3: {step.replace(', 1.0', ', AP 0.410, AP50 0.622, 1.0')}, 180 s, 0:06:00 left",
+        f"[seed=1] epoch 1/3: {step.replace(', 1.0', ', AP 41.0, AP50 62.2, 1.0')}, 180 s, 0:06:00 left",
     ]
     assert error == ""
     assert "\r" not in out

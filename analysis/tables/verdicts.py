@@ -1,0 +1,189 @@
+"""The rows' numbers -> the statistics: differences to a baseline, and what is not resolved from the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from analysis.reading.runs import Run
+from analysis.statistics import power, seeds, verdict
+from analysis.statistics.images import Resamples, resamples_of
+from analysis.tables.cells import NOTHING, Column, metric_column, rounded
+from analysis.tables.rows import Row
+from fovea_detr.errors import RunFolderError
+from fovea_detr.evaluation.matches import read_matches
+from fovea_detr.runs.folder import MATCHES
+
+if TYPE_CHECKING:
+    from analysis.statistics.seeds import Interval
+    from analysis.statistics.verdict import Difference
+
+CACHE = ".resamples"  # in the study's folder
+ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
+
+
+def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
+    """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes.
+
+    Matches that cannot be used are a problem of their run.
+    """
+    found: dict[Path, Resamples] = {}
+    names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
+    runs = [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
+    for run in tqdm(runs, desc="resampling images", unit="run", leave=False, disable=None):
+        with noted(run):
+            found |= resamples_of([run.path], names, run.path.parent / CACHE)
+    return found
+
+
+@contextmanager
+def noted(run: Run) -> Iterator[None]:
+    """What is wrong with the matches of a run becomes one of its problems."""
+    try:
+        yield
+    except RunFolderError as error:
+        run.problems += [] if str(error) in run.problems else [str(error)]
+
+
+def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
+    """The finished rows that have the metric, by label."""
+    found = {}
+    for row in rows:
+        numbers = {run.path: run.numbers[metric] for run in row.counted if metric in run.numbers}
+        if numbers and row.is_finished:
+            found[row.label] = _sample(numbers, {p: one.values for p, one in resamples.items()}, metric, resamples)
+    return found
+
+
+def _sample(
+    numbers: Mapping[Path, float],
+    arrays: Mapping[Path, Mapping[str, np.ndarray]],
+    name: str,
+    resamples: Mapping[Path, Resamples],
+) -> verdict.Row:
+    """Numbers by run; with the arrays of this name where every run has one, on one split."""
+    own = [arrays[path][name] for path in numbers if name in arrays.get(path, {})]
+    splits = {resamples[path].split for path in numbers if path in resamples}
+    whole = len(own) == len(numbers) and len(splits) == 1
+    values = list(numbers.values())
+    return verdict.Row(values, np.stack(own), splits.pop()) if whole else verdict.Row(values)
+
+
+def differences(
+    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Mapping[Path, Resamples]
+) -> dict[str, dict[str, Difference]]:
+    """By metric and label: every other finished row of the baseline's study minus the baseline."""
+    study = [row for row in rows if row.study == baseline.study]
+    found = {metric: samples(study, metric, resamples) for metric in metrics}
+    return {
+        metric: verdict.against(own, baseline.label)
+        for metric, own in found.items()
+        if baseline.label in own and len(own) > 1
+    }
+
+
+def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
+    """Mark each study's best row and all that are not resolved from it -> lines on rows that are not compared."""
+    for study in dict.fromkeys(row.study for row in rows):
+        own = [row for row in rows if row.study == study and row.is_finished]
+        several = [row for row in own if len(row.counted) > 1]
+        for metric in metrics if len(several) > 1 else ():
+            found = {label: one for label, one in samples(several, metric, {}).items() if len(one.values) > 1}
+            best = verdict.not_resolved_from_best(found) if len(found) > 1 else set()
+            for row in several:
+                row.best |= {metric} if row.label in best else set()
+        if 0 < len(several) < len(own):
+            yield f"{study}: rows with one seed are never marked as best: their spread over seeds is unknown"
+
+
+def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dict[str, Difference]:
+    """By metric: b minus a, planned. The spread is pooled over the rows of their studies."""
+    resamples = resample((a, b), metrics)
+    study = [row for row in rows if row.study in (a.study, b.study)]
+    found = {metric: samples(study, metric, resamples) for metric in metrics}
+    pair = (a.label, b.label)
+    return {metric: verdict.planned([pair], own)[0] for metric, own in found.items() if own.keys() >= set(pair)}
+
+
+def by_category(a: Row, b: Row) -> dict[str, Difference]:
+    """AP of each category that both have, b minus a."""
+    resamples = resample((a, b), ("AP",))
+
+    arrays = {path: one.by_category for path, one in resamples.items()}
+
+    def categories(row: Row) -> dict[str, verdict.Row]:
+        found = {run.path: run.ap_by_category for run in row.counted if row.is_finished}
+        names = dict.fromkeys(name for own in found.values() for name in own)
+        numbers = {name: {path: own.get(name, math.nan) for path, own in found.items()} for name in names}
+        known = {name: own for name, own in numbers.items() if not any(map(math.isnan, own.values()))}
+        return {name: _sample(own, arrays, name, resamples) for name, own in known.items()}
+
+    return verdict.by_category(categories(a), categories(b))
+
+
+def by_error(a: Row, b: Row) -> dict[str, Difference]:
+    """The AP50 that each of TIDE's types of errors costs, b minus a; empty if a row has no matches."""
+    both = [{name: verdict.Row(values) for name, values in errors_of(row).items()} for row in (a, b)]
+    return verdict.by_error(*both) if all(both) else {}
+
+
+def errors_of(row: Row) -> dict[str, list[float]]:
+    """The AP50 that each of TIDE's types of errors costs, by seed, of the runs with matches."""
+    found: dict[str, list[float]] = {}
+    for run in row.counted:
+        if not (run.path / MATCHES).exists():
+            continue
+        with noted(run):
+            for name, value in read_matches(run.path).errors_by_type.items():
+                found.setdefault(name, []).append(value)
+    return found
+
+
+def interval_of(told: Difference) -> Interval | None:
+    """The widest that is known: of seeds and images, of seeds, of images."""
+    return told.combined_interval or told.seeds_interval or told.images_interval
+
+
+def line(name: str, told: Difference) -> list[str]:
+    """Name, difference, interval and words, in per cent."""
+    shown, interval = metric_column(name).difference(), interval_of(told)
+    ends = f"[{rounded(shown, interval.low)}, {rounded(shown, interval.high)}]" if interval else NOTHING
+    return [name, rounded(shown, told.delta), ends, told.words]
+
+
+def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
+    """The parts of each verdict: the intervals of seeds, of images, of both, and the test."""
+    for column in (column for column in columns if column.name in found):
+        shown = column.difference()
+        for label, told in found[column.name].items():
+            parts = {"seeds": told.seeds_interval, "images": told.images_interval, "both": told.combined_interval}
+            texts = [
+                f"{name} [{rounded(shown, one.low)}, {rounded(shown, one.high)}]" for name, one in parts.items() if one
+            ]
+            words = "; ".join(filter(None, [*texts, told.method, told.words, told.note]))
+            yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
+
+
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
+    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of these rows."""
+    finished = [row for row in rows if row.is_finished]
+    several = [row.values("AP") for row in finished if len(row.values("AP")) > 1]
+    if not several:
+        return f"plan: {delta:g} AP: no row has two finished seeds, so the spread of training is unknown"
+    spread = seeds.pooled(several)
+    images = [told.images_interval for told in found.values() if told.images_interval is not None]
+    error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
+    number = power.plan(delta / 100, spread.sd, error)
+    basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
+    basis += f", images' standard error {100 * error:.2f} AP" if images else ", images not counted: no run has matches"
+    if number is None:
+        return f"plan: {delta:g} AP: no number of seeds: more images ({basis})"
+    hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
+    cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
+    return f"plan: {delta:g} AP at 80 % power: {number} seeds a row{cost} ({basis})"
