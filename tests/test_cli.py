@@ -106,7 +106,7 @@ def test_a_sweep_by_name_launches_its_points_and_one_that_is_done_is_shown(tmp_p
         folder.write_result(result)
     done = run("-m", "sweeps=smooth", f"runs={tmp_path}")
     assert done.returncode == 0, done.stderr
-    for smooth, score in (("4", "0.040"), ("8", "0.080"), ("16", "0.160")):
+    for smooth, score in (("4", "4.0"), ("8", "8.0"), ("16", "16.0")):
         assert f"smooth={smooth}: done already: AP {score}" in done.stdout
     assert done.stdout.count("done already") == 3
 

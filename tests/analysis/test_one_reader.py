@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -55,8 +56,10 @@ def unfinished(study: Path, point: list[str], epochs: int, **state: Any) -> None
         {**line, "AP": 0.02, "AP_by_category": {"cat": 0.02, "dog": 0.02}} for line in history(random.Random(0), epochs)
     ]
     path = write_point(study, point, lines)
-    record = {"state": state.pop("state"), "time": state.pop("time", 4e9)}
-    (path / "state.json").write_text(json.dumps({**record, "pid": 1, **state}))
+    written = state.pop("time", None)
+    (path / "state.json").write_text(json.dumps({"time": written, "pid": 1, **state}))
+    if written is not None:
+        os.utime(path / "state.json", (written, written))
 
 
 def expected() -> dict[str, tuple[float, float, int]]:
