@@ -17,9 +17,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from benchmarks.plain.attention import SCALES_PER_HEAD, PlainCrossAttention, PlainPrior, cells_xy
 from benchmarks.plain.layers import MLP, sine_position
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import Config
+from fovea_detr.config.schema import AXES, Config
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import settings
+from fovea_detr.runs.identity import defaults, settings
 
 # The values that the plain model has a formula for, by the key of the command line.
 VALUES = {
@@ -208,8 +208,11 @@ def plain_body(config: Config) -> tuple[nn.Module, int, int]:
 
 
 def check_published(config: Config) -> None:
-    """Raise ConfigError for a value that only our own model computes."""
-    found = settings(config)
+    """Raise ConfigError for a value that only our own model computes, of a key that it does not know, too."""
+    found, known = settings(config), {*VALUES, *FOVEA_VALUES, "fovea.smooth"}
+    for key in found.keys() - known:
+        if config.model.fovea and key.split(".")[0] in ("fovea", *AXES) and found[key] != defaults()[key]:
+            raise ConfigError(f"{key}={found[key]} has no plain twin in benchmarks/plain: leave it out")
     for key, values in (VALUES | (FOVEA_VALUES if config.model.fovea else {})).items():
         if found[key] not in values:
             raise ConfigError(f"{key}={found[key]} has no plain twin in benchmarks/plain: choose {', '.join(values)}")

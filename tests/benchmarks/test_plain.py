@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.plain import model as plain_model
 from benchmarks.plain.criterion import plain_criterion
 from benchmarks.plain.layers import pad
 from benchmarks.plain.model import PlainDETR, plain_twin
 from benchmarks.plain.step import in_float32, new_log, plain_optimizer, plain_step
 from fovea_detr.build import build_criterion, build_model
+from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import ConfigError
 from fovea_detr.model.detr import DETR
@@ -183,3 +185,13 @@ def test_the_step_runs_under_bfloat16_with_its_losses_in_float32() -> None:
     optimizer = plain_optimizer(plain, config.schedule)
     step = (plain, plain_criterion(config, 6), optimizer, pad(images()), as_dicts(targets()), new_log())
     assert np.isfinite(plain_step(*step, bf16=True))
+
+
+def test_a_key_that_the_plain_model_does_not_know_is_refused_unless_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a new axis: its other values would be compared with a formula that lacks them."""
+    monkeypatch.delitem(plain_model.FOVEA_VALUES, "fovea.cell_centre")
+    plain_model.check_published(load_config(["model=fovea_tiny"]))
+    with pytest.raises(ConfigError, match=r"fovea\.cell_centre=true has no plain twin"):
+        plain_model.check_published(load_config(["model=fovea_tiny", "fovea.cell_centre=true"]))
