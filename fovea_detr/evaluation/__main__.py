@@ -3,7 +3,8 @@
     python -m fovea_detr.evaluation matches RUN [RUN ...] [--root DIR] [--device auto]
 
 RUN is a finished run folder. They are made from its predictions.json, else by an evaluation of its checkpoint, which
-takes as long as one between two epochs. Their AP must be that of result.json.
+takes as long as one between two epochs. Their AP must be that of result.json. Exit code 2: a run has none now; the
+others are done.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from pathlib import Path
 
 import torch
 
-from fovea_detr.cli import one_line_errors
 from fovea_detr.data.readers import READERS
-from fovea_detr.errors import RunFolderError
+from fovea_detr.errors import RunFolderError, UserError, tell
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.matches import Matches, check_result, read_matches, write_matches
 from fovea_detr.evaluation.matching import matches_of
@@ -29,11 +29,16 @@ from fovea_detr.runs.folder import MATCHES, RunFolder
 from fovea_detr.runs.identity import Stored, refuse_other_data
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    with one_line_errors():
-        for run in options.runs:
+    failed = 0
+    for run in options.runs:
+        try:
             make(RunFolder(run), options.root, options.device)
+        except UserError as error:
+            failed += 1
+            tell(f"error: {error}")
+    return 2 if failed else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,4 +112,4 @@ def of_checkpoint(folder: RunFolder, root: str | None, device: str) -> Matches:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
