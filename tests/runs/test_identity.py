@@ -96,7 +96,7 @@ def test_older_folders_stand_in_the_table_with_the_default_of_a_newer_column(tmp
     kernels = [row.cells["kernel"] for row in table.rows]
     plain = ["None"]  # plain DETR reads no kernel
     assert sorted(map(str, kernels)) == plain + ["gaussian"] * (len(table.rows) - 2) + ["laplace"]
-    (pair,) = [row for row in table.rows if row.settings.get("fovea.smooth") == "8"]  # typed as smooth=8, fovea.smooth=8
+    (pair,) = [row for row in table.rows if row.settings.get("fovea.smooth") == "8"]  # typed in two ways
     assert len(pair.counted) == 2
 
 
