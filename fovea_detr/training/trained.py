@@ -73,7 +73,9 @@ def _mapping(text: object) -> dict[str, Any] | None:
 def class_names(content: Mapping[str, Any]) -> dict[int, str] | None:
     """A checkpoint's class names by output; None for what another program stores under this name."""
     names = content.get("categories")
-    is_ours = isinstance(names, Mapping) and {*map(type, names)} <= {int} and {*map(type, names.values())} <= {str}
+    if not isinstance(names, Mapping):
+        return None
+    is_ours = all(isinstance(output, int) and isinstance(name, str) for output, name in names.items())
     return dict(names) if is_ours else None
 
 
