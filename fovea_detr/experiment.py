@@ -17,6 +17,7 @@ from fovea_detr import build
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
+from fovea_detr.data.flaws import shown
 from fovea_detr.data.readers import describe_layout, fingerprints
 from fovea_detr.errors import ConfigError, NodeError, RunFolderError
 from fovea_detr.machine import distributed
@@ -204,14 +205,14 @@ def stored_num_classes(folder: RunFolder) -> int | None:
 def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> str:
     """`data: coco, /data/coco: 118287 + 5000 images, 80 classes (person, bicycle, car, ...), at most 1333 px`."""
     splits = [split for split in (train, val) if split is not None]
-    names = list(val.annotations.categories.values())
-    shown = ", ".join(names if len(names) <= NAMES_SHOWN else [*names[: NAMES_SHOWN - 1], "..."])
+    names = [shown(name) for name in val.annotations.classes.labels.values()]
+    some = ", ".join(names if len(names) <= NAMES_SHOWN else [*names[: NAMES_SHOWN - 1], "..."])
     sizes = {tuple(size) for split in splits for size in split.annotations.sizes_hw.tolist()}
     longest = max(max(hw) for split in splits for size in sizes for hw in split.transform.largest_sizes(size))
     where = ", ".join(filter(None, (config.data.name, config.data.root or config.data.val.annotations)))
     return (
         f"data: {where}: {' + '.join(str(len(split)) for split in splits)} images, {len(names)} "
-        f"class{'es' if len(names) > 1 else ''} ({shown}), at most {longest} px"
+        f"class{'es' if len(names) > 1 else ''} ({some}), at most {longest} px"
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
+from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import identity, point_name, settings
@@ -246,6 +247,15 @@ def test_local_values_are_used_where_the_command_line_has_none(
     assert {key: values.get(key) for key in expected} == expected
     assert {**values, **leaves(without)}.items() >= leaves(without).items()
     assert identity(settings(without)) == identity(settings(load_config(overrides)))
+
+
+def test_a_reader_of_ones_own_takes_the_local_root_and_not_that_of_coco(
+    local: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local(LOCAL)
+    monkeypatch.setenv("COCO_ROOT", "/variable/coco")
+    composed = OmegaConf.create({"data": {"name": "voc", "root": None}, "cluster": {}})
+    assert with_local(composed, []).data.root == "/local/coco"
 
 
 def test_the_environment_variable_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, Cluster, Config, Data, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, Cluster, Config, Data, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -158,9 +158,9 @@ def _check_data(data: Data) -> None:
 def _check_data_files(data: Data, files: dict[str, str | float | None]) -> None:
     for key, value in files.items():
         _refuse(
-            data.name == "shapes" and value not in (None, 0),
-            f"{key}={value}: data.name=shapes generates its images and reads no files; add data=coco to train on your "
-            f"own data, or remove {key}",
+            data.name in GENERATED and value not in (None, 0),
+            f"{key}={value}: data.name={data.name} generates its images and reads no files; add data=coco to train on "
+            f"your own data, or remove {key}",
         )
     for split in ("train", "val"):
         values = {part: files[f"data.{split}.{part}"] for part in ("annotations", "images")}

@@ -1,7 +1,7 @@
 """conf/local.yaml: where this user's data lies and what this site's cluster is like; never part of a run's identity.
 
-Precedence: the command line, the environment variable COCO_ROOT, conf/local.yaml, the rest of conf/. Generated data
-(data=shapes) takes nothing from it, so that the demo is the same everywhere.
+Precedence: the command line, the environment variable COCO_ROOT (for data=coco), conf/local.yaml, the rest of conf/.
+Generated data (data=shapes) takes nothing from it, so that the demo is the same everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fovea_detr.config.schema import CONF_DIR, Config, is_infrastructure, leaves
+from fovea_detr.config.schema import CONF_DIR, GENERATED, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
 
 FILE = "FOVEA_LOCAL"  # an environment variable: another file instead; empty: no file
@@ -33,14 +33,14 @@ def with_local(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
     A cluster that is named on the command line is taken whole. Raises ConfigError.
     """
     name = OmegaConf.select(composed, "data.name")
-    if name == "shapes":
+    if name in GENERATED:
         return composed
     given = {override.lstrip("+~").partition("=")[0] for override in typed}
     values = local_values()
-    if os.environ.get(ROOT):
+    if os.environ.get(ROOT) and name == "coco":
         values["data.root"] = os.environ[ROOT]
     named = ("data.root", "data.train.annotations", "data.val.annotations")
-    if name != "coco" or any(OmegaConf.select(composed, key) for key in named):
+    if any(OmegaConf.select(composed, key) for key in named):
         values.pop("data.root", None)
     for key, value in values.items():
         if key not in given and not (key.startswith("cluster.") and "cluster" in given):

@@ -11,6 +11,8 @@ from typing import Any, Optional
 
 CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a link to its top folder conf/
 
+GENERATED = {"shapes"}  # the values of data.name that generate their images: they read no files, and no data.root
+
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run

@@ -1,20 +1,22 @@
 """Check a data set: list every flaw of its annotations, without training.
 
-    python -m fovea_detr.data check ROOT [--max-flawed SHARE] [--full]
+    python -m fovea_detr.data check ROOT [--data NAME] [--val-fraction SHARE] [--max-flawed SHARE] [--full]
 
-ROOT is what data.root would be. Exit code 0: no flaws, or only ones that are corrected on reading (small clips and the
-like); 1: flawed objects are left out or clipped, fewer than --max-flawed; 2: training would be refused.
+ROOT is what data.root would be, NAME what data would be (coco, or a reader of your own). Exit code 0: no flaws, or only
+ones that are corrected on reading (small clips and the like); 1: flawed objects are left out or clipped, fewer than
+--max-flawed; 2: training would be refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from fovea_detr.config.schema import Data
+from fovea_detr.config.schema import GENERATED, Data
 from fovea_detr.data.annotations import CocoSplit
+from fovea_detr.data.categories import merge_names
 from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.readers import READERS, SplitName
 from fovea_detr.data.transforms import eval_transform
@@ -23,8 +25,9 @@ from fovea_detr.errors import DataError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    data = Data(root=options.root, max_flawed=options.max_flawed)
-    sys.exit(max(check(data, split, full=options.full) for split in get_args(SplitName)))
+    data = Data(options.data, options.root, val_fraction=options.val_fraction, max_flawed=options.max_flawed)
+    found = [check(data, split, full=options.full) for split in get_args(SplitName)]
+    sys.exit(max(check_classes(split for split, _ in found), *(code for _, code in found)))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     )
     verb = whole.add_subparsers(dest="verb", required=True, metavar="check").add_parser("check")
     verb.add_argument("root", metavar="ROOT")
+    readers = sorted({*READERS} - GENERATED)
+    verb.add_argument("--data", choices=readers, default=Data.name, help="the reader (default: %(default)s)")
+    verb.add_argument(
+        "--val-fraction", type=float, default=0.0, help="data.val_fraction, for a data set with one annotation file"
+    )
     verb.add_argument(
         "--max-flawed", type=float, default=Data.max_flawed, help="share of the objects, 0..1 (default: %(default)s)"
     )
@@ -41,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def check(data: Data, name: SplitName, *, full: bool) -> int:
-    """Print the report on one split -> the exit code."""
+def check(data: Data, name: SplitName, *, full: bool) -> tuple[CocoSplit | None, int]:
+    """Print the report on one split -> the split, if it can be read, and the exit code."""
     try:
         split = READERS[data.name](data, name)
         report(name, split)
@@ -50,11 +58,22 @@ def check(data: Data, name: SplitName, *, full: bool) -> int:
             check_images(CocoDataset(split, eval_transform(data.recipe)))
     except DataError as error:
         print(f"{name}: refused: {error}")
-        return 2
+        return None, 2
     if split.flaws.refusal(data.max_flawed):
-        print(f"{name}: refused with data.max_flawed={data.max_flawed:g}")
+        print(f"{name}: refused{'' if split.flaws.are_fatal else f' with data.max_flawed={data.max_flawed:g}'}")
+        return split, 2
+    return split, int(split.flaws.share > 0)
+
+
+def check_classes(splits: Iterable[CocoSplit | None]) -> int:
+    """Print where the categories of the two splits disagree -> the exit code."""
+    try:
+        train, val = (split.categories if split else {} for split in splits)
+        merge_names(train, val)
+    except DataError as error:
+        print(f"refused: {error}")
         return 2
-    return int(split.flaws.share > 0)
+    return 0
 
 
 def report(name: str, split: CocoSplit) -> None:

@@ -29,9 +29,9 @@ class Classes:
     @classmethod
     def of(cls, names: Mapping[int, str], wanted: int | None = None) -> Classes:
         """wanted: `data.num_classes`. Raises DataError if the categories need more."""
-        highest = max(names)
+        highest = max(names, default=-1)  # without any, the annotations are refused
         is_sparse = highest + 2 > max(SPARSE * len(names), COCO_CLASSES + 1)
-        is_compact = min(names) < 0 or (is_sparse and (wanted is None or wanted <= highest))
+        is_compact = min(names, default=0) < 0 or (is_sparse and (wanted is None or wanted <= highest))
         needed = len(names) if is_compact else highest + 1
         if wanted is not None and wanted < needed:
             raise DataError(

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from fovea_detr.data.flaws import first_line
+from fovea_detr.data.flaws import first_line, shown
 from fovea_detr.errors import DataError
 
 
@@ -42,7 +42,7 @@ def load_coco(path: Path) -> Any:
     with collector_paused():
         try:
             return msgspec.json.decode(text, type=Content)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _load_any(path, text)
 
 
@@ -50,7 +50,8 @@ def _load_any(path: Path, text: bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({first_line(error)}); get the annotations again") from error
+        found = f"it begins with {shown(text[:40].decode(errors='replace'))!r}" if text.strip()[:1] not in b"{[" else ""
+        raise DataError(f"{path}: not JSON ({found or first_line(error)}); get the annotations again") from error
 
 
 @contextmanager

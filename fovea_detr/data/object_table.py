@@ -92,7 +92,7 @@ class ObjectParser:
         """[n] the file's areas, or those of the boxes where it has none that COCOeval can use."""
         values = fields([self.entries[i] for i in kept], "area")
         areas, valid = numbers(values)
-        valid &= (areas >= 0) & (areas <= LARGEST_AREA)
+        valid &= (areas > 0) & (areas <= LARGEST_AREA)  # with 0, every object would be small
         given = np.array([value is not None for value in values], bool)
         kind = "areas that are no usable number (the box's is taken)"
         self.flaws.add(kind, Fate.KEPT, kept[given & ~valid], self.name)

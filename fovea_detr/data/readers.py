@@ -1,8 +1,8 @@
 """The readers that `data.name` may name: a function for each reads one split.
 
-A new format needs a function and a line in READERS, and a file of that name in conf/data/. The function builds the
-content of COCO's instances_*.json from its own files and returns `CocoSplit.of(path, folder, content)`. Other places of
-COCO's json and its images: layouts.py.
+A new format needs a function and a line in READERS, and a file of that name in conf/data/ (and in GENERATED,
+config/schema.py, if it reads no files). The function builds the content of COCO's instances_*.json from its own files
+and returns `CocoSplit.of(path, folder, content)`. Other places of COCO's json and its images: layouts.py.
 """
 
 from __future__ import annotations

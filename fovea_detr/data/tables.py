@@ -14,6 +14,8 @@ from fovea_detr.data.image_table import Images, check_files, parse_images
 from fovea_detr.data.object_table import ObjectParser, Objects
 from fovea_detr.errors import DataError
 
+HIGHEST_CATEGORY = 1 << 53  # a column of detections, which is float64, counts exactly up to here
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -48,7 +50,10 @@ def _entries(path: Path, content: Any, key: str) -> list[Any]:
 def _parse_categories(entries: list[Any], flaws: Flaws) -> dict[int, str]:
     """The names by id. A name that is null or no text is the id; of an id used twice, the first name counts."""
     ids, valid = integers(fields(entries, "id"))
-    flaws.add("categories without an integer id", Fate.REFUSED, np.flatnonzero(~valid), lambda i: entries[i])
+    valid &= (ids <= HIGHEST_CATEGORY) & (ids >= -HIGHEST_CATEGORY)
+    flaws.add(
+        "categories without an integer id of at most 2**53", Fate.REFUSED, np.flatnonzero(~valid), lambda i: entries[i]
+    )
     names: dict[int, str] = {}
     twice = []
     for i, name in zip(ids[valid].tolist(), np.array(fields(entries, "name"), object)[valid], strict=True):

@@ -20,7 +20,7 @@ from fovea_detr.model.detr import DETR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.checkpoint import load_weights
 from fovea_detr.training.files import read
-from fovea_detr.training.trained import as_trained
+from fovea_detr.training.trained import as_trained, class_names
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def open_trained(source: Path | str, overrides: Sequence[str] = ()) -> Trained:
 
 def names_of(content: Mapping[str, Any], config: Config) -> dict[int, str]:
     """A checkpoint's class names by output; COCO's for a head of COCO's size that has none; otherwise empty."""
-    names = content.get("categories")
-    if isinstance(names, Mapping) and names:
-        return {int(output): str(name) for output, name in names.items()}
+    if names := class_names(content):
+        return names
     return coco_names() if (config.data.num_classes or COCO_CLASSES) == COCO_CLASSES else {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from fovea_detr.config.local import NO_ROOT
+from fovea_detr.config.schema import GENERATED
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.folder import RunFolder
@@ -152,5 +153,5 @@ def refuse_missing_data(points: Sequence[Point]) -> None:
     for point in points:
         data = point.config.data
         named = (data.root, data.train.annotations, data.val.annotations)
-        if data.name == "coco" and named == (None, None, None):
+        if data.name not in GENERATED and named == (None, None, None):
             raise ConfigError(f"point {point.name}: {NO_ROOT}; nothing was started")

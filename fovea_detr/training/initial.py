@@ -15,7 +15,7 @@ from fovea_detr.machine import distributed
 from fovea_detr.training import checkpoint
 from fovea_detr.training.console import Console
 from fovea_detr.training.files import read
-from fovea_detr.training.trained import num_classes
+from fovea_detr.training.trained import class_names, num_classes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Weights:
         number = num_classes(content, path)
         if number is None:
             return cls(path, content, evaluates, None, None)
-        mapped = match(content.get("categories"), number, classes.names if evaluates else classes.by_output)
+        mapped = match(class_names(content), number, classes.names if evaluates else classes.by_output)
         if evaluates and not mapped.pairs:
             raise WeightsError(
                 f"{path}: none of the classes of its class_head ({some(mapped.theirs)}) is in the data "

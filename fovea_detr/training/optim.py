@@ -33,8 +33,9 @@ def refuse_other_groups(optimizer: torch.optim.Optimizer, saved: dict[str, Any])
     )
     if before != now:
         raise WeightsError(
-            f"the checkpoint's optimizer has groups of {before} parameters, this version's has {now}. Older versions "
-            "trained model.position=learned at schedule.lr: such a run cannot be resumed; start again with study=NAME"
+            f"the checkpoint's optimizer has groups of {before} parameters, this version's has {now}: the run was "
+            "trained by another version, with a setting that this one does not have or with a learned position at "
+            "schedule.lr; it cannot be resumed; start again with study=NAME"
         )
 
 

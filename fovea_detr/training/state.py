@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fovea_detr.errors import WeightsError
 from fovea_detr.training.optim import refuse_other_groups
 
 
@@ -41,9 +42,16 @@ class TrainState:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "position": position}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned. Raises WeightsError for an optimizer with other groups."""
+        """Restore what `state_dict` has returned. Raises WeightsError for other groups or tensors."""
         refuse_other_groups(self.optimizer, content["optimizer"])
-        self.model.load_state_dict(content["model"])
+        try:
+            self.model.load_state_dict(content["model"])
+        except RuntimeError as error:
+            raise WeightsError(
+                f"the checkpoint's model is not the one that this version builds "
+                f"({' '.join(str(error).split())[:200]}): the run was trained by another version; "
+                "it cannot be resumed; start again with study=NAME"
+            ) from None
         self.optimizer.load_state_dict(content["optimizer"])
         for name, value in content["position"].items():
             setattr(self, name, value)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fovea_detr.config.schema import AXES, Config
+from fovea_detr.config.schema import AXES, Config, Data
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.runs.host import process_rank
@@ -35,6 +35,7 @@ ARGUMENTS = {  # of the published training script -> keys of `model`
 }
 MIXTURE_ARGUMENTS = ("head_mixture", "query_mixture")
 MIXTURES = {(False, False): "none", (True, False): "head", (False, True): "query", (True, True): "head_query"}
+OTHER_DATA = ("data.name", "data.root", "data.train.", "data.val.", "data.val_fraction", "data.split_seed")
 GROUPS = {"smooth": "fovea.smooth"}  # a group that sets a leaf elsewhere
 
 
@@ -44,19 +45,38 @@ def trained_config(content: Mapping[str, Any], source: str, base: Config) -> Con
     Of a published checkpoint only its arguments are known: the rest is as in `base`. Raises WeightsError.
     """
     text, arguments = content.get("config"), content.get("args")
-    fields = yaml.safe_load(text) if isinstance(text, str) else None
+    fields = _mapping(text)
     if isinstance(arguments, argparse.Namespace):
         fields = _of_published(vars(arguments), tensors_of(dict(content), source), base)
     if fields is None:
         return None
     fields |= {"mode": "train", "weights": None, "compile": False}
-    fields["model"]["backbone_weights"] = "none"
+    fields["model"] = {**fields["model"], "backbone_weights": "none"}
     try:
         return Stored(yaml.safe_dump(fields, sort_keys=False)).config()
     except ConfigError as error:
         raise WeightsError(
             f"{source}: it was trained with a configuration that this version refuses: {error}"
         ) from None
+
+
+def _mapping(text: object) -> dict[str, Any] | None:
+    """A configuration of ours; None for what another program stores under this name."""
+    try:
+        found = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        return None
+    is_ours = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("model", "fovea", "data"))
+    return found if is_ours else None
+
+
+def class_names(content: Mapping[str, Any]) -> dict[int, str] | None:
+    """A checkpoint's class names by output; None for what another program stores under this name."""
+    names = content.get("categories")
+    if not isinstance(names, Mapping):
+        return None
+    is_ours = all(isinstance(output, int) and isinstance(name, str) for output, name in names.items())
+    return dict(names) if is_ours else None
 
 
 def model_settings(config: Config) -> dict[str, str]:
@@ -109,8 +129,9 @@ def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = F
 
 
 def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
-    names_data = any(key.split(".")[0] == "data" for key in typed)
-    data = replace(config.data, recipe=trained.data.recipe) if names_data else _data(config, trained)
+    names_data = any(key == "data" or key.startswith(OTHER_DATA) for key in typed)
+    data = config.data if names_data else _data(config, trained, typed)
+    data = replace(data, recipe=trained.data.recipe, long_side=trained.data.long_side)  # the evaluation size
     axes = {axis: getattr(trained, axis) for axis in AXES}
     evaluation = config.evaluation
     if not typed & {"evaluation.batch_size", "schedule.batch_size"}:  # AP depends on the padding
@@ -119,13 +140,13 @@ def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
 
 
-def _data(config: Config, trained: Config) -> Any:
-    """The data of the training; its folder is today's if it has moved."""
+def _data(config: Config, trained: Config, typed: set[str]) -> Data:
+    """The data of the training, with the keys that are typed; its folder is today's if it has moved."""
     here, root = config.data, trained.data.root
     if root is not None and not Path(root).expanduser().is_dir():
         root = here.root
-    kept = {"cache": here.cache, "workers": here.workers, "check": here.check}
-    return replace(trained.data, root=root, num_classes=here.num_classes, **kept)
+    today = {"cache", "workers", "check", "num_classes", *(key.removeprefix("data.") for key in typed)}
+    return replace(trained.data, root=root, **{key: value for key, value in vars(here).items() if key in today})
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from fovea_detr.config.schema import Data
 from fovea_detr.data.__main__ import main
+from fovea_detr.data.readers import READERS
 from tests.data.builders import box, edit, image_path, write_coco
 
 
@@ -67,3 +70,39 @@ def test_all_unreadable_images_are_counted(tmp_path: Path, capsys: pytest.Captur
     assert "images of another size than annotated: 9 (" in capsys.readouterr().out
     with Image.open(image_path(root, 1)) as image:
         assert image.size == (48, 32)
+
+
+def test_categories_that_disagree_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_coco(tmp_path)
+    path = root / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "another"
+    path.write_text(json.dumps(content))
+    assert check(root) == 2
+    assert capsys.readouterr().out.splitlines()[-1].startswith("refused: the categories of the two annotation files")
+
+
+def test_a_reader_of_ones_own_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "voc", READERS["coco"])
+    assert check(write_coco(tmp_path), "--data", "voc") == 0
+
+
+@pytest.mark.parametrize("number", [None, 2**53 + 1, -(2**60)])
+def test_category_ids_that_no_detection_can_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int | None
+) -> None:
+    root = write_coco(tmp_path)
+    for path in (root / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for category in content["categories"]:
+            category["id"] = number
+        path.write_text(json.dumps(content))
+    assert check(root) == 2
+    assert "categories without an integer id of at most 2**53: 2" in capsys.readouterr().out
+
+
+def test_areas_of_0_are_those_of_the_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_coco(tmp_path, annotations=[{**box(1, 1, (4, 4, 9, 9)), "area": 0}])
+    assert check(root) == 0
+    assert "areas that are no usable number (the box's is taken): 1" in capsys.readouterr().out
+    assert READERS["coco"](Data(root=str(root)), "val").objects.areas.tolist() == [81]

@@ -67,3 +67,17 @@ def test_what_is_no_json_is_one_line(tmp_path: Path, text: str):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"^\S*a\.json: not JSON \([^\n]*\); get the annotations again$"):
         load_coco(tmp_path / "a.json")
+
+
+def test_bytes_that_are_no_utf8_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "latin1.json"
+    path.write_bytes('{"categories": [{"id": 1, "name": "caf\u00e9"}]}'.encode("latin1"))
+    with pytest.raises(DataError, match=r"latin1\.json: not JSON \('utf-8' codec[^\n]*get the annotations again$"):
+        load_coco(path)
+
+
+def test_what_another_file_is_shows_in_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "pointer.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(DataError, match=r"not JSON \(it begins with 'version https://git-lfs"):
+        load_coco(path)

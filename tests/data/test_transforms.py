@@ -11,6 +11,7 @@ import torch
 
 from fovea_detr.data.samples import Sample, as_target, crop, horizontal_flip, resize
 from fovea_detr.data.transforms import (
+    MOST_ENLARGED,
     LongSide,
     PublishedTraining,
     Transform,
@@ -153,6 +154,14 @@ def test_the_published_augmentation() -> None:
         assert target.boxes_cxcywh.max() <= 1 + 1e-6 if len(target) else True
     flipped = [s for s in uncropped if s.boxes_xyxy[0, 0] + s.boxes_xyxy[0, 2] > s.size_hw[1]]
     assert 0.35 < len(flipped) / len(uncropped) < 0.65
+
+
+@pytest.mark.parametrize("size_hw", [(1, 3000), (3000, 1), (7, 1400)])
+def test_no_image_is_enlarged_beyond_the_bound(size_hw: tuple[int, int]) -> None:
+    plans = [PublishedTraining(crop=1.0).plan(size_hw, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    enlarged = [plan.crop_from_hw for plan in plans if plan.crop_from_hw is not None]
+    assert all(height * width <= MOST_ENLARGED for height, width in enlarged)
+    assert (len(enlarged) > 0) == (size_hw == (7, 1400))
 
 
 def test_the_published_defaults() -> None:

@@ -139,6 +139,17 @@ def test_a_checkpoint_with_the_position_in_the_other_group_is_refused(rate: floa
     state.load_state_dict(state.state_dict())
 
 
+def test_a_checkpoint_of_another_model_is_refused_in_one_line() -> None:
+    model = small_model()
+    state = TrainState(model, build_optimizer(model, Schedule()))
+    content = state.state_dict()
+    content["model"] = {f"{name}.former": value for name, value in content["model"].items()}
+    with pytest.raises(
+        WeightsError, match=r"^the checkpoint's model is not the one [^\n]*start again with study=NAME$"
+    ):
+        state.load_state_dict(content)
+
+
 def test_the_factor_scales_both_groups_and_does_not_accumulate() -> None:
     optimizer = build_optimizer(small_model(), small_config("schedule=50ep").schedule)
     for factor in (0.5, 0.1, 0.1):

@@ -21,7 +21,7 @@ from fovea_detr.runs.identity import config_text
 from fovea_detr.training.checkpoint import load_weights, read
 from fovea_detr.training.saver import About, Saver
 from fovea_detr.training.state import TrainState
-from fovea_detr.training.trained import as_trained, trained_config
+from fovea_detr.training.trained import as_trained, class_names, trained_config
 from tests.model.builders import small_config, small_model
 
 PUBLISHED = {  # as the published training script stores them
@@ -139,6 +139,30 @@ def test_an_override_that_differs_is_refused(tmp_path: Path, typed: str) -> None
 def test_an_override_that_agrees_is_accepted(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.pt", "fovea.smooth=4")
     assert as_trained(*evaluation(path, "smooth=4", "data.num_classes=5", "model.num_queries=7")).fovea.smooth == 4
+
+
+@pytest.mark.parametrize("typed", [[], ["data.root=/elsewhere"], ["data=coco", "data.root=/elsewhere"]])
+def test_the_evaluation_size_is_the_trained_one_whatever_data_is_named(tmp_path: Path, typed: list[str]) -> None:
+    sized = ("data.recipe=tiny", "data.long_side=320", "data.root=/trained")
+    path = saved(tmp_path / "ours.pt", *sized)
+    assert as_trained(*evaluation(path, *typed)).data.long_side == 320
+    with pytest.raises(WeightsError, match=r"was trained with data\.long_side=320 \(the command has 256\)"):
+        as_trained(*evaluation(path, "data.root=/elsewhere", "data.recipe=tiny", "data.long_side=256"))
+
+
+def test_a_typed_key_of_the_data_keeps_the_data_of_the_training(tmp_path: Path) -> None:
+    path = saved(tmp_path / "ours.pt", f"data.root={tmp_path}")
+    data = as_trained(*evaluation(path, "data.workers=3", "data.in_memory=true", "data.max_flawed=0.5")).data
+    assert (data.root, data.workers, data.in_memory, data.max_flawed) == (str(tmp_path), 3, True, 0.5)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "model: {bogus: 1}", "lr: 0.1", ""])
+def test_what_other_programs_call_config_and_categories_is_not_ours(text: str) -> None:
+    content = {"config": text, "categories": ["cat"], "model": small_model().state_dict()}
+    assert trained_config(content, "x.pt", small_config()) is None
+    assert class_names(content) is None
+    assert class_names({"categories": {"1": "cat"}}) is None
+    assert class_names({"categories": {1: "cat"}}) == {1: "cat"}
 
 
 def test_the_data_of_the_training_where_none_is_named(tmp_path: Path) -> None:
