@@ -9,7 +9,6 @@ category (at most 5 % of those called better or worse are false discoveries) and
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
+from analysis import script
 from analysis.reading.folders import find_runs
 from analysis.reading.outcome import score
 from analysis.reading.runs import read_run
@@ -39,26 +39,17 @@ LOSS = Column("loss", "loss", 3)
 Lines = list[list[str]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
-    try:
-        metrics = Options(metric_names(given.metrics)).metrics
-        rows, both = find(given.row, given.runs, given.study)
-        print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script.script
+def main(arguments: Sequence[str] | None = None) -> None:
+    whole = script.parser(__doc__)
     whole.add_argument("row", nargs=2, metavar="ROW", help="KEY=VALUE,..., a run folder, or STUDY/POINT in RUNS")
     whole.add_argument("--metrics", default="AP", help=f"all, or a list of {', '.join(METRICS)} (default: AP)")
-    whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
+    script.add_runs(whole)
     whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
-    return whole
+    given = whole.parse_args(arguments)
+    metrics = Options(metric_names(given.metrics)).metrics
+    rows, both = find(given.row, given.runs, given.study)
+    print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
 
 
 def find(names: Sequence[str], runs: Path, studies: Sequence[str]) -> tuple[list[Row], list[Row]]:
@@ -120,17 +111,14 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
     from analysis.tables import verdicts  # only here: it loads scipy
 
     a, b = both
-    told = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
-    yield (
-        "difference, B minus A",
-        [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())],
-    )
-    by_category = verdicts.by_category(a, b)
-    largest = sorted(by_category, key=lambda name: -abs(by_category[name].delta))[:MOST_CATEGORIES]
-    title = f"by category, the {len(largest)} that differ most of {len(by_category)}"
-    yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, by_category[name]) for name in largest)]
-    errors = [verdicts.line(name, one) for name, one in verdicts.by_error(a, b).items()]
-    yield "AP50 lost to each of TIDE's error types, less is better", [["", "B-A", "95 %", "is"], *errors]
+    found = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
+    parts = {"difference, B minus A": found}
+    found = verdicts.by_category(a, b)
+    largest = sorted(found, key=lambda name: -abs(found[name].delta))[:MOST_CATEGORIES]
+    parts[f"by category, the {len(largest)} that differ most of {len(found)}"] = {name: found[name] for name in largest}
+    parts["AP50 lost to each of TIDE's error types, less is better"] = verdicts.by_error(a, b)
+    for title, told in parts.items():
+        yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())]
 
 
 def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
