@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analysis.tables.cells import Column, Value
-from analysis.tables.filters import lookup, parse_conditions
+from analysis.tables.filters import parse_conditions
 from analysis.tables.published import published_for
 from analysis.tables.rows import Row
 from fovea_detr.errors import UserError
@@ -27,7 +27,7 @@ def find_row(rows: Sequence[Row], text: str, option: str = "--baseline ") -> Row
     if not found:
         keys = dict.fromkeys(key for row in rows for key in row.settings)
         asked = parse_conditions([text], ["study", *keys])
-        found = [row for row in rows if all(c.holds(lookup(c.key, row.settings, {"study": row.study})) for c in asked)]
+        found = [row for row in rows if all(c.holds(({"study": row.study} | row.settings).get(c.key)) for c in asked)]
     if len(found) == 1:
         return found[0]
     if not found:

@@ -90,6 +90,11 @@ def counted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[frame["counts"].astype(bool)]
 
 
+def in_percent(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Without the lines that lack the metric; the metric as the field writes it: 41.0."""
+    return frame.dropna(subset=[metric]).assign(**{metric: lambda kept: 100 * kept[metric]})
+
+
 def over_seeds(epochs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Per variant and epoch that all its counted runs have reached: x and mean, std (NaN for one run) and n of y."""
     lines = counted(epochs).dropna(subset=[y])

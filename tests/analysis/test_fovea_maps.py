@@ -321,7 +321,7 @@ def test_the_best_queries_found_different_objects(runs):
         (["fovea", "--image", "photo.png"], "neither an image file nor the id"),
         (["fovea", "--image", "1", "--queries", "7"], "queries 0 to 6"),
         (["fovea", "--image", "1", "--layers", "2"], "layers 0 to 1"),
-        (["fovea", "--image", "1", "--to", "fovea.gif"], ".png, .pdf, .svg"),
+        (["fovea", "--image", "1", "--to", "fovea.gif"], ".pdf, .svg, .png"),
         (["fovea", "model.heads=4", "--image", "1"], "model.heads"),
         (["fovea/config.yaml", "--image", "1"], "not a checkpoint"),
         (["empty", "--image", "1"], "no config.yaml"),
