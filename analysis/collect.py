@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", dest="by_seed", action="store_true", help="one row per run instead of the mean over seeds")
     add("--to", action="append", default=[], type=Path, metavar="FILE", help=f"also write FILE: {', '.join(FORMATS)}")
     add("--since", metavar="DATE", help="in the page: what changed since 2026-11-20 (default: since the page before)")
+    add("--siunitx", action="store_true", help="in .tex: numbers by the package siunitx")
     add("--watch", action="store_true", help=f"repeat every {WATCH_SECONDS:.0f} s until no run is running or waiting")
     return whole
 
@@ -76,7 +77,7 @@ def once(given: argparse.Namespace) -> None:
     """Read, print and write the table. Turns --watch off when no run is open any more."""
     table = make_table(find_runs(given.runs, given.studies), options(given))
     for path in given.to:
-        write(table, path, given.since)
+        write(table, path, given.since, siunitx=given.siunitx)
     size = shutil.get_terminal_size((120, 24)).columns
     text = render(table, size, bold=sys.stdout.isatty())
     print("\033[H\033[J" if given.watch and sys.stdout.isatty() else "", end="")

@@ -34,8 +34,8 @@ SWEEPS = CONF_DIR / "sweeps"
 NAME = Column("row", "row")
 CAPTION = (
     "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % "
-    "interval of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from "
-    "it. Click a heading to sort."
+    "interval of a difference, left out where it is wider than 100 AP. Bold: the best of the rows with two seeds or "
+    "more, and all that are not resolved from it. Click a heading to sort."
 )
 SAMPLES = ("samples/*.jpg", "samples/*.png", "predictions.json")
 

@@ -38,7 +38,7 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
     while _total(widths, cut=True) > width and any(column.drop_order for column in widths):
         dropped.append(max(reversed(widths), key=lambda column: column.drop_order))
         del widths[dropped[-1]]
-    while _total(widths) > width and (wide := [c for c in widths if not c.is_number and widths[c] > NARROWEST]):
+    while _total(widths) > width and (wide := [c for c in widths if _may_be_cut(c) and widths[c] > NARROWEST]):
         widths[max(wide, key=lambda column: widths[column])] -= 1
     texts = [[_fit(lines[column][i], column, w) for column, w in widths.items()] for i in range(len(table.rows) + 1)]
     text = "\n".join(GAP.join(cells).rstrip() for cells in texts)
@@ -51,9 +51,14 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
 
 
 def _total(widths: dict[Column, int], cut: bool = False) -> int:
-    """The width of a line; cut: with every text cut to 2 * NARROWEST."""
-    used = [w if column.is_number or not cut else min(w, 2 * NARROWEST) for column, w in widths.items()]
+    """The width of a line; cut: with every text that may be cut at 2 * NARROWEST."""
+    used = [min(w, 2 * NARROWEST) if cut and _may_be_cut(column) else w for column, w in widths.items()]
     return sum(used) + len(GAP) * (len(used) - 1)
+
+
+def _may_be_cut(column: Column) -> bool:
+    """Texts that are never dropped; a verdict is dropped as a whole."""
+    return not column.is_number and not column.drop_order
 
 
 def _fit(text: str, column: Column, width: int) -> str:

@@ -98,6 +98,8 @@ def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
             best = verdict.not_resolved_from_best(found) if len(found) > 1 else set()
             for row in several:
                 row.best |= {metric} if row.label in best else set()
+            if len(best) == len(found) > 2:
+                yield f"{study}: {metric}: no row is resolved from the best; --plan tells how many seeds it takes"
         if 0 < len(several) < len(own):
             yield f"{study}: rows with one seed are never marked as best: their spread over seeds is unknown"
 
