@@ -124,4 +124,4 @@ def draw_heads(part: SubFigure, shown: Sequence[Shown], heads: int) -> None:
     for place in set(np.ndindex(grid.shape)) - own.keys():
         grid[place].remove()
     grid[0, 0].set_title("(c)", loc="left")
-    add_bar(part, grid.ravel(), norm, "attention / even")
+    add_bar(part, grid.ravel(), norm, "attention, times even")

@@ -28,7 +28,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) f
 BOX = "#F0E442"
 OUTLINE = np.exp(-0.5)  # at one standard deviation if the prior is a Gaussian
 LEAST_RANGE = 10.0  # the colours of attention reach at least so many times even attention
-ATTENTION, PRIOR = "attention / even", "prior"
+ATTENTION, PRIOR = "attention, times even", "prior"
 HALO = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
 
 
@@ -89,12 +89,12 @@ def heads_apart(capture: Capture, image: np.ndarray, marked: Sequence[Marked], l
                     shade(axes, image, one, values, norms[kind])
                     grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
                 panels[0].set_ylabel(_name(kind, capture), fontsize=7)
-                add_bar(part, panels, norms[kind], "" if kind == PRIOR else "/ even")
+                add_bar(part, panels, norms[kind], "" if kind == PRIOR else "times even")
     return figure
 
 
 def _name(kind: str, capture: Capture) -> str:
-    name = kind.partition(" ")[0]
+    name = kind.partition(",")[0]
     return name if capture.layers[0].log_prior is not None else f"{name},\nno prior"
 
 
@@ -177,7 +177,9 @@ def head_handles(capture: Capture) -> list[Line2D]:
 
 def add_bar(figure: Figure | SubFigure, panels: Iterable[Axes], norm: Normalize, label: str) -> None:
     """The colours of these panels, to their right."""
-    bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=list(panels), pad=0.02, aspect=30, fraction=0.05)
+    beside = list(panels)
+    rows = {spec.rowspan.start for panel in beside if (spec := panel.get_subplotspec())}
+    bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=beside, pad=0.02, aspect=10 * len(rows), fraction=0.05)
     marks = [0, 1] if norm.vmin == 0 else [m for m in (1, 3, 10, 30, 100, 300, 1000) if m <= (norm.vmax or 1)]
     bar.set_ticks(marks, labels=list(map(str, marks)))
     bar.minorticks_off()

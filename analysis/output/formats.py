@@ -21,6 +21,7 @@ NUMBER = r"[+-]?\d+(\.\d+)?( ± \d+(\.\d+)?)?"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
 LATEX |= {"±": r"$\pm$", "Δ": r"$\Delta$", "<": r"$<$", ">": r"$>$"}
+SIUNITX = r"\usepackage[separate-uncertainty,retain-explicit-plus]{siunitx}"
 FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"  # only where it is wider than the column
 DATA = (".csv", ".json", ".parquet")
 
@@ -74,10 +75,7 @@ def to_latex(table: Table, *, siunitx: bool = False) -> bytes:
     rows = [row for row in table.rows if asked or row.is_finished]
     columns = [column for column in table.columns if asked or _is_in_papers(column)]
     places = "".join("r" if column.is_number else "l" for column in columns)
-    packages = (
-        r"% \usepackage{booktabs,graphicx,xcolor}"
-        + r"\usepackage[separate-uncertainty,retain-explicit-plus]{siunitx}" * siunitx
-    )
+    packages = r"% \usepackage{booktabs,graphicx,xcolor}" + SIUNITX * siunitx
     lines = [packages, FIT, rf"\begin{{tabular}}{{@{{}}{places}@{{}}}}", r"\toprule"]
     cells = [[_latex_cell(table, row, column, not asked, siunitx) for column in columns] for row in rows]
     heads, *others = [f"{' & '.join(line)} \\\\" for line in ([latex(column.title) for column in columns], *cells)]

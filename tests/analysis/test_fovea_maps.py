@@ -119,10 +119,10 @@ def test_plain_detr_has_only_attention():
 def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(backbone):
     """Without an offset the centre is sigmoid(reference) of the image, for any stride and resize."""
     model = small_model(*backbone, "dynamic_scale=type1")
-    for prior in model.decoder.modules():
-        if isinstance(prior, FoveaPrior):
-            torch.nn.init.zeros_(prior.offset.weight)
-            torch.nn.init.zeros_(prior.offset.bias)
+    for module in model.decoder.modules():
+        if isinstance(module, FoveaPrior):
+            torch.nn.init.zeros_(module.offset.weight)
+            torch.nn.init.zeros_(module.offset.bias)
     references: list[torch.Tensor] = []
     model.decoder.register_forward_hook(lambda _, __, output: references.append(output[1]))
     height, width = 200, 330  # of the file; resized to sides that are not multiples of the stride
