@@ -22,7 +22,8 @@ from torchvision.ops import box_iou, nms
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis import script
-from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
+from analysis.figures.fovea_figure import heads_apart, heads_together
+from analysis.figures.head_maps import Marked
 from analysis.figures.style import ENDINGS, PNG_DPI, save
 from fovea_detr.boxes import cxcywh_to_xyxy
 from fovea_detr.build import build_data

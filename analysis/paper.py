@@ -6,13 +6,15 @@ A part for which the study has no numbers is left out, and the reason is told. I
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from analysis.figures.drawing import draw_lines, spread_handles, variant_handles, variants_of
-from analysis.figures.fovea_figure import Marked, add_bar, attention, attention_norm, outline, prior, shade
+from analysis.figures.fovea_figure import ATTENTION, head_rows, row_inches
+from analysis.figures.head_maps import Marked, attention_norm
 from analysis.figures.style import PAGE_INCHES, house_style, line_styles, new_figure
 from analysis.fovea_maps import View, open_view
 from analysis.study import Study
@@ -36,11 +38,13 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
     epochs = in_percent(counted(study.epochs), metric)
     epochs = epochs.loc[epochs["variant"].isin([row.label for row in rows])]
     shown, left_out = heads_of(ranked, image)
-    heads = max((len(view.capture.layers[-1].attention) for _, view, _ in shown), default=1)
-    inches = sum((PAGE_INCHES - 1) / heads * view.image.shape[0] / view.image.shape[1] + 0.15 for _, view, _ in shown)
+    inches = sum(row_inches(view.capture, view.image) + 0.4 for _, view, _ in shown)
     with house_style():
         figure = new_figure(PAGE_INCHES, 2.9 + inches)
-        above, below = figure.subfigures(2, 1, height_ratios=(2.9, inches)) if shown else (figure, None)
+        parts: Any = figure.subfigures(
+            2 if shown else 1, 1, squeeze=False, height_ratios=(2.9, inches)[: 1 + bool(shown)]
+        )
+        above = parts[0, 0]
         curves, errors = above.subplots(1, 2)
         draw_lines(curves, epochs, "epoch", metric)
         curves.set(ylabel=metric, ylim=(0, None))
@@ -49,8 +53,8 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
         left_out += draw_errors(errors, rows, variants_of(epochs))
         handles = [*variant_handles(epochs), *spread_handles(epochs, bars=False)]
         above.legend(handles=handles, loc="outside lower center", frameon=False, ncols=min(4, len(handles)))
-        if below is not None:
-            draw_heads(below, shown, heads)
+        if shown:
+            draw_heads(parts[1, 0], shown)
     return figure, left_out + [f"drawn: the best {MOST_ROWS} of {len(ranked)} rows"] * (len(ranked) > MOST_ROWS)
 
 
@@ -99,29 +103,14 @@ def heads_of(rows: Sequence[Row], image: str | None) -> tuple[list[Shown], list[
         label, path = kept[0]
         view = open_view(path, image)
         query = view.nearest_query(shown[0][2].box_xyxy) if shown else view.best_queries(1)[0]
-        shown.append((label, view, *view.marked([query])))
+        shown.append((label, view, view.marked([query])[0]))
     return shown[::-1], missing
 
 
-def draw_heads(part: SubFigure, shown: Sequence[Shown], heads: int) -> None:
+def draw_heads(part: SubFigure, shown: Sequence[Shown]) -> None:
     """The last layer's attention of each head, a row for each model, on one scale; outlined: the head's prior."""
-    grid = part.subplots(len(shown), heads, squeeze=False)
-    own = {
-        (i, h): attention(v.capture, v.image, -1, m.query, h)
-        for i, (_, v, m) in enumerate(shown)
-        for h in range(heads)
-        if h < len(v.capture.layers[-1].attention)
-    }
-    norm = attention_norm(own.values())
-    for (i, head), values in own.items():
-        label, view, marked = shown[i]
-        axes = grid[i, head]
-        shade(axes, view.image, marked, values, norm)
-        outline(axes, prior(view.capture, view.image, -1, marked, head), "#0072B2")
-        axes.set_xlabel(f"head {head}" if i == len(shown) - 1 else "", fontsize=6.5)
-        if head == 0:
-            axes.set_ylabel(f"{label}\n{marked.title.partition(': ')[2]}", fontsize=6.5)
-    for place in set(np.ndindex(grid.shape)) - own.keys():
-        grid[place].remove()
-    grid[0, 0].set_title("(c)", loc="left")
-    add_bar(part, grid.ravel(), norm, "attention, times even")
+    norm = attention_norm(view.capture.layers[-1].attention[:, one.query] for _, view, one in shown)
+    rows = part.subfigures(len(shown), 1, squeeze=False).flat
+    for row, mark, (label, view, one) in zip(rows, ("(c) ", ""), shown, strict=False):
+        row.suptitle(f"{mark}{label}: {one.title}", fontsize=7, x=0.01, ha="left")
+        head_rows(row, view.capture, view.image, len(view.capture.layers) - 1, one, {ATTENTION: norm})

@@ -86,7 +86,7 @@ class Study:
         """
         from analysis.tables.verdicts import contrast  # only here: it loads scipy
 
-        found = contrast(self.rows, *(find_row(self.rows, text, "") for text in (a, b)), metrics)
+        found = contrast(self.rows, find_row(self.rows, a, ""), find_row(self.rows, b, ""), metrics)
         return _frames().differences_frame(found)
 
 

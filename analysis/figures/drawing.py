@@ -64,7 +64,7 @@ def variant_handles(table: pd.DataFrame, order: Sequence[str] = (), marks: bool 
     """Legend handles of the table's variants, as lines or marks, in the styles that they have among `order`."""
     names = named_with_seeds(table)
     styles = {variant: own for variant, own in line_styles(order or variants_of(table)).items() if variant in names}
-    without = {"linestyle": ""} if marks else {"marker": ""}
+    without: Any = {"linestyle": ""} if marks else {"marker": ""}
     return [Line2D([], [], label=names[one], markersize=4, **(own | without)) for one, own in styles.items()]
 
 

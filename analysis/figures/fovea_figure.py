@@ -6,38 +6,28 @@ evenly it is 1, and the image stays pale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from analysis.figures.drawing import add_legend
+from analysis.figures.head_maps import Marked, attention, attention_norm, centres, prior
 from analysis.figures.style import COLUMN_INCHES, PAGE_INCHES, house_style, line_styles, new_figure
 from fovea_detr.predict.capture import Capture
-from fovea_detr.predict.cells import attention_at_pixels, pixels_of, prior_at_pixels
 
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) for alpha in (0.0, 0.95)])
 BOX = "#F0E442"
 OUTLINE = np.exp(-0.5)  # at one standard deviation if the prior is a Gaussian
-LEAST_RANGE = 10.0  # the colours of attention reach at least so many times even attention
 ATTENTION, PRIOR = "attention, times even", "prior"
 HALO = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
-
-
-class Marked(NamedTuple):
-    """A query to draw, its caption, and its box: left, top, right, bottom in pixels of the image."""
-
-    query: int
-    title: str
-    box_xyxy: np.ndarray
 
 
 def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
@@ -47,8 +37,7 @@ def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked]
     """
     kinds = [PRIOR, ATTENTION] if capture.layers[0].log_prior is not None else [ATTENTION]
     rows = [(layer, kind) for layer in layers for kind in kinds]
-    maps = {(layer, one.query): attention(capture, image, layer, one.query) for layer in layers for one in marked}
-    norm = attention_norm(maps.values())
+    norm = attention_norm(capture.layers[layer].attention[:, one.query].mean(0) for layer in layers for one in marked)
     inches = max(COLUMN_INCHES, 1.1 * len(marked))
     panel = (inches - 0.7) / max(2, len(marked)) * image.shape[0] / image.shape[1]
     with house_style():
@@ -59,7 +48,7 @@ def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked]
                 if kind == PRIOR:
                     outlines(axes, capture, image, layer, one)
                 else:
-                    shade(axes, image, one, maps[layer, one.query], norm)
+                    shade(axes, image, one, attention(capture, image, layer, one.query), norm)
             panels[0].set_ylabel(f"layer {layer}\n{_name(kind, capture)}", fontsize=7)
         for axes, one in zip(grid[0], marked, strict=True):
             axes.set_title(one.title.replace(": ", "\n"), fontsize=7)
@@ -70,27 +59,36 @@ def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked]
 
 def heads_apart(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
     """Two text columns wide: per query and layer a row of the heads' priors above a row of their attention."""
-    heads = range(len(capture.layers[0].attention))
-    kinds = [PRIOR, ATTENTION] if capture.layers[0].log_prior is not None else [ATTENTION]
     blocks = [(one, layer) for one in marked for layer in layers]
-    maps = {(layer, q, h): attention(capture, image, layer, q, h) for (q, _, _), layer in blocks for h in heads}
-    norms = {PRIOR: Normalize(0, 1), ATTENTION: attention_norm(maps.values())}
-    panel = (PAGE_INCHES - 0.8) / len(heads) * image.shape[0] / image.shape[1]
+    norm = attention_norm(capture.layers[layer].attention[:, one.query] for one, layer in blocks)
+    norms = {ATTENTION: norm} if capture.layers[0].log_prior is None else {PRIOR: Normalize(0, 1), ATTENTION: norm}
     with house_style():
-        figure = new_figure(PAGE_INCHES, ((panel + 0.04) * len(kinds) + 0.38) * len(blocks))
+        figure = new_figure(PAGE_INCHES, (row_inches(capture, image) * len(norms) + 0.38) * len(blocks))
         for part, (one, layer) in zip(figure.subfigures(len(blocks), 1, squeeze=False).flat, blocks, strict=True):
             part.suptitle(f"{one.title}, layer {layer}", fontsize=7)
-            grid = part.subplots(len(kinds), len(heads), squeeze=False)
-            for kind, panels in zip(kinds, grid, strict=True):
-                for head, axes in zip(heads, panels, strict=True):
-                    values = (
-                        maps[layer, one.query, head] if kind == ATTENTION else prior(capture, image, layer, one, head)
-                    )
-                    shade(axes, image, one, values, norms[kind])
-                    grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
-                panels[0].set_ylabel(_name(kind, capture), fontsize=7)
-                add_bar(part, panels, norms[kind], "" if kind == PRIOR else "times even")
+            head_rows(part, capture, image, layer, one, norms)
     return figure
+
+
+def row_inches(capture: Capture, image: np.ndarray) -> float:
+    """The height of a row of all heads, two text columns wide."""
+    return (PAGE_INCHES - 0.8) / len(capture.layers[0].attention) * image.shape[0] / image.shape[1] + 0.04
+
+
+def head_rows(
+    part: SubFigure, capture: Capture, image: np.ndarray, layer: int, one: Marked, norms: Mapping[str, Normalize]
+) -> None:
+    """A panel for each head: a row of priors, a row of attention, those of `norms`; alone, with the prior outlined."""
+    heads = range(len(capture.layers[0].attention))
+    grid = part.subplots(len(norms), len(heads), squeeze=False)
+    for (kind, norm), panels in zip(norms.items(), grid, strict=True):
+        for head, axes in zip(heads, panels, strict=True):
+            own = prior(capture, image, layer, one, head)
+            shade(axes, image, one, own if kind == PRIOR else attention(capture, image, layer, one.query, head), norm)
+            outline(axes, own if len(norms) == 1 else None, "#0072B2")
+            grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
+        panels[0].set_ylabel(_name(kind, capture), fontsize=7)
+        add_bar(part, panels, norm, "" if kind == PRIOR else "times even")
 
 
 def _name(kind: str, capture: Capture) -> str:
@@ -134,45 +132,14 @@ def shade(axes: Axes, image: np.ndarray, one: Marked, values: np.ndarray | None,
         axes.imshow(values, cmap=SHADES, norm=norm, interpolation="antialiased")
 
 
-def attention(capture: Capture, image: np.ndarray, layer: int, query: int, head: int | None = None) -> np.ndarray:
-    """A head's attention, or the mean of all, at every pixel [h, w], as a multiple of even attention."""
-    maps = capture.layers[layer].attention
-    cells = (maps.mean(0) if head is None else maps[head])[query].double().numpy()
-    sizes = _size_hw(image), capture.size_hw
-    return attention_at_pixels(cells * cells.size, *sizes, capture.stride, capture.first_cell)
-
-
-def attention_norm(maps: Iterable[np.ndarray]) -> LogNorm:
-    """The one scale of a figure: from even attention to the most of any panel, at least LEAST_RANGE."""
-    return LogNorm(1, max(LEAST_RANGE, *(values.max() for values in maps)), clip=True)
-
-
-def prior(capture: Capture, image: np.ndarray, layer: int, one: Marked, head: int) -> np.ndarray | None:
-    """exp(log_prior) at every pixel [h, w]; None if this head has no prior for the query."""
-    maps = capture.layers[layer]
-    if maps.log_prior_at is None or not maps.has_prior[head, one.query]:
-        return None
-    formula = partial(maps.log_prior_at, head, one.query)
-    return prior_at_pixels(formula, _size_hw(image), capture.size_hw, capture.stride)
-
-
-def centres(capture: Capture, image: np.ndarray, query: int, head: int) -> np.ndarray:
-    """The centres of a head's prior by layer, (x, y) in pixels of the image [layers, 2]."""
-    cells = np.array(
-        [maps.centres_cells[head, query].tolist() for maps in capture.layers if maps.centres_cells is not None]
-    )
-    sides = zip(cells.T, _size_hw(image)[::-1], capture.size_hw[::-1], strict=True)
-    return np.stack([pixels_of(own, *side, capture.stride) for own, *side in sides], axis=1)
-
-
 def head_styles(capture: Capture) -> dict[int, dict[str, Any]]:
     heads = range(len(capture.layers[0].attention))
     return dict(zip(heads, line_styles(list(map(str, heads))).values(), strict=True))
 
 
 def head_handles(capture: Capture) -> list[Line2D]:
-    styles = head_styles(capture).items()
-    return [Line2D([], [], label=f"head {head}", **(style | {"marker": ""})) for head, style in styles]
+    styles = {head: style | {"marker": ""} for head, style in head_styles(capture).items()}
+    return [Line2D([], [], label=f"head {head}", **style) for head, style in styles.items()]
 
 
 def add_bar(figure: Figure | SubFigure, panels: Iterable[Axes], norm: Normalize, label: str) -> None:
@@ -185,10 +152,6 @@ def add_bar(figure: Figure | SubFigure, panels: Iterable[Axes], norm: Normalize,
     bar.minorticks_off()
     bar.set_label(label, fontsize=6.5)
     bar.ax.tick_params(labelsize=6)
-
-
-def _size_hw(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]
 
 
 def _draw_image(axes: Axes, image: np.ndarray, one: Marked) -> None:

@@ -74,7 +74,10 @@ def line_styles(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:
     """Write .pdf, .svg or .png atomically; equal figures give equal files."""
-    options = {".pdf": {"metadata": {"CreationDate": None, "ModDate": None}}, ".svg": {"metadata": {"Date": None}}}
+    options: dict[str, Any] = {
+        ".pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
+        ".svg": {"metadata": {"Date": None}},
+    }
     content = io.BytesIO()
     with house_style():
         figure.savefig(content, format=path.suffix[1:], dpi=dpi, **options.get(path.suffix, {}))

@@ -108,7 +108,7 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     baseline = find_row(rows, options.baseline) if options.baseline else None
     warnings, verdicts = duplicate_runs(runs), {}
     if options.tested and (baseline is not None or any(len(row.counted) > 1 for row in rows)):
-        warnings, verdicts = test_rows(rows, baseline, options, warnings)
+        verdicts = test_rows(rows, baseline, options, warnings)
     if baseline is not None:
         columns = with_differences(rows, baseline, columns, verdicts)
     columns = with_published(rows, columns)
@@ -123,19 +123,19 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
 
 def test_rows(
     rows: Sequence[Row], baseline: Row | None, options: Options, warnings: list[str]
-) -> tuple[list[str], Mapping[str, Mapping[str, Difference]]]:
-    """Mark the best rows, and compare each with the baseline -> warnings, verdicts."""
+) -> Mapping[str, Mapping[str, Difference]]:
+    """Mark the best rows, and compare each with the baseline -> verdicts; adds to the warnings."""
     if len(rows) > MOST_TESTED:
-        return [*warnings, f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where"], {}
+        warnings.append(f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where")
+        return {}
     from analysis.tables import verdicts  # only here: it loads scipy
 
-    warnings = [*warnings, *verdicts.mark_best(rows, options.metrics)]
-    if baseline is None:
-        return warnings, {}
-    if not baseline.is_finished:
-        return [*warnings, f"no differences: the baseline, {baseline.label}, has not finished"], {}
-    resamples = verdicts.resample(rows, options.metrics)
-    return warnings, verdicts.differences(rows, baseline, options.metrics, resamples)
+    warnings += verdicts.mark_best(rows, options.metrics)
+    if baseline is not None and not baseline.is_finished:
+        warnings.append(f"no differences: the baseline, {baseline.label}, has not finished")
+    if baseline is None or not baseline.is_finished:
+        return {}
+    return verdicts.differences(rows, baseline, options.metrics, verdicts.resample(rows, options.metrics))
 
 
 def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
@@ -200,5 +200,5 @@ def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
         values = {name: cell for name in options.metrics if isinstance(cell := row.cells[name], Value)}
         n = next((cell.n for cell in values.values()), None)
         row.cells |= {name: replace(cell, of=n or 0) for name, cell in values.items()}
-        row.cells |= {STATE.name: row.state, N.name: n and Value(n)}
+        row.cells |= {STATE.name: row.state, N.name: Value(n) if n else None}
     return [STATE, N, *scores, best, *NUMBERS]

@@ -17,18 +17,8 @@ from PIL import Image
 from torch.nn import functional
 
 from analysis import fovea_maps
-from analysis.figures.fovea_figure import (
-    LEAST_RANGE,
-    SHADES,
-    Marked,
-    attention,
-    attention_norm,
-    centres,
-    head_styles,
-    heads_apart,
-    heads_together,
-    prior,
-)
+from analysis.figures.fovea_figure import SHADES, head_styles, heads_apart, heads_together
+from analysis.figures.head_maps import LEAST_RANGE, Marked, attention, attention_norm, centres, prior
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
@@ -275,10 +265,10 @@ def test_even_attention_stays_pale_and_all_panels_have_one_scale():
     even = replace(seen, layers=[replace(maps, attention=torch.full_like(maps.attention, 1 / (4 * 6)))])
     values = attention(even, image, 0, 3, 1)
     np.testing.assert_allclose(values, 1)
-    norm = attention_norm([values, values * 2])
+    norm = attention_norm([even.layers[0].attention, 2 * even.layers[0].attention])
     assert (norm.vmin, norm.vmax) == (1, LEAST_RANGE)
     assert SHADES(norm(values * 1.02))[..., 3].max() < 0.01
-    assert attention_norm([values, values * 40]).vmax == pytest.approx(40)
+    assert attention_norm([40 * even.layers[0].attention]).vmax == pytest.approx(40)
     shown = [panel.images[-1].norm for panel in drawn().axes if len(panel.images) == 2]
     assert len({(norm.vmin, norm.vmax) for norm in shown}) == 1
 
