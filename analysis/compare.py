@@ -9,7 +9,6 @@ category (at most 5 % of those called better or worse are false discoveries) and
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python a
 
 from analysis import script
 from analysis.reading.folders import find_runs
-from analysis.reading.outcome import score
 from analysis.reading.runs import read_run
 from analysis.reading.settings import read_settings
-from analysis.tables.cells import NOTHING, Column, mean_of, metric_column, rounded, show
+from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
 from analysis.tables.table import NUMBERS, Options, make_table, metric_names
@@ -30,7 +28,7 @@ from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import as_typed
-from fovea_detr.runs.state import FOREIGN, number
+from fovea_detr.runs.state import FOREIGN
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome
 SIZES = ("AP_small", "AP_medium", "AP_large")
@@ -122,22 +120,27 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
 
 
 def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
-    """One line per epoch that all runs of either row have."""
+    """One line per epoch; a mean is over all runs of a row, as in the figures."""
+    from analysis.tables.frames import epochs_frame, over_seeds  # only here: it loads pandas
+
     shown = [*map(metric_column, metrics), LOSS]
-    by_epoch = [[{number(line.get("epoch")): line for line in run.history} for run in row.counted] for row in both]
-    epochs = sorted({epoch for runs in by_epoch for run in runs for epoch in run if not math.isnan(epoch)})
-    heads = [f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A")]
-    lines = [
-        [f"{epoch:.0f}", *(cell for column in shown for cell in _triple(column, by_epoch, epoch))] for epoch in epochs
-    ]
-    return [["epoch", *heads], *lines]
+    lines = [["epoch", *(f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A"))]]
+    frames = [epochs_frame([row], []) for row in both]
+
+    def means(column: Column) -> list[dict[float, float]]:
+        known = [over_seeds(own, "epoch", column.name) if column.name in own else None for own in frames]
+        return [{} if own is None else dict(zip(own["epoch"], own["mean"], strict=True)) for own in known]
+
+    found = {column: means(column) for column in shown}
+    for epoch in sorted({epoch for own in frames for epoch in own["epoch"].dropna()}):
+        cells = [_triple(column, *(own.get(epoch) for own in both_means)) for column, both_means in found.items()]
+        lines.append([f"{epoch:.0f}", *(cell for triple in cells for cell in triple)])
+    return lines
 
 
-def _triple(column: Column, by_epoch: Sequence[Sequence[Mapping]], epoch: float) -> list[str]:
-    values = [[score(run.get(epoch, {}).get(column.name)) for run in runs] for runs in by_epoch]
-    a, b = (mean_of(found) if not any(map(math.isnan, found)) else None for found in values)
-    delta = rounded(column.difference(), b.mean - a.mean) if a and b else NOTHING
-    return [*(rounded(column, one.mean) if one else NOTHING for one in (a, b)), delta]
+def _triple(column: Column, a: float | None, b: float | None) -> list[str]:
+    both = [NOTHING if one is None else rounded(column, one) for one in (a, b)]
+    return [*both, NOTHING if a is None or b is None else rounded(column.difference(), b - a)]
 
 
 def columns(lines: Lines, width: int, right: bool = False) -> Iterator[str]:

@@ -20,7 +20,7 @@ from analysis.fovea_maps import View, open_view
 from analysis.study import Study
 from analysis.tables.cells import Value, mean_of
 from analysis.tables.frames import counted, in_percent
-from analysis.tables.rows import Row
+from analysis.tables.rows import Row, ranked
 from analysis.tables.verdicts import errors_of
 from fovea_detr.runs.folder import RunFolder
 
@@ -33,11 +33,11 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
 
     Raises UserError for an unknown image.
     """
-    ranked = sorted(study.rows, key=lambda row: (not row.is_finished, -(row.mean(metric) or Value(0)).mean))
-    rows = ranked[:MOST_ROWS]
+    every = ranked(study.rows, metric)
+    rows = every[:MOST_ROWS]
     epochs = in_percent(counted(study.epochs), metric)
     epochs = epochs.loc[epochs["variant"].isin([row.label for row in rows])]
-    shown, left_out = heads_of(ranked, image)
+    shown, left_out = heads_of(every, image)
     inches = sum(row_inches(view.capture, view.image) + 0.4 for _, view, _ in shown)
     with house_style():
         figure = new_figure(PAGE_INCHES, 2.9 + inches)
@@ -55,7 +55,7 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
         above.legend(handles=handles, loc="outside lower center", frameon=False, ncols=min(4, len(handles)))
         if shown:
             draw_heads(parts[1, 0], shown)
-    return figure, left_out + [f"drawn: the best {MOST_ROWS} of {len(ranked)} rows"] * (len(ranked) > MOST_ROWS)
+    return figure, left_out + [f"drawn: the best {MOST_ROWS} of {len(every)} rows"] * (len(every) > MOST_ROWS)
 
 
 def draw_published(axes: Axes, rows: Sequence[Row], metric: str) -> None:

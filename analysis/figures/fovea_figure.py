@@ -138,7 +138,7 @@ def head_styles(capture: Capture) -> dict[int, dict[str, Any]]:
 
 
 def head_handles(capture: Capture) -> list[Line2D]:
-    styles = {head: style | {"marker": ""} for head, style in head_styles(capture).items()}
+    styles: Any = {head: style | {"marker": ""} for head, style in head_styles(capture).items()}
     return [Line2D([], [], label=f"head {head}", **style) for head, style in styles.items()]
 
 

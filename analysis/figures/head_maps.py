@@ -54,7 +54,7 @@ def centres(capture: Capture, image: np.ndarray, query: int, head: int) -> np.nd
         [maps.centres_cells[head, query].tolist() for maps in capture.layers if maps.centres_cells is not None]
     )
     sides = zip(cells.T, _size_hw(image)[::-1], capture.size_hw[::-1], strict=True)
-    return np.stack([pixels_of(own, *side, capture.stride) for own, *side in sides], axis=1)
+    return np.stack([pixels_of(own, pixels, size, capture.stride) for own, pixels, size in sides], axis=1)
 
 
 def _size_hw(image: np.ndarray) -> tuple[int, int]:

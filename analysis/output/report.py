@@ -23,7 +23,7 @@ from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column, Value
 from analysis.tables.frames import epochs_frame
-from analysis.tables.rows import BEST, Row, count_states
+from analysis.tables.rows import BEST, Row, count_states, ranked
 from analysis.tables.table import NOTES, STATE, N, Table
 from analysis.tables.verdicts import why
 from fovea_detr.config.schema import CONF_DIR
@@ -60,7 +60,7 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
         caption=CAPTION,
         columns=(shown := columns_of(table)),
         rows=[{"label": row.label, "cells": cells(table, row, shown)} | again(row, path) for row in table.rows],
-        order=order(table),
+        order=[row.label for row in ranked(table.rows, table.first_metric)],
         notes=table.notes,
         warnings=[*table.warnings, *none_finished(table.runs)],
         why=list(why(table.every, table.verdicts)),
@@ -107,16 +107,6 @@ def cells(table: Table, row: Row, shown: Sequence[Column]) -> list[dict[str, Any
         best = " best" if column.name in row.best else ""
         found.append({"text": text, "value": value, "kind": kind + best, "is_notes": column is NOTES})
     return found
-
-
-def order(table: Table) -> list[str]:
-    """Labels, the best first: finished ones before others, then by the first metric."""
-
-    def rank(row: Row) -> tuple[bool, float]:
-        value = row.mean(table.first_metric)
-        return (not row.is_finished, -value.mean if value else 1.0)
-
-    return [row.label for row in sorted(table.rows, key=rank)]
 
 
 def again(row: Row, page_path: Path) -> dict[str, Any]:
