@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from analysis.figures.drawing import add_legend
 from analysis.figures.head_maps import Marked, attention, attention_norm, centres, prior
@@ -27,7 +27,7 @@ SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) f
 BOX = "#F0E442"
 OUTLINE = np.exp(-0.5)  # at one standard deviation if the prior is a Gaussian
 ATTENTION, PRIOR = "attention, times even", "prior"
-HALO = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
+HALO: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
 
 
 def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
