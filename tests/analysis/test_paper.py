@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from analysis import load, paper, plots
 from analysis.figures.style import PAGE_INCHES
+from analysis.tables.cells import Value
 from fovea_detr.build import build_model
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training import checkpoint
@@ -51,13 +52,16 @@ def test_the_command_draws_curves_and_heads_and_names_what_it_lacks(runs, tmp_pa
 
 def test_its_numbers_are_those_of_the_rows(runs, monkeypatch):
     monkeypatch.setattr(paper, "errors_of", lambda row: ERRORS if "fovea" in row.label else {})
-    figure, left_out = paper.paper(load(runs))
+    study = load(runs)
+    study.rows[0].cells["AP_published"] = Value(0.41)
+    figure, left_out = paper.paper(study)
     assert left_out == []
     assert figure.get_figwidth() == PAGE_INCHES
     above, below = figure.subfigs
     curves, errors = above.axes
     ends = {float(np.asarray(line.get_ydata())[-1]) for line in curves.lines}
-    assert ends == {40.0, 20.0}
+    assert ends == {40.0, 20.0, 41.0}
+    assert [line.get_ydata()[0] for line in curves.lines if line.get_linestyle() == "--"] == [41.0]  # pyright: ignore
     assert [bar.get_height() for bar in errors.patches] == pytest.approx([3, 10])  # pyright: ignore
     titles = [part.get_suptitle().partition(": ")[0] for part in below.subfigs]
     assert titles == ["(c) detr_focal_tiny", "fovea_tiny"]
