@@ -11,6 +11,7 @@ best of the rows with two seeds or more, and all that are not resolved from it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
+from analysis import script
 from analysis.output.formats import DATA, FORMATS, check_format, write
 from analysis.output.terminal import footer, render
 from analysis.reading.folders import find_runs
@@ -30,63 +32,52 @@ from fovea_detr.runs.folder import METRICS
 WATCH_SECONDS = 10.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@script.script
+def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
+    for path in given.to:
+        check_format(path)
     try:
-        for path in given.to:
-            check_format(path)
         once(given)
         while given.watch and time.sleep(WATCH_SECONDS) is None:
             once(given)
     except BrokenPipeError:  # the reader (`head`, a pager) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The names are those of Options, where it has them."""
+    whole = script.parser(__doc__)
     add = whole.add_argument
     add("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
-    add("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
-    add("--metrics", default="AP,AP50", help=f"all, or a list of {', '.join(METRICS)} (default: AP,AP50)")
-    add(
-        "--baseline",
-        metavar="ROW",
-        help="show differences to this row, each with its interval and verdict: KEY=VALUE,...",
-    )
+    script.add_runs(whole)
+    add("--metrics", type=metric_names, default="AP,AP50", help=f"all, or some of {', '.join(METRICS)} (AP,AP50)")
+    add("--baseline", metavar="KEY=VALUE,...", help="differences to this row, each with its interval and verdict")
     add("--why", action="store_true", help="with --baseline: the parts of each verdict")
-    add(
-        "--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP (0.3)"
-    )
-    add(
-        "--where",
-        action="append",
-        default=[],
-        metavar="CONDITION",
-        help="KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER; AP>40%%",
-    )
-    add("--columns", default="", metavar="NAMES", help="only these columns, in this order: smooth,AP,n")
+    add("--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP: 0.3")
+    conditions = "KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER; AP>40%%"
+    add("--where", action="append", default=[], metavar="CONDITION", help=conditions)
+    add("--columns", type=_names, default="", metavar="NAMES", help="only these columns, in this order: smooth,AP,n")
     add("--percent", action=argparse.BooleanOptionalAction, default=True, help="AP as 41.0 (default), else as 0.410")
     add("--sort", metavar="COLUMN", help="columns, the most important first: metrics descending, others ascending")
     add("--reverse", action="store_true", help="reverse the order of --sort")
-    add("--seeds", action="store_true", help="one row per run instead of the mean over seeds")
+    add("--seeds", dest="by_seed", action="store_true", help="one row per run instead of the mean over seeds")
     add("--to", action="append", default=[], type=Path, metavar="FILE", help=f"also write FILE: {', '.join(FORMATS)}")
     add("--since", metavar="DATE", help="in the page: what changed since 2026-11-20 (default: since the page before)")
+    add("--siunitx", action="store_true", help="in .tex: numbers by the package siunitx")
     add("--watch", action="store_true", help=f"repeat every {WATCH_SECONDS:.0f} s until no run is running or waiting")
     return whole
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def once(given: argparse.Namespace) -> None:
     """Read, print and write the table. Turns --watch off when no run is open any more."""
     table = make_table(find_runs(given.runs, given.studies), options(given))
     for path in given.to:
-        write(table, path, given.since)
+        write(table, path, given.since, siunitx=given.siunitx)
     size = shutil.get_terminal_size((120, 24)).columns
     text = render(table, size, bold=sys.stdout.isatty())
     print("\033[H\033[J" if given.watch and sys.stdout.isatty() else "", end="")
@@ -111,16 +102,8 @@ def options(given: argparse.Namespace) -> Options:
         raise UserError("--why tells the parts of differences: add --baseline KEY=VALUE")
     if given.plan is not None and not 0 < given.plan < 100:
         raise UserError(f"--plan {given.plan:g}: a difference in AP as the table prints it, above 0: --plan 0.3")
-    return Options(
-        metrics=metric_names(given.metrics),
-        baseline=given.baseline,
-        where=tuple(given.where),
-        sort=given.sort,
-        reverse=given.reverse,
-        by_seed=given.seeds,
-        columns=tuple(filter(None, given.columns.split(","))),
-        percent=given.percent,
-    )
+    named = {field.name for field in dataclasses.fields(Options)} & vars(given).keys()
+    return Options(**{name: getattr(given, name) for name in named})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ category (at most 5 % of those called better or worse are false discoveries) and
 
 from __future__ import annotations
 
-import argparse
-import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
+from analysis import script
 from analysis.reading.folders import find_runs
-from analysis.reading.outcome import score
 from analysis.reading.runs import read_run
 from analysis.reading.settings import read_settings
-from analysis.tables.cells import NOTHING, Column, mean_of, metric_column, rounded, show
+from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
 from analysis.tables.table import NUMBERS, Options, make_table, metric_names
@@ -30,7 +28,7 @@ from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import as_typed
-from fovea_detr.runs.state import FOREIGN, number
+from fovea_detr.runs.state import FOREIGN
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome
 SIZES = ("AP_small", "AP_medium", "AP_large")
@@ -39,26 +37,17 @@ LOSS = Column("loss", "loss", 3)
 Lines = list[list[str]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
-    try:
-        metrics = Options(metric_names(given.metrics)).metrics
-        rows, both = find(given.row, given.runs, given.study)
-        print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script.script
+def main(arguments: Sequence[str] | None = None) -> None:
+    whole = script.parser(__doc__)
     whole.add_argument("row", nargs=2, metavar="ROW", help="KEY=VALUE,..., a run folder, or STUDY/POINT in RUNS")
     whole.add_argument("--metrics", default="AP", help=f"all, or a list of {', '.join(METRICS)} (default: AP)")
-    whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
+    script.add_runs(whole)
     whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
-    return whole
+    given = whole.parse_args(arguments)
+    metrics = Options(metric_names(given.metrics)).metrics
+    rows, both = find(given.row, given.runs, given.study)
+    print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
 
 
 def find(names: Sequence[str], runs: Path, studies: Sequence[str]) -> tuple[list[Row], list[Row]]:
@@ -120,36 +109,38 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
     from analysis.tables import verdicts  # only here: it loads scipy
 
     a, b = both
-    told = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
-    yield (
-        "difference, B minus A",
-        [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())],
-    )
-    by_category = verdicts.by_category(a, b)
-    largest = sorted(by_category, key=lambda name: -abs(by_category[name].delta))[:MOST_CATEGORIES]
-    title = f"by category, the {len(largest)} that differ most of {len(by_category)}"
-    yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, by_category[name]) for name in largest)]
-    errors = [verdicts.line(name, one) for name, one in verdicts.by_error(a, b).items()]
-    yield "AP50 lost to each of TIDE's error types, less is better", [["", "B-A", "95 %", "is"], *errors]
+    found = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
+    parts = {"difference, B minus A": found}
+    found = verdicts.by_category(a, b)
+    largest = sorted(found, key=lambda name: -abs(found[name].delta))[:MOST_CATEGORIES]
+    parts[f"by category, the {len(largest)} that differ most of {len(found)}"] = {name: found[name] for name in largest}
+    parts["AP50 lost to each of TIDE's error types, less is better"] = verdicts.by_error(a, b)
+    for title, told in parts.items():
+        yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())]
 
 
 def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
-    """One line per epoch that all runs of either row have."""
+    """One line per epoch; a mean is over all runs of a row, as in the figures."""
+    from analysis.tables.frames import epochs_frame, over_seeds  # only here: it loads pandas
+
     shown = [*map(metric_column, metrics), LOSS]
-    by_epoch = [[{number(line.get("epoch")): line for line in run.history} for run in row.counted] for row in both]
-    epochs = sorted({epoch for runs in by_epoch for run in runs for epoch in run if not math.isnan(epoch)})
-    heads = [f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A")]
-    lines = [
-        [f"{epoch:.0f}", *(cell for column in shown for cell in _triple(column, by_epoch, epoch))] for epoch in epochs
-    ]
-    return [["epoch", *heads], *lines]
+    lines = [["epoch", *(f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A"))]]
+    frames = [epochs_frame([row], []) for row in both]
+
+    def means(column: Column) -> list[dict[float, float]]:
+        known = [over_seeds(own, "epoch", column.name) if column.name in own else None for own in frames]
+        return [{} if own is None else dict(zip(own["epoch"], own["mean"], strict=True)) for own in known]
+
+    found = {column: means(column) for column in shown}
+    for epoch in sorted({epoch for own in frames for epoch in own["epoch"].dropna()}):
+        cells = [_triple(column, *(own.get(epoch) for own in both_means)) for column, both_means in found.items()]
+        lines.append([f"{epoch:.0f}", *(cell for triple in cells for cell in triple)])
+    return lines
 
 
-def _triple(column: Column, by_epoch: Sequence[Sequence[Mapping]], epoch: float) -> list[str]:
-    values = [[score(run.get(epoch, {}).get(column.name)) for run in runs] for runs in by_epoch]
-    a, b = (mean_of(found) if not any(map(math.isnan, found)) else None for found in values)
-    delta = rounded(column.difference(), b.mean - a.mean) if a and b else NOTHING
-    return [*(rounded(column, one.mean) if one else NOTHING for one in (a, b)), delta]
+def _triple(column: Column, a: float | None, b: float | None) -> list[str]:
+    both = [NOTHING if one is None else rounded(column, one) for one in (a, b)]
+    return [*both, NOTHING if a is None or b is None else rounded(column.difference(), b - a)]
 
 
 def columns(lines: Lines, width: int, right: bool = False) -> Iterator[str]:

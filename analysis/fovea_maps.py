@@ -9,35 +9,37 @@ Without --queries, the queries of the best detections are drawn. --layers counts
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.ops import nms
+from torch import Tensor
+from torchvision.ops import box_iou, nms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
-if find_spec("matplotlib") is None:
-    sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
 
-from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
-from analysis.figures.models import Picture, open_picture
-from analysis.figures.style import PNG_DPI, save
+from analysis import script
+from analysis.figures.fovea_figure import heads_apart, heads_together
+from analysis.figures.head_maps import Marked
+from analysis.figures.style import ENDINGS, PNG_DPI, save
 from fovea_detr.boxes import cxcywh_to_xyxy
-from fovea_detr.errors import UserError
+from fovea_detr.build import build_data
+from fovea_detr.data.loader import collate_images
+from fovea_detr.errors import DataError, UserError
 from fovea_detr.predict.capture import Capture, capture
+from fovea_detr.predict.pictures import as_pixels
 from fovea_detr.predict.predictor import Predictor, load_run
+from fovea_detr.types import Batch
 
-ENDINGS = (".png", ".pdf", ".svg")
 FIGURES = {"together": heads_together, "apart": heads_apart}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw each head's prior and attention over an image.")
+@script.script
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("source", type=Path, metavar="RUN", help="a run folder, or a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the checkpoint's training overrides")
     parser.add_argument("--image", required=True, help="the id of a validation image, or an image file")
@@ -47,53 +49,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("fovea.png"), help=f"{', '.join(ENDINGS)} (default: fovea.png)")
     parser.add_argument("--dpi", type=int, default=PNG_DPI, help=f"pixels per inch of a .png (default: {PNG_DPI})")
     options = parser.parse_intermixed_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    try:
-        if options.to.suffix not in ENDINGS:
-            raise UserError(f"--to {options.to}: the file name must end in one of {', '.join(ENDINGS)}")
-        view = open_view(options.source, options.image, options.overrides)
-        marked = view.marked(options.queries or view.best_queries())
-        figure = FIGURES[options.heads](view.capture, view.image, marked, view.layers(options.layers))
-        save(figure, options.to, options.dpi)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.to.suffix not in ENDINGS:
+        raise UserError(f"--to {options.to}: the file name must end in one of {', '.join(ENDINGS)}")
+    view = open_view(options.source, options.image, options.overrides)
+    marked = view.marked(options.queries or view.best_queries())
+    figure = FIGURES[options.heads](view.capture, view.image, marked, view.layers(options.layers))
+    save(figure, options.to, options.dpi)
     if view.capture.layers[0].log_prior is None:
         print("plain DETR has no prior: only its attention is drawn")
     print(f"{options.to}: {'; '.join(one.title for one in marked)}")
-    return 0
 
 
 @dataclass(frozen=True)
 class View:
-    """An image and what the model computed on it."""
+    """An image, [h, w, 3] uint8 as stored and upright, and what the model computed on it. names: of the classes."""
 
-    picture: Picture
-    predictor: Predictor
+    image: np.ndarray
+    names: dict[int, str]
     capture: Capture
-
-    @property
-    def image(self) -> np.ndarray:
-        """[h, w, 3] uint8, as stored."""
-        return self.picture.original.permute(1, 2, 0).numpy()
 
     def best_queries(self, count: int = 3) -> list[int]:
         """The `count` queries with the highest scores, best first, one per object (NMS at IoU 0.5)."""
-        boxes_xyxy = cxcywh_to_xyxy(self.capture.predictions.boxes_cxcywh[-1, 0])
-        return nms(boxes_xyxy, torch.from_numpy(self._scores().max(axis=1)), 0.5)[:count].tolist()
+        return nms(self._boxes_xyxy(), torch.from_numpy(self._scores().max(axis=1)), 0.5)[:count].tolist()
+
+    def nearest_query(self, box_xyxy: np.ndarray) -> int:
+        """The query whose box has the highest IoU with this one, in pixels."""
+        return int(box_iou(torch.from_numpy(box_xyxy)[None], self._boxes_xyxy()).argmax())
 
     def marked(self, queries: Sequence[int]) -> list[Marked]:
         """The queries with their detections: the last layer's box in pixels and the best class. Raises UserError."""
-        scores, names = self._scores(), self.predictor.trained.names or self.picture.names
+        scores, boxes_xyxy = self._scores(), self._boxes_xyxy().numpy()
         for query in queries:
             if not 0 <= query < len(scores):
                 raise UserError(f"--queries {query}: the model has queries 0 to {len(scores) - 1}")
-        size_whwh = np.tile(self.image.shape[1::-1], 2)
-        boxes_xyxy = cxcywh_to_xyxy(self.capture.predictions.boxes_cxcywh[-1, 0]).numpy() * size_whwh
         best = scores.argmax(axis=1).tolist()
-        return [
-            Marked(q, f"query {q}: {names.get(best[q], f'class {best[q]}')} {scores[q, best[q]]:.2f}", boxes_xyxy[q])
-            for q in queries
-        ]
+        names = {q: f"{self.names.get(best[q], f'class {best[q]}')} {scores[q, best[q]]:.2f}" for q in queries}
+        return [Marked(q, f"query {q}: {name}", boxes_xyxy[q]) for q, name in names.items()]
 
     def layers(self, numbers: Sequence[int]) -> list[int]:
         """Layer numbers counted from 0; negative ones count from the end. Raises UserError."""
@@ -103,6 +94,10 @@ class View:
                 raise UserError(f"--layers {number}: the decoder has layers 0 to {count - 1}, or -1 to {-count}")
         return [number % count for number in numbers]
 
+    def _boxes_xyxy(self) -> Tensor:
+        """Boxes of the last layer [Q, 4] in pixels of the image."""
+        return cxcywh_to_xyxy(self.capture.predictions.boxes_cxcywh[-1, 0]) * torch.tensor(self.image.shape[1::-1] * 2)
+
     def _scores(self) -> np.ndarray:
         """Class scores of the last layer [Q, classes], without the no-object class."""
         logits = self.capture.predictions.logits[-1, 0]
@@ -110,11 +105,33 @@ class View:
         return (logits.sigmoid() if is_focal else logits.softmax(-1)[:, :-1]).numpy()
 
 
-def open_view(source: Path | str, image: str, overrides: Sequence[str] = ()) -> View:
+def open_view(source: Path | str, image: str | None, overrides: Sequence[str] = ()) -> View:
     """A run folder (or a checkpoint and its overrides) and an image -> the data to draw. Raises UserError."""
     predictor = load_run(source, overrides, device="cpu")
-    picture = open_picture(predictor, image)
-    return View(picture, predictor, capture(predictor.model, picture.batch))
+    original, batch, names = open_image(predictor, image)
+    names = predictor.trained.names or names
+    return View(original.permute(1, 2, 0).numpy(), names, capture(predictor.model, batch))
+
+
+def open_image(predictor: Predictor, image: str | None) -> tuple[Tensor, Batch, dict[int, str]]:
+    """A file, or an id of the validation split -> [3, h, w] uint8, the model's input, and the names of its classes.
+
+    None: the first of the validation split. The names are empty for a file. Raises UserError if there is no such image.
+    """
+    if image is not None and Path(image).is_file():
+        original = as_pixels(image)
+        return original, predictor.batch([original]), {}
+    if image is not None and not image.isdigit():
+        raise UserError(f"{image}: neither an image file nor the id of a validation image")
+    config = predictor.trained.config
+    _, val = build_data(replace(config, mode="eval", data=replace(config.data, in_memory=False, check="quick")))
+    ids = val.annotations.image_ids.tolist()
+    if image is not None and int(image) not in ids:
+        raise DataError(f"no image {image} in {val.annotations.path}: the first ids are {', '.join(map(str, ids[:5]))}")
+    index = 0 if image is None else ids.index(int(image))
+    example = val[index]
+    batch = collate_images([example.image], [example.original_size_hw], [example.image_id])
+    return val.sample(index).image, batch, val.annotations.classes.by_output
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,18 +1,17 @@
 """Draw the figures of an ablation: learning curves, final AP, losses, AP by category.
 
     python analysis/plots.py [STUDY ...] [--runs runs] [--out plots] [--metric AP] [--baseline ROW]
+    python analysis/plots.py STUDY --figure paper [--image ID]        # figure 1 of a paper: analysis/paper.py
 
 Each function takes a frame of analysis/study.py, in fractions, and returns a Figure, in per cent. A variant is a row of
 the table: its mean over the runs that the table averages, with a band or bar of ± one sample standard deviation.
-Variants that have not finished are marked as not comparable. Never imports torch.
+Variants that have not finished are marked as not comparable. Imports no torch, but for the paper.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,57 +21,64 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
-if find_spec("matplotlib") is None:
-    sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
 
-from analysis import Study, load
+from analysis import Study, load, script
 from analysis.figures.drawing import (
+    GREY,
     add_legend,
-    draw_dots,
     draw_lines,
-    name_with_seeds,
-    spread_handles,
+    framed,
+    named_with_seeds,
+    open_handles,
     variant_handles,
     variants_of,
 )
-from analysis.figures.style import house_style, line_styles, new_figure, save
+from analysis.figures.style import COLOURS, ENDINGS, house_style, line_styles, new_figure, save
 from analysis.tables.comparison import find_row
-from analysis.tables.frames import counted
+from analysis.tables.frames import counted, in_percent
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 
-FORMATS = ("pdf", "svg", "png")
 MOST_CATEGORIES, MOST_VARIANTS = 24, 4  # shown by category_differences
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw the figures of an ablation from its run folders.")
+@script.script
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
+    script.add_runs(parser)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="output folder (default: plots)")
     parser.add_argument("--metric", default="AP", help=f"one of {', '.join(METRICS)} (default: AP)")
     parser.add_argument("--baseline", metavar="ROW", help="subtract this row in the category figure: KEY=VALUE,...")
+    parser.add_argument(
+        "--figure", choices=("each", "paper"), default="each", help="each alone, or figure 1 of a paper"
+    )
+    parser.add_argument(
+        "--image", help="of the paper's heads: an id of the validation split (default: its first), a file"
+    )
     options = parser.parse_args(arguments)
-    try:
-        study = load(options.runs, options.studies)
-        for name, figure in all_figures(study, options.metric, options.baseline).items():
-            for ending in FORMATS:
-                save(figure, options.out / f"{name}.{ending}")
-            print(f"{options.out / name}.{{{','.join(FORMATS)}}}")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for line in study.problems:
-        print(line, file=sys.stderr)
-    return 0
+    study = load(options.runs, options.studies)
+    if options.metric not in study.runs or study.runs[options.metric].isna().all():
+        raise UserError(f"none of {len(study.runs)} runs has the metric {options.metric} yet")
+    notes: list[str] = []
+    if options.figure == "paper":
+        from analysis.paper import paper  # only here: it loads torch
+
+        whole, notes = paper(study, options.metric, options.image)
+        figures = {"paper": whole}
+    else:
+        figures = all_figures(study, options.metric, options.baseline)
+    for name, figure in figures.items():
+        for ending in ENDINGS:
+            save(figure, options.out / f"{name}{ending}")
+        print(f"{options.out / name}.{{{','.join(ending[1:] for ending in ENDINGS)}}}")
+    print("".join(f"{line}\n" for line in [*notes, *study.problems]), end="", file=sys.stderr)
 
 
 def all_figures(study: Study, metric: str = "AP", baseline: str | None = None) -> dict[str, Figure]:
-    """Every figure for which these runs have numbers, by file name. Raises UserError if there is none."""
+    """Every figure for which these runs have numbers, by file name."""
     variant = find_row(study.rows, baseline).label if baseline else None
     runs, epochs, categories = (counted(frame) for frame in (study.runs, study.epochs, study.categories))
-    if metric not in runs or runs[metric].isna().all():
-        raise UserError(f"none of {len(study.runs)} runs has the metric {metric} yet")
     figures = {"final": final_scores(runs, metric)}
     if "loss" in epochs:
         figures |= {"by_epoch": learning_curves(epochs, "epoch", metric), "losses": losses(epochs)}
@@ -80,11 +86,6 @@ def all_figures(study: Study, metric: str = "AP", baseline: str | None = None) -
     if categories["variant"].nunique() > 1:
         figures["categories"] = by_category(categories, variant)
     return figures
-
-
-def in_percent(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Without the lines that lack the metric; the metric as the field writes it: 41.0."""
-    return frame.dropna(subset=[metric]).assign(**{metric: lambda kept: 100 * kept[metric]})
 
 
 def time_column(epochs: pd.DataFrame) -> str:
@@ -96,15 +97,11 @@ def time_column(epochs: pd.DataFrame) -> str:
 def learning_curves(epochs: pd.DataFrame, x: str = "epoch", metric: str = "AP") -> Figure:
     """A metric over x = epoch, gpu_hours or minutes: per variant a line and a band of ± 1 standard deviation."""
     epochs = in_percent(counted(epochs), metric)
-    with house_style():
-        figure = new_figure(height=2.2)
+    with framed(epochs, height=2.2) as figure:
         axes = figure.subplots()
         draw_lines(axes, epochs, x, metric)
-        axes.set_xlabel({"gpu_hours": "GPU-hours", "minutes": "minutes"}.get(x, x))
         axes.set_ylabel(metric)
         axes.set_ylim(bottom=0)
-        add_legend(figure, spread_handles(epochs, band=True), "outside upper center")
-        add_legend(figure, variant_handles(epochs))
     return figure
 
 
@@ -113,8 +110,7 @@ def losses(epochs: pd.DataFrame) -> Figure:
     epochs = counted(epochs)
     names = [name for name in map(str, epochs) if name == "loss" or name.startswith("loss_")]
     rows = -(-len(names) // 2)
-    with house_style():
-        figure = new_figure(height=0.4 + 1.25 * rows)
+    with framed(epochs, height=0.4 + 1.25 * rows) as figure:
         panels = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
         for axes, name in zip(panels, names, strict=False):
             draw_lines(axes, epochs, "epoch", name)
@@ -122,26 +118,32 @@ def losses(epochs: pd.DataFrame) -> Figure:
             axes.set_title(name.removeprefix("loss_") if name != "loss" else "total (weighted, all layers)")
         for axes in panels[len(names) :]:
             axes.remove()
-        add_legend(figure, spread_handles(epochs, band=True), "outside upper center")
-        add_legend(figure, variant_handles(epochs))
     return figure
 
 
 def final_scores(runs: pd.DataFrame, metric: str = "AP") -> Figure:
     """Per variant a dot at the mean of the last evaluations, ± 1 standard deviation, and a tick for each seed."""
     runs = in_percent(counted(runs), metric)
-    order = variants_of(runs)
-    with house_style():
-        figure = new_figure(height=0.5 + 0.26 * len(order))
+    names = named_with_seeds(runs)
+    beside: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
+    with framed(runs, height=0.5 + 0.26 * len(names), bars=True) as figure:
         axes = figure.subplots()
-        draw_dots(axes, runs, metric)
-        axes.set_yticks(range(len(order)), [name_with_seeds(variant, runs) for variant in order])
-        axes.set_ylim(len(order) - 0.5, -0.8)
+        for row, variant in enumerate(names):
+            own = runs.loc[runs["variant"] == variant]
+            values, mean = own[metric], own[metric].mean()
+            if len(values) > 1:
+                axes.plot(values, [row] * len(values), "|", color=GREY, markersize=8, markeredgewidth=0.8)
+                axes.errorbar(mean, row, xerr=values.std(), color=COLOURS[0], elinewidth=1.4)
+            face = COLOURS[0] if own["finished"].all() else "white"
+            axes.plot(mean, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=5)
+            spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
+            axes.annotate(f"{mean:.1f}{spread}", (mean, row), (0, 5), **beside)
+        axes.set_yticks(range(len(names)), list(names.values()))
+        axes.set_ylim(len(names) - 0.5, -0.8)
         axes.set_xlabel(metric)
         axes.margins(x=0.14)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-        add_legend(figure, spread_handles(runs, band=False), "outside upper center")
     return figure
 
 
@@ -183,7 +185,7 @@ def _draw_categories(rows: pd.DataFrame, categories: pd.DataFrame, order: list[s
         axes.grid(axis="both")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, fontsize=7)
-        add_legend(figure, spread_handles(categories, band=True)[-1:] if early else [], "outside upper center")
+        add_legend(figure, open_handles(categories), "outside upper center")
         add_legend(figure, variant_handles(categories, order, marks=True))
     return figure
 

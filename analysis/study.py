@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.reading.folders import find_runs, is_study
-from analysis.reading.runs import Run
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
 from analysis.tables.table import Options, Table, make_table
@@ -41,7 +40,7 @@ class Study:
     """The rows of one reading of the run folders. What the table prints is computed from the same rows.
 
     A run counts if it is what the table averages: finished, once per seed; where no run of a row has finished, those
-    that are furthest, and the row is not `finished`.
+    that are furthest, and the row is not `finished`. The frames have the columns that tables/frames.py tells.
     """
 
     read: Table
@@ -63,55 +62,35 @@ class Study:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One line per run; see tables/frames.py."""
-        from analysis.tables.frames import runs_frame
-
-        return runs_frame(self.rows, self.axes)
+        """One line per run."""
+        return _frames().runs_frame(self.rows, self.axes)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
         """One line per run and epoch."""
-        from analysis.tables.frames import epochs_frame
-
-        return epochs_frame(self.rows, self.axes)
+        return _frames().epochs_frame(self.rows, self.axes)
 
     @cached_property
     def categories(self) -> pd.DataFrame:
         """One line per run and category."""
-        from analysis.tables.frames import categories_frame
+        return _frames().categories_frame(self.rows, self.axes)
 
-        return categories_frame(self.rows, self.axes)
-
-    def table(self, **options: object) -> pd.DataFrame:
+    def table(self, **options: Any) -> pd.DataFrame:
         """The table of the command, unrounded, metrics as fractions. options: those of tables/table.py, `Options`."""
-        import pandas as pd
-
-        return pd.DataFrame(self._table(**options).records())
+        return _frames().table_frame(make_table(self.read.runs, Options(**options)))
 
     def compare(self, a: str, b: str, metrics: Sequence[str] = ("AP",)) -> pd.DataFrame:
         """b minus a by metric, in fractions: difference, low, high (95 %), verdict, needs, method.
 
         a, b: the variant's name, or KEY=VALUE,... of a row. Raises UserError if it is none, or several.
         """
-        import pandas as pd
+        from analysis.tables.verdicts import contrast  # only here: it loads scipy
 
-        from analysis.tables.verdicts import contrast, interval_of
+        found = contrast(self.rows, find_row(self.rows, a, ""), find_row(self.rows, b, ""), metrics)
+        return _frames().differences_frame(found)
 
-        first, second = (find_row(self.rows, text, "") for text in (a, b))
-        found = contrast(self.rows, first, second, metrics)
-        lines = [
-            {
-                "metric": name,
-                "difference": told.delta,
-                "low": interval and interval.low,
-                "high": interval and interval.high,
-            }
-            | {"verdict": told.verdict, "needs": told.needs, "method": told.method}
-            for name, told in found.items()
-            for interval in (interval_of(told),)
-        ]
-        return pd.DataFrame(lines).set_index("metric") if lines else pd.DataFrame()
 
-    def _table(self, **options: object) -> Table:
-        runs: list[Run] = self.read.runs
-        return make_table(runs, Options(**options))  # pyright: ignore[reportArgumentType]
+def _frames() -> Any:
+    from analysis.tables import frames  # only here: it loads pandas
+
+    return frames

@@ -1,35 +1,33 @@
-"""Maps over an image: the heads' priors as outlines or shades, attention as a shade, the detected box."""
+"""Maps over an image: the heads' priors as outlines or shades, attention as a shade, the detected box.
+
+Attention is shown as a multiple of even attention, on one logarithmic scale for the whole figure: where a head attends
+evenly it is 1, and the image stays pale.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from analysis.figures.style import COLOURS, COLUMN_INCHES, house_style, new_figure
-from fovea_detr.predict.capture import Capture, LayerMaps
-from fovea_detr.predict.cells import attention_at_pixels, prior_at_pixels
+from analysis.figures.drawing import add_legend
+from analysis.figures.head_maps import Marked, attention, attention_norm, centres, prior
+from analysis.figures.style import COLUMN_INCHES, PAGE_INCHES, house_style, line_styles, new_figure
+from fovea_detr.predict.capture import Capture
 
-SHADE = np.array([213, 94, 0]) / 255  # vermilion of Okabe and Ito
+SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) for alpha in (0.0, 0.95)])
 BOX = "#F0E442"
 OUTLINE = np.exp(-0.5)  # at one standard deviation if the prior is a Gaussian
-PAGE_INCHES = 7.0  # both columns
-Heads = Sequence[int]
-Draw = Callable[..., None]
-
-
-class Marked(NamedTuple):
-    """A query to draw, its caption, and its box: left, top, right, bottom in pixels of the image."""
-
-    query: int
-    title: str
-    box_xyxy: np.ndarray
+ATTENTION, PRIOR = "attention, times even", "prior"
+HALO: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
 
 
 def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
@@ -37,97 +35,123 @@ def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked]
 
     image: [h, w, 3] uint8, as stored. Plain DETR: attention only.
     """
-    rows = [(layer, draw) for layer in layers for draw in _panels(capture)]
+    kinds = [PRIOR, ATTENTION] if capture.layers[0].log_prior is not None else [ATTENTION]
+    rows = [(layer, kind) for layer in layers for kind in kinds]
+    norm = attention_norm(capture.layers[layer].attention[:, one.query].mean(0) for layer in layers for one in marked)
     inches = max(COLUMN_INCHES, 1.1 * len(marked))
-    panel = (inches - 0.4) / max(2, len(marked)) * image.shape[0] / image.shape[1]
+    panel = (inches - 0.7) / max(2, len(marked)) * image.shape[0] / image.shape[1]
     with house_style():
         figure = new_figure(inches, panel * len(rows) + 0.3, padding=0.02)
         grid = figure.subplots(len(rows), len(marked), squeeze=False)
-        for row, (layer, draw) in enumerate(rows):
-            for column, one in enumerate(marked):
-                draw(grid[row, column], capture, capture.layers[layer], one, image)
-            grid[row, 0].set_ylabel(f"layer {layer}\n{_name(draw, capture)}", fontsize=7)
-        for column, one in enumerate(marked):
-            grid[0, column].set_title(one.title.replace(": ", "\n"), fontsize=7)
+        for panels, (layer, kind) in zip(grid, rows, strict=True):
+            for axes, one in zip(panels, marked, strict=True):
+                if kind == PRIOR:
+                    outlines(axes, capture, image, layer, one)
+                else:
+                    shade(axes, image, one, attention(capture, image, layer, one.query), norm)
+            panels[0].set_ylabel(f"layer {layer}\n{_name(kind, capture)}", fontsize=7)
+        for axes, one in zip(grid[0], marked, strict=True):
+            axes.set_title(one.title.replace(": ", "\n"), fontsize=7)
+        add_bar(figure, grid.ravel(), norm, ATTENTION)
+        add_legend(figure, head_handles(capture) if PRIOR in kinds else [])
     return figure
 
 
 def heads_apart(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
     """Two text columns wide: per query and layer a row of the heads' priors above a row of their attention."""
-    heads = capture.layers[0].attention.shape[0]
-    height, width = image.shape[:2]
     blocks = [(one, layer) for one in marked for layer in layers]
-    panel, draws = (PAGE_INCHES - 0.2) / heads * height / width, _panels(capture, apart=True)
+    norm = attention_norm(capture.layers[layer].attention[:, one.query] for one, layer in blocks)
+    norms = {ATTENTION: norm} if capture.layers[0].log_prior is None else {PRIOR: Normalize(0, 1), ATTENTION: norm}
     with house_style():
-        figure = new_figure(PAGE_INCHES, ((panel + 0.04) * len(draws) + 0.38) * len(blocks))
+        figure = new_figure(PAGE_INCHES, (row_inches(capture, image) * len(norms) + 0.38) * len(blocks))
         for part, (one, layer) in zip(figure.subfigures(len(blocks), 1, squeeze=False).flat, blocks, strict=True):
             part.suptitle(f"{one.title}, layer {layer}", fontsize=7)
-            grid = part.subplots(len(draws), heads, squeeze=False)
-            for row, draw in enumerate(draws):
-                for head in range(heads):
-                    draw(grid[row, head], capture, capture.layers[layer], one, image, [head])
-                    grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
-                grid[row, 0].set_ylabel(_name(draw, capture), fontsize=7)
+            head_rows(part, capture, image, layer, one, norms)
     return figure
 
 
-def _panels(capture: Capture, *, apart: bool = False) -> list[Draw]:
-    """The panels of a layer: prior and attention; plain DETR has only attention."""
-    return [shades if apart else outlines, attention] if capture.layers[0].log_prior is not None else [attention]
+def row_inches(capture: Capture, image: np.ndarray) -> float:
+    """The height of a row of all heads, two text columns wide."""
+    return (PAGE_INCHES - 0.8) / len(capture.layers[0].attention) * image.shape[0] / image.shape[1] + 0.04
 
 
-def _name(draw: Draw, capture: Capture) -> str:
-    title = "attention" if capture.layers[0].log_prior is not None else "attention,\nno prior"
-    return title if draw is attention else "prior"
-
-
-def outlines(axes: Axes, capture: Capture, maps: LayerMaps, one: Marked, image: np.ndarray) -> None:
-    """The contour at which each head's prior is exp(-1/2), one colour per head."""
-    _draw_image(axes, image, one)
-    heads = [head for head in range(len(maps.has_prior)) if maps.has_prior[head, one.query]]
-    for head in heads:
-        prior = _prior(capture, maps, one.query, head, image)
-        if prior.min() < OUTLINE < prior.max():
-            lines = axes.contour(prior, [OUTLINE], colors=[COLOURS[head % len(COLOURS)]], linewidths=1.1)
-            lines.set_path_effects([withStroke(linewidth=2, foreground="white", alpha=0.8)])
-    if not heads:
-        _write(axes, "no prior")
-
-
-def shades(axes: Axes, capture: Capture, maps: LayerMaps, one: Marked, image: np.ndarray, heads: Heads) -> None:
-    """The prior of one head as a shade."""
-    (head,) = heads
-    if maps.has_prior[head, one.query]:
-        _draw_image(axes, _shaded(image, _prior(capture, maps, one.query, head, image)), one)
-    else:
-        _draw_image(axes, image, one)
-        _write(axes, "no prior")
-
-
-def attention(
-    axes: Axes, capture: Capture, maps: LayerMaps, one: Marked, image: np.ndarray, heads: Heads | None = None
+def head_rows(
+    part: SubFigure, capture: Capture, image: np.ndarray, layer: int, one: Marked, norms: Mapping[str, Normalize]
 ) -> None:
-    """The mean attention of these heads (default: all) as a shade, darkest at its maximum."""
-    cells = (maps.attention if heads is None else maps.attention[list(heads)])[:, one.query].mean(0)
-    sizes = _size_hw(image), capture.size_hw
-    values = attention_at_pixels(cells.double().numpy(), *sizes, capture.stride, capture.first_cell)
-    _draw_image(axes, _shaded(image, values / values.max()), one)
+    """A panel for each head: a row of priors, a row of attention, those of `norms`; alone, with the prior outlined."""
+    heads = range(len(capture.layers[0].attention))
+    grid = part.subplots(len(norms), len(heads), squeeze=False)
+    for (kind, norm), panels in zip(norms.items(), grid, strict=True):
+        for head, axes in zip(heads, panels, strict=True):
+            own = prior(capture, image, layer, one, head)
+            shade(axes, image, one, own if kind == PRIOR else attention(capture, image, layer, one.query, head), norm)
+            outline(axes, own if len(norms) == 1 else None, "#0072B2")
+            grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
+        panels[0].set_ylabel(_name(kind, capture), fontsize=7)
+        add_bar(part, panels, norm, "" if kind == PRIOR else "times even")
 
 
-def _prior(capture: Capture, maps: LayerMaps, query: int, head: int, image: np.ndarray) -> np.ndarray:
-    assert maps.log_prior_at is not None
-    return prior_at_pixels(partial(maps.log_prior_at, head, query), _size_hw(image), capture.size_hw, capture.stride)
+def _name(kind: str, capture: Capture) -> str:
+    name = kind.partition(",")[0]
+    return name if capture.layers[0].log_prior is not None else f"{name},\nno prior"
 
 
-def _size_hw(image: np.ndarray) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]
+def outlines(axes: Axes, capture: Capture, image: np.ndarray, layer: int, one: Marked) -> None:
+    """The contour at which each head's prior is exp(-1/2), and the way of its centre from layer 0 to a dot here."""
+    _draw_image(axes, image, one)
+    drawn = False
+    for head, style in head_styles(capture).items():
+        values = prior(capture, image, layer, one, head)
+        if values is None:
+            continue
+        drawn = True
+        outline(axes, values, style["color"], style["linestyle"])
+        x, y = centres(capture, image, one.query, head)[: layer + 1].T
+        axes.plot(x, y, color=style["color"], linewidth=0.7, path_effects=HALO)
+        axes.plot(
+            x[-1:], y[-1:], "o", color=style["color"], markersize=2.5, markeredgecolor="white", markeredgewidth=0.4
+        )
+    if not drawn:
+        _write(axes, "no prior")
 
 
-def _shaded(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image in pale grey, shaded by values [h, w] in 0..1 -> [h, w, 3]."""
-    grey = 0.5 + 0.5 * image.mean(axis=2, keepdims=True) / 255
-    weight = 0.9 * values[..., None].clip(0, 1)
-    return grey * (1 - weight) + SHADE * weight
+def outline(axes: Axes, values: np.ndarray | None, color: str, linestyle: Any = "solid") -> None:
+    """The contour of a prior [h, w] at exp(-1/2), if there is one."""
+    if values is not None and values.min() < OUTLINE < values.max():
+        lines = axes.contour(values, [OUTLINE], colors=[color], linestyles=[linestyle], linewidths=1.1)
+        lines.set_path_effects(HALO)
+
+
+def shade(axes: Axes, image: np.ndarray, one: Marked, values: np.ndarray | None, norm: Normalize) -> None:
+    """Values [h, w] as a shade over the image in pale grey; None: the head has no prior."""
+    grey = 0.5 + 0.5 * image.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
+    _draw_image(axes, image if values is None else grey, one)
+    if values is None:
+        _write(axes, "no prior")
+    else:
+        axes.imshow(values, cmap=SHADES, norm=norm, interpolation="antialiased")
+
+
+def head_styles(capture: Capture) -> dict[int, dict[str, Any]]:
+    heads = range(len(capture.layers[0].attention))
+    return dict(zip(heads, line_styles(list(map(str, heads))).values(), strict=True))
+
+
+def head_handles(capture: Capture) -> list[Line2D]:
+    styles: Any = {head: style | {"marker": ""} for head, style in head_styles(capture).items()}
+    return [Line2D([], [], label=f"head {head}", **style) for head, style in styles.items()]
+
+
+def add_bar(figure: Figure | SubFigure, panels: Iterable[Axes], norm: Normalize, label: str) -> None:
+    """The colours of these panels, to their right."""
+    beside = list(panels)
+    rows = {spec.rowspan.start for panel in beside if (spec := panel.get_subplotspec())}
+    bar = figure.colorbar(ScalarMappable(norm, SHADES), ax=beside, pad=0.02, aspect=10 * len(rows), fraction=0.05)
+    marks = [0, 1] if norm.vmin == 0 else [m for m in (1, 3, 10, 30, 100, 300, 1000) if m <= (norm.vmax or 1)]
+    bar.set_ticks(marks, labels=list(map(str, marks)))
+    bar.minorticks_off()
+    bar.set_label(label, fontsize=6.5)
+    bar.ax.tick_params(labelsize=6)
 
 
 def _draw_image(axes: Axes, image: np.ndarray, one: Marked) -> None:
@@ -137,12 +161,11 @@ def _draw_image(axes: Axes, image: np.ndarray, one: Marked) -> None:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     left, top, right, bottom = (one.box_xyxy - 0.5).tolist()  # imshow places the first pixel's centre at 0
-    style: Any = {"fill": False, "linewidth": 0.9, "edgecolor": BOX}
+    style: Any = {"fill": False, "linewidth": 0.9, "edgecolor": BOX, "zorder": 3}
     box = Rectangle((left, top), right - left, bottom - top, **style)
     box.set_path_effects([withStroke(linewidth=2, foreground="black")])
     axes.add_patch(box)
 
 
 def _write(axes: Axes, text: str) -> None:
-    halo = [withStroke(linewidth=2, foreground="white")]
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7, path_effects=halo)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=7, path_effects=HALO)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fovea_detr.runs.files import write_atomic
 
-# Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito, "Color Universal Design" (2008), with grey in place of yellow, which is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 COLUMN_INCHES = 3.4  # one column of a two-column paper
+PAGE_INCHES = 7.0  # both columns
 PNG_DPI = 220
+ENDINGS = (".pdf", ".svg", ".png")
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -54,25 +59,26 @@ def new_figure(width: float = COLUMN_INCHES, height: float = 2.4, padding: float
     return Figure(figsize=(width, height), layout=engine)
 
 
-def line_styles(variants: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Colour, dash and marker of each variant; the first 28 combinations are distinct."""
-    count = len(variants)
-    dashes = (dash for dash in cycle(DASHES) for _ in COLOURS)
-    markers = islice(cycle(MARKERS), count)
+def line_styles(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and marker of each variant; the first 32 combinations are distinct."""
+    count = len(COLOURS)
     return {
-        variant: {"color": colour, "linestyle": dash, "marker": marker}
-        for variant, colour, dash, marker in zip(variants, cycle(COLOURS), dashes, markers, strict=False)
+        variant: {
+            "color": COLOURS[i % count],
+            "linestyle": DASHES[i // count % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, variant in enumerate(variants)
     }
 
 
 def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:
     """Write .pdf, .svg or .png atomically; equal figures give equal files."""
-    options: dict[str, dict[str, Any]] = {
+    options: dict[str, Any] = {
         ".pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
         ".svg": {"metadata": {"Date": None}},
-        ".png": {"pil_kwargs": {"optimize": True}},
     }
     content = io.BytesIO()
     with house_style():
-        figure.savefig(content, format=path.suffix[1:], dpi=dpi, **options[path.suffix])
+        figure.savefig(content, format=path.suffix[1:], dpi=dpi, **options.get(path.suffix, {}))
     write_atomic(path, lambda file: file.write(content.getvalue()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -13,7 +14,6 @@ from analysis.tables.frames import over_seeds
 from analysis.tables.table import Table
 from analysis.tables.verdicts import errors_of
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 260, 46, 10, 10, 34
 SIZES = tuple(metric_column(f"AP_{size}") for size in ("small", "medium", "large"))
 Points = Sequence[tuple[float, float, float]]  # x, y, and its standard deviation
 
@@ -30,42 +30,42 @@ class Chart:
     open: frozenset[str] = frozenset()
     is_scatter: bool = False
     digits: int = 1
-    x_ticks: list[float] = field(init=False)
-    y_ticks: list[float] = field(init=False)
 
-    def __post_init__(self) -> None:
-        points = [point for curve in self.curves.values() for point in curve]
-        lows, highs = zip(
-            *((y - std, y + std) for _, y, std in [*points, *((0, y, 0) for y, _ in self.levels)]), strict=True
-        )
-        places = [x for x, _, _ in points]
-        object.__setattr__(self, "y_ticks", ticks(min(lows), max(highs)))
-        object.__setattr__(self, "x_ticks", ticks(0 if self.is_scatter else min(places), max(places)))
+    width, height, left, right, top, bottom = 420, 260, 46, 410, 10, 226  # of the drawing, and its axes' ends
+
+    @cached_property
+    def x_ticks(self) -> list[float]:
+        places = [x for curve in self.curves.values() for x, _, _ in curve]
+        return ticks(0 if self.is_scatter else min(places), max(places))
+
+    @cached_property
+    def y_ticks(self) -> list[float]:
+        points = [(y, std) for curve in self.curves.values() for _, y, std in curve]
+        points += [(y, 0) for y, _ in self.levels]
+        return ticks(min(y - std for y, std in points), max(y + std for y, std in points))
 
     def x(self, value: float) -> float:
-        return round(LEFT + _share(value, self.x_ticks) * (WIDTH - LEFT - RIGHT), 3)
+        return _place(value, self.x_ticks, self.left, self.right)
 
     def y(self, value: float) -> float:
-        return round(HEIGHT - BOTTOM - _share(value, self.y_ticks) * (HEIGHT - TOP - BOTTOM), 3)
+        return _place(value, self.y_ticks, self.bottom, self.top)
 
     def line(self, points: Points) -> str:
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y, _ in points)
 
     def band(self, points: Points) -> str:
         """Of ± one standard deviation; empty without one."""
-        upper = [(x, y + std, 0.0) for x, y, std in points]
-        lower = [(x, y - std, 0.0) for x, y, std in reversed(points)]
-        return self.line([*upper, *lower]) if any(std for _, _, std in points) else ""
+        both = [(x, y + std, 0) for x, y, std in points] + [(x, y - std, 0) for x, y, std in points[::-1]]
+        return self.line(both) if any(std for _, _, std in points) else ""
 
 
-def _share(value: float, marks: Sequence[float]) -> float:
-    return (value - marks[0]) / (marks[-1] - marks[0])
+def _place(value: float, marks: Sequence[float], start: float, end: float) -> float:
+    return round(start + (value - marks[0]) / (marks[-1] - marks[0]) * (end - start), 3)
 
 
 def ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers that enclose `low` to `high`."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / 5
+    raw = ((high - low) or abs(high) or 1.0) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -74,19 +74,16 @@ def ticks(low: float, high: float) -> list[float]:
 
 def charts(table: Table, epochs: pd.DataFrame) -> list[Chart]:
     """Metric and loss by epoch, and the metric over the cost: those for which there are numbers."""
-    metric = next((column.name for column in table.every if column.is_metric), "AP")
-    unfinished = frozenset(row.label for row in table.rows if not row.is_finished)
-    levels = {
-        cell.mean * 100: row for row in table.rows if isinstance(cell := row.cells.get(f"{metric}_published"), Value)
-    }
-    texts = [(value, f"published {value:.1f}: {row.label}") for value, row in levels.items()]
+    metric = table.first_metric
+    early = frozenset(row.label for row in table.rows if not row.is_finished)
+    published = {row.label: row.cells.get(f"{metric}_published") for row in table.rows}
+    levels = {100 * cell.mean: label for label, cell in published.items() if isinstance(cell, Value)}
+    texts = [(value, f"published {value:.1f}: {label}") for value, label in levels.items()]
     found = []
-    for name, factor, lines in ((metric, 100, texts), ("loss", 1, [])):
-        points = _points(epochs, name, factor)
-        if points:
-            found.append(
-                Chart(f"{name} by epoch", "epoch", points, lines, open=unfinished, digits=1 if lines is texts else 3)
-            )
+    if scores := _points(epochs, metric, 100):
+        found.append(Chart(f"{metric} by epoch", "epoch", scores, texts, open=early))
+    if losses := _points(epochs, "loss", 1):
+        found.append(Chart("loss by epoch", "epoch", losses, open=early, digits=3))
     return [*found, *cost(table, metric)]
 
 
@@ -95,31 +92,26 @@ def _points(epochs: pd.DataFrame, name: str, factor: float) -> dict[str, Points]
         return {}
     means = over_seeds(epochs, "epoch", name).fillna({"std": 0})
     means[["mean", "std"]] *= factor
-    return {
-        str(variant): list(own[["x", "mean", "std"]].itertuples(index=False, name=None))
-        for variant, own in means.groupby("variant", sort=False)
-    }
+    points = means.set_index("variant")[["x", "mean", "std"]]
+    return {str(one): list(map(tuple, own.to_numpy())) for one, own in points.groupby(level=0, sort=False)}
 
 
 def cost(table: Table, metric: str) -> list[Chart]:
     """Finished rows by cost and metric; the steps join those that none beats at less cost."""
     finished = [row for row in table.rows if row.is_finished and row.mean(metric)]
-    unit = "gpu_hours" if all(row.mean("gpu_hours") for row in finished) else "minutes"
-    places = [
-        (x.mean, 100 * y.mean, row.label) for row in finished if (x := row.mean(unit)) and (y := row.mean(metric))
-    ]
+    unit, name = ("gpu_hours", "GPU-hours") if all(row.mean("gpu_hours") for row in finished) else ("minutes",) * 2
+    means = {row.label: (row.mean(unit), row.mean(metric)) for row in finished}
+    places = {label: (x.mean, 100 * y.mean, 0.0) for label, (x, y) in means.items() if x and y}
     if len(places) < 2:
         return []
-    front: list[tuple[float, float]] = []
-    for x, y, _ in sorted(places, key=lambda place: (place[0], -place[1])):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
-    ends = [*(x for x, _ in front[1:]), max(x for x, _, _ in places)]
-    steps = [point for (x, y), end in zip(front, ends, strict=True) for point in ((x, y, 0.0), (end, y, 0.0))]
-    name = {"gpu_hours": "GPU-hours"}.get(unit, unit)
-    curves = {label: [(x, y, 0.0)] for x, y, label in places}
+    steps: list[tuple[float, float, float]] = []
+    for x, y, _ in sorted(places.values(), key=lambda place: (place[0], -place[1])):
+        if not steps or y > steps[-1][1]:
+            steps += [(x, steps[-1][1], 0.0)] if steps else []
+            steps.append((x, y, 0.0))
+    steps.append((max(x for x, _, _ in places.values()), steps[-1][1], 0.0))
     title = f"{metric} over {name}; the line joins those that none beats at less cost"
-    return [Chart(title, name, curves, steps=steps, is_scatter=True)]
+    return [Chart(title, name, {label: [one] for label, one in places.items()}, steps=steps, is_scatter=True)]
 
 
 @dataclass(frozen=True)
@@ -134,25 +126,18 @@ class Bars:
 def bars(table: Table) -> list[Bars]:
     sizes = {row.label: [row.mean(column.name) for column in SIZES] for row in table.rows}
     errors = {row.label: errors_of(row) for row in table.rows}
-    names = list(next((found for found in errors.values() if found), {}))
+    names = list(next(filter(None, errors.values()), {}))
     types = {label: [mean_of(found.get(name, [])) for name in names] for label, found in errors.items()}
-    whole = [
-        _bars("AP by size of the object", SIZES, sizes),
-        _bars(
-            "What the errors cost: AP50 lost to each of TIDE's types", [metric_column(name) for name in names], types
-        ),
-    ]
+    cost = "What the errors cost: AP50 lost to each of TIDE's types"
+    whole = [_bars("AP by size of the object", SIZES, sizes), _bars(cost, [*map(metric_column, names)], types)]
     return [one for one in whole if one.rows]
 
 
 def _bars(title: str, columns: Sequence[Column], found: Mapping[str, Sequence[Value | None]]) -> Bars:
     most = max((cell.mean for cells in found.values() for cell in cells if cell), default=0) or 1
-    rows = [
-        (
-            label,
-            [(show(c, cell), 100 * cell.mean / most if cell else 0) for c, cell in zip(columns, cells, strict=True)],
-        )
+    rows = {
+        label: [(show(c, cell), 100 * cell.mean / most if cell else 0) for c, cell in zip(columns, cells, strict=True)]
         for label, cells in found.items()
         if any(cells)
-    ]
-    return Bars(title, [column.title for column in columns], rows)
+    }
+    return Bars(title, [column.title for column in columns], list(rows.items()))

@@ -23,7 +23,7 @@ from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column, Value
 from analysis.tables.frames import epochs_frame
-from analysis.tables.rows import Row, count_states
+from analysis.tables.rows import BEST, Row, count_states, ranked
 from analysis.tables.table import NOTES, STATE, N, Table
 from analysis.tables.verdicts import why
 from fovea_detr.config.schema import CONF_DIR
@@ -34,8 +34,8 @@ SWEEPS = CONF_DIR / "sweeps"
 NAME = Column("row", "row")
 CAPTION = (
     "Metrics of the last evaluation, AP in per cent; ± is the sample standard deviation over n seeds, [ ] the 95 % "
-    "interval of a difference. Bold: the best of the rows with two seeds or more, and all that are not resolved from "
-    "it. Click a heading to sort."
+    "interval of a difference, left out where it is wider than 100 AP. Bold: the best of the rows with two seeds or "
+    "more, and all that are not resolved from it. Click a heading to sort."
 )
 SAMPLES = ("samples/*.jpg", "samples/*.png", "predictions.json")
 
@@ -49,7 +49,6 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
     rows, runs = (count_of(len(items), word) for items, word in ((table.rows, "row"), (table.runs, "run")))
     template = Environment(loader=FileSystemLoader(PARTS), autoescape=True, trim_blocks=True).get_template("page.html")
     when, changes = changes_since(table, path, since)
-    drawn = charts.charts(table, epochs_frame(table.rows, []))
     return template.render(
         title=", ".join(studies),
         style=(PARTS / "page.css").read_text().strip(),
@@ -61,14 +60,11 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
         caption=CAPTION,
         columns=(shown := columns_of(table)),
         rows=[{"label": row.label, "cells": cells(table, row, shown)} | again(row, path) for row in table.rows],
-        order=order(table),
+        order=[row.label for row in ranked(table.rows, table.first_metric)],
         notes=table.notes,
         warnings=[*table.warnings, *none_finished(table.runs)],
         why=list(why(table.every, table.verdicts)),
-        charts=drawn,
-        **{name: getattr(charts, name.upper()) for name in ("left", "right", "top", "bottom")},
-        w=charts.WIDTH,
-        h=charts.HEIGHT,
+        charts=charts.charts(table, epochs_frame(table.rows, [])),
         bars=charts.bars(table),
         unfinished=list(unfinished(table)),
         provenance=provenance(table),
@@ -96,10 +92,9 @@ def columns_of(table: Table) -> list[Column]:
     """The row's name, metrics, n, state and notes first: they fit a phone; then settings and cost."""
     if table.columns is not table.every:
         return [NAME, *table.columns]
-    scores = [i for i, column in enumerate(table.columns) if column.is_metric]
-    end = next((i for i, column in enumerate(table.columns) if i > max(scores) and column.drop_order >= 22), None)
-    first = table.columns[min(scores) : end]
-    head = [*first, *(column for column in (N, STATE, NOTES) if column in table.columns)]
+    names = [column.name for column in table.columns]
+    scores = table.columns[names.index(table.first_metric) : names.index(BEST)]
+    head = [*scores, *(column for column in (N, STATE, NOTES) if column in table.columns)]
     return [NAME, *head, *(column for column in table.columns if column not in head)]
 
 
@@ -107,23 +102,11 @@ def cells(table: Table, row: Row, shown: Sequence[Column]) -> list[dict[str, Any
     found: list[dict[str, Any]] = [{"text": row.label, "value": row.label}]
     for column in shown[1:]:
         text, cell = table.text(row, column), row.cells.get(column.name)
-        kinds = ["number" if column.is_number else "text"] + ["best"] * (column.name in row.best)
-        kinds += ["long"] * (not column.is_number and len(text) > 15)
+        kind = "number" if column.is_number else "text long" if len(text) > 15 else "text"
         value = f"{cell.mean:.12g}" if isinstance(cell, Value) else text if column is NOTES else cell or ""
-        notes = text.split() if column is NOTES else []
-        found.append({"text": text, "value": value, "kind": " ".join(kinds), "notes": notes})
+        best = " best" if column.name in row.best else ""
+        found.append({"text": text, "value": value, "kind": kind + best, "is_notes": column is NOTES})
     return found
-
-
-def order(table: Table) -> list[str]:
-    """Labels, the best first: finished ones before others, then by the first metric."""
-    metric = next((column.name for column in table.every if column.is_metric), "AP")
-
-    def rank(row: Row) -> tuple[bool, float]:
-        value = row.mean(metric)
-        return (not row.is_finished, -value.mean if value else 1.0)
-
-    return [row.label for row in sorted(table.rows, key=rank)]
 
 
 def again(row: Row, page_path: Path) -> dict[str, Any]:
@@ -151,14 +134,11 @@ def unfinished(table: Table) -> Iterator[tuple[str, str]]:
 
 def provenance(table: Table) -> dict[str, list[tuple[str, str]]]:
     """The values of each fact, the most frequent first, with the number of runs."""
-    facts: dict[str, Counter[str]] = {}
-    for run in table.runs:
-        for name, value in facts_of(run):
-            facts.setdefault(name, Counter())[value] += 1
-    return {
-        name: [(value, count_of(count, "run")) for value, count in values.most_common()]
-        for name, values in facts.items()
-    }
+    counts = Counter(fact for run in table.runs for fact in facts_of(run))
+    found: dict[str, list[tuple[str, str]]] = {name: [] for name, _ in counts}
+    for (name, value), count in counts.most_common():
+        found[name].append((value, count_of(count, "run")))
+    return found
 
 
 def facts_of(run: Run) -> Iterator[tuple[str, str]]:

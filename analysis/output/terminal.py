@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column
+from analysis.tables.rows import Row
 from analysis.tables.table import Table
 from fovea_detr.runs.state import BROKEN, FOREIGN
 
 NARROWEST = 7  # a text keeps at least this many characters; numbers are never cut
 GAP = "  "
-
-
 MARK = "*"
 
 
@@ -23,22 +22,18 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
     MARK is behind what is not resolved from the best, which is bold, too.
     """
     marked = {name for row in table.rows for name in row.best}  # their whole columns have room for the mark
-    lines = {
-        column: [
-            column.title,
-            *(
-                table.text(row, column) + (MARK if column.name in row.best else " ") * (column.name in marked)
-                for row in table.rows
-            ),
-        ]
-        for column in table.columns
-    }
+
+    def cell(row: Row, column: Column) -> str:
+        mark = MARK if column.name in row.best else " " if column.name in marked else ""
+        return table.text(row, column) + mark
+
+    lines = {column: [column.title, *(cell(row, column) for row in table.rows)] for column in table.columns}
     widths = {column: max(map(len, texts)) for column, texts in lines.items()}
     dropped = []
     while _total(widths, cut=True) > width and any(column.drop_order for column in widths):
         dropped.append(max(reversed(widths), key=lambda column: column.drop_order))
         del widths[dropped[-1]]
-    while _total(widths) > width and (wide := [c for c in widths if not c.is_number and widths[c] > NARROWEST]):
+    while _total(widths) > width and (wide := [c for c in widths if _may_be_cut(c) and widths[c] > NARROWEST]):
         widths[max(wide, key=lambda column: widths[column])] -= 1
     texts = [[_fit(lines[column][i], column, w) for column, w in widths.items()] for i in range(len(table.rows) + 1)]
     text = "\n".join(GAP.join(cells).rstrip() for cells in texts)
@@ -51,9 +46,14 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
 
 
 def _total(widths: dict[Column, int], cut: bool = False) -> int:
-    """The width of a line; cut: with every text cut to 2 * NARROWEST."""
-    used = [w if column.is_number or not cut else min(w, 2 * NARROWEST) for column, w in widths.items()]
+    """The width of a line; cut: with every text that may be cut at 2 * NARROWEST."""
+    used = [min(w, 2 * NARROWEST) if cut and _may_be_cut(column) else w for column, w in widths.items()]
     return sum(used) + len(GAP) * (len(used) - 1)
+
+
+def _may_be_cut(column: Column) -> bool:
+    """Texts that are never dropped; a verdict is dropped as a whole."""
+    return not column.is_number and not column.drop_order
 
 
 def _fit(text: str, column: Column, width: int) -> str:
@@ -63,19 +63,15 @@ def _fit(text: str, column: Column, width: int) -> str:
 
 
 def footer(table: Table, text: str) -> Iterator[str]:
-    """Lines below the table: notes, warnings, problems of single runs, and texts that the table had to cut."""
+    """Lines below the table: notes, warnings, problems of single runs, and states that the table had to cut."""
     yield from (f"{number}: {note}" for number, note in enumerate(table.notes, 1))
     yield from table.warnings
-    shown = {state for state in {row.state for row in table.rows} if state in text}
+    told = {BROKEN, FOREIGN, "done"}  # by a problem, or by the word alone
+    shown = {row.state for row in table.rows if row.state in text}
     for run in table.runs:
-        yield from (f"{run.path}: {line}" for line in run_problems(run, run.state in shown))
+        state = [] if run.standing.word in told or run.state in shown else [run.state]
+        yield from (f"{run.path}: {line}" for line in (*state, *run.problems))
     yield from none_finished(table.runs)
-
-
-def run_problems(run: Run, state_is_shown: bool) -> list[str]:
-    """The run's state, if unfinished and not shown in the table, and its problems."""
-    is_reported = run.standing.word not in (BROKEN, FOREIGN, "done")
-    return ([run.state] if is_reported and not state_is_shown else []) + run.problems
 
 
 def none_finished(runs: Sequence[Run]) -> list[str]:

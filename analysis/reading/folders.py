@@ -25,9 +25,9 @@ __all__ = ["Run", "find_runs", "read_run"]
 class Submitted:
     """A point's last submission. frozen: the file of its configuration as it was submitted. end: see read_run."""
 
-    job: str | None
-    refused: str | None
-    frozen: Path | None
+    job: str | None = None
+    refused: str | None = None
+    frozen: Path | None = None
     end: Job | None = None
 
 
@@ -61,11 +61,8 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
 def read_study(folder: Path) -> list[Run]:
     submitted = read_manifest(folder)
     present = _folders(folder)
-    runs = []
-    for point in present:
-        sent = submitted.get(point)
-        job, frozen, end = (sent.job, sent.frozen, sent.end) if sent else (None, None, None)
-        runs.append(read_run(folder / point, job, frozen, end))
+    sent_as = {point: submitted.get(point, Submitted()) for point in present}
+    runs = [read_run(folder / point, sent.job, sent.frozen, sent.end) for point, sent in sent_as.items()]
     runs += [missing(folder / point, sent) for point, sent in submitted.items() if point not in present]
     fill_unknown(runs)
     borrow_settings(runs)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 NOTHING = "-"
+WIDEST = 1.0  # interval of a difference, in fractions: 100 AP; a wider one tells nothing
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,8 @@ class Column:
 
     def difference(self, order: int = 0) -> Column:
         """Of two numbers of this column; with a digit of its own, for the numbers are rounded before they are read."""
-        name, title, digits = f"{self.name}_difference", f"Δ{self.title}", (self.digits or 0) + 1
-        return replace(
-            self, name=name, title=title, digits=digits, signed=True, is_metric=False, spread=False, drop_order=order
-        )
+        own = Column(f"{self.name}_difference", f"Δ{self.title}", (self.digits or 0) + 1, signed=True)
+        return replace(own, drop_order=order, factor=self.factor)
 
 
 def metric_column(name: str, order: int = 0, *, percent: bool = True) -> Column:
@@ -78,6 +77,11 @@ def rounded(column: Column, number: float) -> str:
     return text.replace("-", "+" if column.signed else "") if float(text) == 0 else text
 
 
+def ends(column: Column, low: float, high: float) -> str:
+    """`[-0.11, +0.65]`; two or three seeds may give an interval that holds nearly every difference there can be."""
+    return f"[{rounded(column, low)}, {rounded(column, high)}]" if high - low <= WIDEST else "[wider than 100 AP]"
+
+
 def show(column: Column, cell: Cell) -> str:
     """`41.2 ± 0.3`, `41.2 (n 2)` where other runs have no number, `+0.27 [-0.11, +0.65]`, `type3`, `-`."""
     if not isinstance(cell, Value):
@@ -85,8 +89,8 @@ def show(column: Column, cell: Cell) -> str:
     text = rounded(column, cell.mean)
     if column.spread and not math.isnan(cell.std):
         text += f" ± {rounded(column, cell.std)}"
-    if not math.isnan(cell.low):
-        text += f" [{rounded(column, cell.low)}, {rounded(column, cell.high)}]"
+    if not math.isnan(cell.low) and cell.high - cell.low <= WIDEST:
+        text += f" {ends(column, cell.low, cell.high)}"
     return text if cell.n == cell.of else f"{text} (n {cell.n})"
 
 

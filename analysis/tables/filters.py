@@ -5,17 +5,12 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fovea_detr.errors import UserError
 
-COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    "<": operator.lt,
-    ">=": operator.ge,
-    "<=": operator.le,
-}
+COMPARE = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,8 @@ class Condition:
     def holds(self, found: str | float | None) -> bool:
         """Whether the value fulfils the condition. None (unknown) fulfils only !=."""
         if self.sign in ("=", "!="):
-            return any(_equal(found, value) for value in self.value.split(",")) == (self.sign == "=")
+            is_equal = found is not None and any(_equal(found, value) for value in self.value.split(","))
+            return is_equal == (self.sign == "=")
         number = _number(found)
         return number is not None and COMPARE[self.sign](number, float(self.value))
 
@@ -68,31 +64,26 @@ def full_key(key: str, known: Iterable[str]) -> str:
 
 def as_fractions(conditions: Iterable[Condition], metrics: Iterable[str]) -> list[Condition]:
     """Conditions on metrics, `AP>0.4` or `AP>40%`, in fractions. Raises UserError for `AP>40`."""
-    found = []
-    for condition in conditions:
-        number = _number(condition.value.removesuffix("%"))
-        if condition.key in metrics and number is not None:
-            is_percent = condition.value.endswith("%")
-            if number > 1 and not is_percent:
-                hint = f"{condition.key}{condition.sign}"
-                raise UserError(
-                    f"{condition.text!r}: {condition.key} is a fraction in conditions: write {hint}{number / 100:g} or "
-                    f"{hint}{number:g}%"
-                )
-            condition = replace(condition, value=f"{number / 100 if is_percent else number:.12g}")
-        found.append(condition)
-    return found
+    return [_as_fraction(one) if one.key in metrics else one for one in conditions]
 
 
-def lookup(key: str, settings: Mapping[str, str], others: Mapping[str, str | float]) -> str | float | None:
-    return settings[key] if key in settings else others.get(key)
+def _as_fraction(condition: Condition) -> Condition:
+    digits = condition.value.removesuffix("%")
+    number = _number(digits)
+    if number is None:
+        return condition
+    if digits != condition.value:
+        return replace(condition, value=f"{number / 100:.12g}")
+    if number > 1:
+        start = f"{condition.key}{condition.sign}"
+        hint = f"write {start}{number / 100:g} or {start}{number:g}%"
+        raise UserError(f"{condition.text!r}: {condition.key} is a fraction in conditions: {hint}")
+    return condition
 
 
 def _equal(found: str | float | None, value: str) -> bool:
-    if found is None:
-        return False
-    left, right = _number(found), _number(value)
-    return left == right if left is not None and right is not None else str(found) == value
+    number = _number(found)
+    return str(found) == value if number is None else number == _number(value)
 
 
 def _number(value: str | float | None) -> float | None:

@@ -7,17 +7,22 @@ those that the table averages), finished (whether the row's numbers are comparab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from analysis.reading.outcome import gpu_hours, node_of, score
 from analysis.reading.runs import Run
 from analysis.reading.settings import SEED
+from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
+from analysis.tables.table import Table
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.state import number
+
+if TYPE_CHECKING:
+    from analysis.statistics.verdict import Difference
 
 HEADS = ("study", "variant", "run", "seed", "counts", "finished")
 
@@ -40,11 +45,8 @@ def epochs_frame(rows: Sequence[Row], axes: Sequence[str]) -> pd.DataFrame:
 
 def categories_frame(rows: Sequence[Row], axes: Sequence[str]) -> pd.DataFrame:
     """One line per run and category: its AP in the last evaluation."""
-    lines = [
-        {**head, "category": name, "AP": ap}
-        for _, run, head in _heads(rows, axes)
-        for name, ap in run.ap_by_category.items()
-    ]
+    runs = _heads(rows, axes)
+    lines = [head | {"category": name, "AP": ap} for _, run, head in runs for name, ap in run.ap_by_category.items()]
     return pd.DataFrame(lines, columns=[*HEADS, *axes, "category", "AP"])
 
 
@@ -52,14 +54,8 @@ def _heads(rows: Sequence[Row], axes: Sequence[str]) -> Iterator[tuple[Row, Run,
     for row in rows:
         for run in row.runs:
             seed = run.settings.get(SEED, "")
-            known = {"seed": int(seed) if seed.isdigit() else None, "counts": run in row.counted}
-            head = {
-                "study": row.study,
-                "variant": row.label,
-                "run": run.path.name,
-                **known,
-                "finished": row.is_finished,
-            }
+            own = (row.study, row.label, run.path.name, int(seed) if seed.isdigit() else None, run in row.counted)
+            head = dict(zip(HEADS, (*own, row.is_finished), strict=True))
             yield row, run, head | {key: run.settings.get(key) for key in axes if key != SEED}
 
 
@@ -74,9 +70,29 @@ def _epoch(run: Run, line: dict[str, Any]) -> dict[str, float]:
     return cost | {name: value for name, value in found.items() if name in METRICS or not math.isnan(value)}
 
 
+def table_frame(table: Table) -> pd.DataFrame:
+    """One line per row: every column, mean and standard deviation."""
+    return pd.DataFrame(table.records())
+
+
+def differences_frame(found: Mapping[str, Difference]) -> pd.DataFrame:
+    """One line per metric."""
+    columns = ("metric", "difference", "low", "high", "verdict", "needs", "method")
+    lines = [
+        (metric, told.delta, *(interval_of(told) or (None, None)), told.verdict, told.needs, told.method)
+        for metric, told in found.items()
+    ]
+    return pd.DataFrame(lines, columns=columns).set_index("metric")
+
+
 def counted(frame: pd.DataFrame) -> pd.DataFrame:
     """The runs that the table averages."""
     return frame.loc[frame["counts"].astype(bool)]
+
+
+def in_percent(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Without the lines that lack the metric; the metric as the field writes it: 41.0."""
+    return frame.dropna(subset=[metric]).assign(**{metric: lambda kept: 100 * kept[metric]})
 
 
 def over_seeds(epochs: pd.DataFrame, x: str, y: str) -> pd.DataFrame:

@@ -44,6 +44,13 @@ class Published:
             expected[key] == ANY or settings.get(key) in (*CLASSES.get(key, ()), expected[key]) for key in compared
         )
 
+    def fits(self, settings: Settings, runs: Sequence[Run]) -> bool:
+        """Whether every run trained with the published total batch, or evaluates the published checkpoint."""
+        if settings.get("mode") == "eval":
+            return all(self.is_evaluated_by(run) for run in runs)
+        batches = [run.numbers["total_batch"] for run in runs if "total_batch" in run.numbers]
+        return settings.get("weights", "null") == "null" and all(batch in TOTAL_BATCH for batch in batches)
+
     def is_evaluated_by(self, run: Run) -> bool:
         """Whether the run evaluates the published checkpoint: by its content or, if that is unknown, by its name."""
         content = str(run.provenance.get("weights_sha256") or "")
@@ -67,14 +74,4 @@ def entries() -> list[Published]:
 
 def published_for(settings: Settings, runs: Sequence[Run]) -> Published | None:
     """For a row's settings and its runs, all of which must be as published."""
-    for entry in entries():
-        if not entry.holds(settings):
-            continue
-        if settings.get("mode") == "eval":
-            fits = all(entry.is_evaluated_by(run) for run in runs)
-        else:
-            batches = [run.numbers["total_batch"] for run in runs if "total_batch" in run.numbers]
-            fits = settings.get("weights", "null") == "null" and all(batch in TOTAL_BATCH for batch in batches)
-        if fits:
-            return entry
-    return None
+    return next((entry for entry in entries() if entry.holds(settings) and entry.fits(settings, runs)), None)

@@ -56,6 +56,12 @@ class Row:
         return self.runs[0].state if len({run.state for run in self.runs}) == 1 else count_states(self.runs)
 
 
+def ranked(rows: Iterable[Row], metric: str) -> list[Row]:
+    """The best first: finished ones before others, then by the metric."""
+    means = {row: row.mean(metric) for row in rows}
+    return sorted(means, key=lambda row: (not row.is_finished, -mean.mean if (mean := means[row]) else 1.0))
+
+
 def count_states(runs: Iterable[Run]) -> str:
     """`2 done, 1 failed`."""
     counts = Counter(run.standing.word for run in runs)

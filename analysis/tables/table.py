@@ -11,7 +11,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
 from analysis.tables.cells import Column, Value, data, metric_column, show
 from analysis.tables.comparison import find_row, with_differences, with_published
-from analysis.tables.filters import Condition, as_fractions, full_key, lookup, parse_conditions
+from analysis.tables.filters import Condition, as_fractions, full_key, parse_conditions
 from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
@@ -79,6 +79,10 @@ class Table:
     baseline: Row | None = None
     verdicts: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
+    @property
+    def first_metric(self) -> str:
+        return next((column.name for column in self.every if column.is_metric), "AP")
+
     def text(self, row: Row, column: Column) -> str:
         """A cell as printed."""
         if column is NOTES:
@@ -104,7 +108,7 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     baseline = find_row(rows, options.baseline) if options.baseline else None
     warnings, verdicts = duplicate_runs(runs), {}
     if options.tested and (baseline is not None or any(len(row.counted) > 1 for row in rows)):
-        warnings, verdicts = test_rows(rows, baseline, options, warnings)
+        verdicts = test_rows(rows, baseline, options, warnings)
     if baseline is not None:
         columns = with_differences(rows, baseline, columns, verdicts)
     columns = with_published(rows, columns)
@@ -119,19 +123,19 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
 
 def test_rows(
     rows: Sequence[Row], baseline: Row | None, options: Options, warnings: list[str]
-) -> tuple[list[str], Mapping[str, Mapping[str, Difference]]]:
-    """Mark the best rows, and compare each with the baseline -> warnings, verdicts."""
+) -> Mapping[str, Mapping[str, Difference]]:
+    """Mark the best rows, and compare each with the baseline -> verdicts; adds to the warnings."""
     if len(rows) > MOST_TESTED:
-        return [*warnings, f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where"], {}
+        warnings.append(f"more than {MOST_TESTED} rows: neither tested nor marked; choose some with --where")
+        return {}
     from analysis.tables import verdicts  # only here: it loads scipy
 
-    warnings = [*warnings, *verdicts.mark_best(rows, options.metrics)]
-    if baseline is None:
-        return warnings, {}
-    if not baseline.is_finished:
-        return [*warnings, f"no differences: the baseline, {baseline.label}, has not finished"], {}
-    resamples = verdicts.resample(rows, options.metrics)
-    return warnings, verdicts.differences(rows, baseline, options.metrics, resamples)
+    warnings += verdicts.mark_best(rows, options.metrics)
+    if baseline is not None and not baseline.is_finished:
+        warnings.append(f"no differences: the baseline, {baseline.label}, has not finished")
+    if baseline is None or not baseline.is_finished:
+        return {}
+    return verdicts.differences(rows, baseline, options.metrics, verdicts.resample(rows, options.metrics))
 
 
 def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
@@ -149,7 +153,7 @@ def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}
-        return condition.holds(lookup(condition.key, run.settings, others))
+        return condition.holds((others | run.settings).get(condition.key))
 
     def row_matches(row: Row, condition: Condition) -> bool:
         value = row.mean(condition.key)
@@ -188,15 +192,13 @@ def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
     """The columns of state, metrics and cost; fills the cells. A total batch that differs between seeds has no mean."""
     scores = [metric_column(name, 2 * i, percent=options.percent) for i, name in enumerate(options.metrics)]
     best = replace(metric_column(BEST, 23, percent=options.percent), title="best AP", is_metric=False)
-    numbers = (best, *NUMBERS)
     for row in rows:
-        row.cells[STATE.name] = row.state
-        row.cells |= {column.name: row.mean(column.name) for column in (*scores, *numbers)}
+        row.cells |= {column.name: row.mean(column.name) for column in (*scores, best, *NUMBERS)}
         batches = sorted(set(row.values("total_batch")))
         if len(batches) > 1:
             row.cells["total_batch"] = " / ".join(f"{batch:.0f}" for batch in batches)
         values = {name: cell for name in options.metrics if isinstance(cell := row.cells[name], Value)}
         n = next((cell.n for cell in values.values()), None)
-        row.cells[N.name] = None if n is None else Value(n)
         row.cells |= {name: replace(cell, of=n or 0) for name, cell in values.items()}
-    return [STATE, N, *scores, *numbers]
+        row.cells |= {STATE.name: row.state, N.name: Value(n) if n else None}
+    return [STATE, N, *scores, best, *NUMBERS]

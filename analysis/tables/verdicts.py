@@ -14,14 +14,14 @@ from tqdm import tqdm
 from analysis.reading.runs import Run
 from analysis.statistics import power, seeds, verdict
 from analysis.statistics.images import Resamples, resamples_of
-from analysis.tables.cells import NOTHING, Column, metric_column, rounded
+from analysis.tables.cells import NOTHING, Column, ends, metric_column, rounded
+from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
 from fovea_detr.errors import RunFolderError
 from fovea_detr.evaluation.matches import read_matches
 from fovea_detr.runs.folder import MATCHES
 
 if TYPE_CHECKING:
-    from analysis.statistics.seeds import Interval
     from analysis.statistics.verdict import Difference
 
 CACHE = ".resamples"  # in the study's folder
@@ -98,6 +98,8 @@ def mark_best(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
             best = verdict.not_resolved_from_best(found) if len(found) > 1 else set()
             for row in several:
                 row.best |= {metric} if row.label in best else set()
+            if len(best) == len(found) > 2:
+                yield f"{study}: {metric}: no row is resolved from the best; --plan tells how many seeds it takes"
         if 0 < len(several) < len(own):
             yield f"{study}: rows with one seed are never marked as best: their spread over seeds is unknown"
 
@@ -114,7 +116,6 @@ def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dic
 def by_category(a: Row, b: Row) -> dict[str, Difference]:
     """AP of each category that both have, b minus a."""
     resamples = resample((a, b), ("AP",))
-
     arrays = {path: one.by_category for path, one in resamples.items()}
 
     def categories(row: Row) -> dict[str, verdict.Row]:
@@ -145,16 +146,10 @@ def errors_of(row: Row) -> dict[str, list[float]]:
     return found
 
 
-def interval_of(told: Difference) -> Interval | None:
-    """The widest that is known: of seeds and images, of seeds, of images."""
-    return told.combined_interval or told.seeds_interval or told.images_interval
-
-
 def line(name: str, told: Difference) -> list[str]:
     """Name, difference, interval and words, in per cent."""
     shown, interval = metric_column(name).difference(), interval_of(told)
-    ends = f"[{rounded(shown, interval.low)}, {rounded(shown, interval.high)}]" if interval else NOTHING
-    return [name, rounded(shown, told.delta), ends, told.words]
+    return [name, rounded(shown, told.delta), ends(shown, *interval) if interval else NOTHING, told.words]
 
 
 def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
@@ -163,9 +158,7 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
         shown = column.difference()
         for label, told in found[column.name].items():
             parts = {"seeds": told.seeds_interval, "images": told.images_interval, "both": told.combined_interval}
-            texts = [
-                f"{name} [{rounded(shown, one.low)}, {rounded(shown, one.high)}]" for name, one in parts.items() if one
-            ]
+            texts = [f"{name} {ends(shown, *one)}" for name, one in parts.items() if one]
             words = "; ".join(filter(None, [*texts, told.method, told.words, told.note]))
             yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
 

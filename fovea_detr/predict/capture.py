@@ -30,12 +30,14 @@ class LayerMaps:
     attention: [H, Q, rows, columns]. log_prior: the same shape, or None (plain DETR). has_prior: [H, Q] bool, the heads
     and queries with a prior; elsewhere log_prior is 0. log_prior_at(head, query, x, y): the same formula at any
     positions, x [n] and y [m] in cells from the image's left and top edge -> [m, n]; None where log_prior is None.
+    centres_cells: [H, Q, 2], the (x, y) at which each head's prior is highest, in the same unit; None without priors.
     """
 
     attention: Tensor
     log_prior: Tensor | None
     has_prior: Tensor
     log_prior_at: Callable[[int, int, Tensor, Tensor], Tensor] | None = None
+    centres_cells: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _layer_maps(kept: dict[str, Any], sizes_hw: Tensor, grid: CellGrid, image: i
     z, reference = (kept[name][image : image + 1] for name in ("z", "reference"))
     centres = prior.centres_cells(z, reference, sizes_hw[image : image + 1], grid.stride)
     has_prior = everywhere if prior.selected is None else prior.selected[..., 0] & everywhere
-    return LayerMaps(attention, maps(kept["log_prior"]), has_prior, _formula(prior, z, centres))
+    return LayerMaps(attention, maps(kept["log_prior"]), has_prior, _formula(prior, z, centres), centres[0])
 
 
 def _formula(prior: FoveaPrior, z: Tensor, centres_cells: Tensor) -> Callable[[int, int, Tensor, Tensor], Tensor]:

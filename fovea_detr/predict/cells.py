@@ -19,6 +19,11 @@ def cell_coordinates(pixels: int, resized: int, stride: int) -> np.ndarray:
     return (np.arange(pixels) + 0.5) * (resized / pixels) / stride
 
 
+def pixels_of(cells: np.ndarray, pixels: int, resized: int, stride: int) -> np.ndarray:
+    """The inverse: positions in cells -> in pixels of the file, whose first pixel has its centre at 0."""
+    return cells * stride * (pixels / resized) - 0.5
+
+
 def attention_at_pixels(
     cells: np.ndarray, size_hw: tuple[int, int], resized_hw: tuple[int, int], stride: int, first_cell: float = 0.0
 ) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ from PIL import Image
 from torch.nn import functional
 
 from analysis import fovea_maps
-from analysis.figures.fovea_figure import Marked, heads_apart, heads_together
+from analysis.figures.fovea_figure import SHADES, head_styles, heads_apart, heads_together
+from analysis.figures.head_maps import LEAST_RANGE, Marked, attention, attention_norm, centres, prior
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
@@ -107,10 +109,10 @@ def test_plain_detr_has_only_attention():
 def test_the_prior_is_drawn_where_the_reference_point_is_on_the_original_image(backbone):
     """Without an offset the centre is sigmoid(reference) of the image, for any stride and resize."""
     model = small_model(*backbone, "dynamic_scale=type1")
-    for prior in model.decoder.modules():
-        if isinstance(prior, FoveaPrior):
-            torch.nn.init.zeros_(prior.offset.weight)
-            torch.nn.init.zeros_(prior.offset.bias)
+    for module in model.decoder.modules():
+        if isinstance(module, FoveaPrior):
+            torch.nn.init.zeros_(module.offset.weight)
+            torch.nn.init.zeros_(module.offset.bias)
     references: list[torch.Tensor] = []
     model.decoder.register_forward_hook(lambda _, __, output: references.append(output[1]))
     height, width = 200, 330  # of the file; resized to sides that are not multiples of the stride
@@ -236,7 +238,7 @@ def drawn(*overrides: str, draw: Callable = heads_together, layers=(0, 1)):
 )
 def test_number_of_panels(overrides, draw, panels):
     figure = drawn(*overrides, draw=draw)
-    axes = [one for part in (figure, *figure.subfigs) for one in part.axes]
+    axes = [one for part in (figure, *figure.subfigs) for one in part.axes if one.get_label() != "<colorbar>"]
     assert len(set(map(id, axes))) == panels
     assert all(len(one.patches) == 1 for one in axes)  # the detection's box
     labels = {one.get_ylabel() for one in axes}
@@ -248,6 +250,44 @@ def test_a_missing_prior_is_labelled():
     assert texts_of(drawn("mixture=query")).count("no prior") == 2  # query 0, in two layers
     assert texts_of(drawn("mixture=head", draw=heads_apart)).count("no prior") == 4
     assert "no prior" not in texts_of(drawn("mixture=head"))  # the first head's outline is there
+
+
+def test_eight_heads_have_eight_colours_and_a_legend():
+    seen = capture(small_model("model.heads=8"), random_batch((64, 96)))
+    assert len({style["color"] for style in head_styles(seen).values()}) == 8
+    (legend,) = drawn().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["head 0", "head 1"]
+
+
+def test_even_attention_stays_pale_and_all_panels_have_one_scale():
+    seen = capture(small_model(), random_batch((64, 96)))
+    image, maps = np.zeros((80, 120, 3), dtype=np.uint8), seen.layers[0]
+    even = replace(seen, layers=[replace(maps, attention=torch.full_like(maps.attention, 1 / (4 * 6)))])
+    values = attention(even, image, 0, 3, 1)
+    np.testing.assert_allclose(values, 1)
+    norm = attention_norm([even.layers[0].attention, 2 * even.layers[0].attention])
+    assert (norm.vmin, norm.vmax) == (1, LEAST_RANGE)
+    assert SHADES(norm(values * 1.02))[..., 3].max() < 0.01
+    assert attention_norm([40 * even.layers[0].attention]).vmax == pytest.approx(40)
+    shown = [panel.images[-1].norm for panel in drawn().axes if len(panel.images) == 2]
+    assert len({(norm.vmin, norm.vmax) for norm in shown}) == 1
+
+
+def test_the_way_of_a_centre_ends_where_the_prior_is_highest():
+    model = small_model("dynamic_scale=type1")
+    randomise(model.decoder, seed=1)
+    seen = capture(model, random_batch((64, 96)))
+    image = np.zeros((128, 192, 3), dtype=np.uint8)
+    inside = 0
+    for query, head, layer in itertools.product(range(7), range(2), range(2)):
+        x, y = centres(seen, image, query, head)[layer]
+        values = prior(seen, image, layer, Marked(query, "", np.zeros(4)), head)
+        assert values is not None
+        row, column = np.unravel_index(values.argmax(), values.shape)
+        assert abs(column - np.clip(x, 0, 191)) <= 1
+        assert abs(row - np.clip(y, 0, 127)) <= 1
+        inside += 0 < x < 191 and 0 < y < 127
+    assert inside > 0
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -321,7 +361,7 @@ def test_the_best_queries_found_different_objects(runs):
         (["fovea", "--image", "photo.png"], "neither an image file nor the id"),
         (["fovea", "--image", "1", "--queries", "7"], "queries 0 to 6"),
         (["fovea", "--image", "1", "--layers", "2"], "layers 0 to 1"),
-        (["fovea", "--image", "1", "--to", "fovea.gif"], ".png, .pdf, .svg"),
+        (["fovea", "--image", "1", "--to", "fovea.gif"], ".pdf, .svg, .png"),
         (["fovea", "model.heads=4", "--image", "1"], "model.heads"),
         (["fovea/config.yaml", "--image", "1"], "not a checkpoint"),
         (["empty", "--image", "1"], "no config.yaml"),

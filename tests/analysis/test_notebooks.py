@@ -58,6 +58,8 @@ def test_a_notebook_runs_from_top_to_bottom(runs, monkeypatch, path):
 def test_the_commands_draw_the_same_runs(runs, tmp_path, capsys):
     assert plots.main(["short", "--runs", str(runs), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "categories.svg").exists()
+    assert plots.main(["short", "--runs", str(runs), "--figure", "paper", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "", "curves, bars and heads: nothing is left out"
     (fovea,) = (runs / "short").glob("*type2*")
     assert fovea_maps.main([str(fovea), "--image", "1", "--to", str(tmp_path / "fovea.pdf")]) == 0
     assert "query" in capsys.readouterr().out

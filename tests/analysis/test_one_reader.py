@@ -34,7 +34,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed, top in enumerate(tops):
             finished(study, [f"dynamic_scale={scale}", f"seed={seed}"], top)
     shutil.copytree(study / "dynamic_scale=type4,seed=0", study / "a_copy")
-    unfinished(study, ["dynamic_scale=type2", "seed=3"], 2, state="running", time=1.0)  # silent since 1970: killed
+    unfinished(study, ["dynamic_scale=type2", "seed=3"], 2, state="running")
+    os.utime(study / "dynamic_scale=type2,seed=3" / "state.json", (1, 1))  # silent since 1970: killed
     unfinished(study, ["dynamic_scale=type4", "seed=2"], 3, state="failed", reason="losses are not finite")
     unfinished(study, ["dynamic_scale=type3", "seed=0"], 12, state="running", epoch=12)
     finished(study, ["model=detr_r50", "mode=eval", f"weights={weights}"], 0.42)
@@ -56,10 +57,7 @@ def unfinished(study: Path, point: list[str], epochs: int, **state: Any) -> None
         {**line, "AP": 0.02, "AP_by_category": {"cat": 0.02, "dog": 0.02}} for line in history(random.Random(0), epochs)
     ]
     path = write_point(study, point, lines)
-    written = state.pop("time", None)
-    (path / "state.json").write_text(json.dumps({"time": written, "pid": 1, **state}))
-    if written is not None:
-        os.utime(path / "state.json", (written, written))
+    (path / "state.json").write_text(json.dumps({"time": 4e9, "pid": 1, **state}))
 
 
 def expected() -> dict[str, tuple[float, float, int]]:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from analysis import Study, load, plots
 from analysis.figures.drawing import variants_of
-from analysis.figures.style import COLUMN_INCHES, line_styles
+from analysis.figures.style import COLUMN_INCHES, ENDINGS, line_styles
 from analysis.tables.frames import over_seeds
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
@@ -242,9 +242,9 @@ def test_no_text_overlaps_another_or_leaves_the_figure(write, tmp_path, grid):
             assert box.y1 <= figure.bbox.y1 + 1, (name, text)
 
 
-def test_line_styles_differ_for_28_variants():
-    found = line_styles([str(i) for i in range(28)]).values()
-    assert len({(style["color"], str(style["linestyle"])) for style in found}) == 28
+def test_line_styles_differ_for_32_variants():
+    found = line_styles([str(i) for i in range(32)]).values()
+    assert len({(style["color"], str(style["linestyle"])) for style in found}) == 32
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_the_command_writes_every_figure_in_three_formats_and_never_imports_torc
     done = subprocess.run(command, cwd=SCRIPT.parent.parent, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     names = {"by_epoch", "by_time", "final", "losses", "categories"}
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{n}.{e}" for n in names for e in plots.FORMATS}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{n}{e}" for n in names for e in ENDINGS}
     assert all(name in done.stdout for name in names)
 
 

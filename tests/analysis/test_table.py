@@ -395,6 +395,25 @@ def test_a_difference_is_told_as_scipy_finds_it(runs_root, capsys):
     assert t * pooled * math.sqrt(2 / number) <= 0.003 < t * pooled * math.sqrt(2 / (number - 1)) * 1.01
 
 
+def test_an_interval_wider_than_100_ap_is_not_printed_but_kept_in_files(write, tmp_path, show):
+    """Two seeds a row, and spreads that are not alike: Welch with one degree of freedom, corrected by Holm."""
+    tops = {"type1": (0.380, 0.385), "type2": (0.35, 0.47), "type3": (0.400, 0.4001)}
+    for scale, scores in tops.items():
+        for seed, top in enumerate(scores):
+            write(f"dynamic_scale={scale}", f"seed={seed}", result={"last": {"AP": top}})
+    file = tmp_path / "table.csv"
+    options = ["--metrics", "AP", "--baseline", "type1", "--columns", "AP_difference,AP_verdict", "--why"]
+    lines = show(*options, "--to", str(file))
+    (row,) = [line for line in lines if line[0] == "+2.75"]
+    assert re.fullmatch(r"not resolved: about \d+ seeds", row[1]), "and no interval beside it"
+    assert any("AP of type2: +2.75; seeds [wider than 100 AP]; Welch, Holm;" in str(line) for line in lines)
+    kept = pd.read_csv(file).set_index("dynamic_scale").loc["type2"]
+    welch = stats.ttest_ind(tops["type2"], tops["type1"], equal_var=False).confidence_interval(1 - 0.05 / 2)
+    assert welch.high - welch.low > 1
+    assert [kept["AP_difference_low"], kept["AP_difference_high"]] == pytest.approx([welch.low, welch.high])
+    assert ["study: AP: no row is resolved from the best; --plan tells how many seeds it takes"] in lines
+
+
 def test_a_study_of_single_seeds_says_so(write, show):
     write("dynamic_scale=type1")
     write("dynamic_scale=type2", result={"last": {"AP": 0.9}})

@@ -1,0 +1,43 @@
+"""What the scripts share: a parser with the script's own description, and errors of users as one line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fovea_detr.errors import UserError
+
+Main = Callable[[Sequence[str] | None], None]
+
+
+class Script(Protocol):
+    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_runs(whole: argparse.ArgumentParser) -> None:
+    whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
+
+
+def script(main: Main) -> Script:
+    """`main` with an exit code: 1 after a user's error, which is one line, 130 after Ctrl-C."""
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        try:
+            main(arguments)
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    return run
