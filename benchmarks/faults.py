@@ -74,6 +74,20 @@ class Lab:
     def cluster(self, *words: str) -> None:
         subprocess.run(["bash", str(CLUSTER), *words], env=self.environment, check=True, timeout=90)
 
+    def start_controller(self) -> None:
+        """It cannot start without accounting if it was killed before it had stored what the accounting said."""
+        try:
+            self.cluster("start", "slurmctld")
+        except subprocess.CalledProcessError:
+            assert not self.has_accounting
+            self.start_accounting()
+            self.cluster("start", "slurmctld")
+
+    def start_accounting(self) -> None:
+        if not self.has_accounting:
+            self.cluster("start", "slurmdbd")
+            self.has_accounting = True
+
     def daemon(self, name: str) -> int:
         return int(Path(self.environment["FOVEA_SLURM_DIR"], "run", f"{name}.pid").read_text())
 
@@ -192,7 +206,7 @@ def kill_slurmd(lab: Lab, target: Target) -> bool:  # noqa: ARG001
 def kill_slurmctld(lab: Lab, target: Target) -> bool:  # noqa: ARG001
     kill(lab.daemon("slurmctld"))
     time.sleep(lab.random.uniform(0, 3))
-    lab.cluster("start", "slurmctld")
+    lab.start_controller()
     return True
 
 
@@ -202,15 +216,18 @@ def restart_ids(lab: Lab, target: Target) -> bool:
     lab.cluster("stop", "slurmctld")
     for file in Path(lab.environment["FOVEA_SLURM_DIR"], "spool/slurmctld").glob("job_state*"):
         file.unlink()
-    lab.cluster("start", "slurmctld")
+    lab.start_controller()
     lab.submit_foreign_jobs(last)
     return True
 
 
 def accounting(lab: Lab, target: Target) -> bool:  # noqa: ARG001
     """Off if it is on, and on if it is off."""
-    lab.cluster("stop" if lab.has_accounting else "start", "slurmdbd")
-    lab.has_accounting = not lab.has_accounting
+    if lab.has_accounting:
+        lab.cluster("stop", "slurmdbd")
+        lab.has_accounting = False
+    else:
+        lab.start_accounting()
     return True
 
 

@@ -64,7 +64,7 @@ def soak(base: Path, environment: Mapping[str, str], points: int, faults: int, s
         done = inject(lab, faults)
         make_whole(lab)
         before = drained(lab)
-        refuse_false_reasons(before, done)
+        refuse_false_reasons(lab, before, done)
         rounds = finish(lab)
         configurations = compare_with_undisturbed(lab)
     kinds = Counter(name for _, name in done)
@@ -115,9 +115,7 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
 
 def make_whole(lab: Lab) -> None:
     """The cluster runs, the disk has room, the configuration is the first one."""
-    if not lab.has_accounting:
-        lab.cluster("start", "slurmdbd")
-        lab.has_accounting = True
+    lab.start_accounting()
     lab.set_learning_rate(LEARNING_RATES[0])
 
 
@@ -137,7 +135,7 @@ def drained(lab: Lab) -> dict[Target, PointStatus]:
     return states
 
 
-def refuse_false_reasons(states: Mapping[Target, PointStatus], done: list[tuple[Target | None, str]]) -> None:
+def refuse_false_reasons(lab: Lab, states: Mapping[Target, PointStatus], done: list[tuple[Target | None, str]]) -> None:
     """AssertionError for a point that is not done, and whose reason none of the faults done to it makes true."""
     suffered: dict[Target, set[str]] = defaultdict(set)
     for target in states:
@@ -149,8 +147,16 @@ def refuse_false_reasons(states: Mapping[Target, PointStatus], done: list[tuple[
         if status.state != "done":
             print(f"{target.study.folder.name} seed={target.seed}: {text} [{status.slurm}]", flush=True)
             if not causes & suffered[target]:
-                false.append(f"{target.name}: {text}, after {sorted(suffered[target])}")
+                false.append(f"{target.name}: {text}, after {sorted(suffered[target])}\n{evidence(lab, target)}")
     assert not false, "\n".join(false)
+
+
+def evidence(lab: Lab, target: Target) -> str:
+    """What SLURM's accounting and the point's logs tell of its latest job."""
+    fields = "JobID,JobName,State,ExitCode,Submit,Start,End"
+    accounts = lab.ask_slurm("sacct", "-a", "-D", "-X", "-n", "-P", "-j", target.job, "-o", fields)
+    logs = [path.read_text(errors="replace")[-1500:] for path in target.submission.log_files(target.name, "*")]
+    return "\n".join([accounts, *logs, str(target.folder.record())])
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def find_job(submission: Submission, point: str, record: dict[str, Any], jobs: J
     if submission.kind == "local":
         return local.job(submission, point, record)
     found = jobs.get((submission.name, submission.job_of(point) or ""))
-    if found is not None:
+    if found is not None and found.state:
         return found
     if ended := submission.end_of(point):
         return ended
