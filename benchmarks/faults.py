@@ -20,7 +20,7 @@ from fovea_detr.study.names import matching
 from tests.study.conftest import CLUSTER
 from tests.study.people import Person, finished, sweep_command
 
-LENGTH = ["schedule.epochs=12", "evaluation.every=100", "cluster.retries=1", "cluster.mem_gb=9"]  # four at a time
+LENGTH = ["schedule.epochs=6", "evaluation.every=100", "cluster.retries=1", "cluster.mem_gb=9"]  # four at a time
 LEARNING_RATES = ("1.5e-3", "1.0e-3")  # conf/schedule/tiny.yaml has the first one
 
 
