@@ -69,6 +69,9 @@ def in_full(
         by = "" if submission.user in ("", manifest.user()) else f"by {submission.user}"
         where = f"on {submission.cluster}" if job is None and submission.cluster else ""
         return replace(standing, reason=", ".join(filter(None, (by, where, standing.reason))))
+    if standing.word == "preempted" and submission.kind == "slurm" and job is not None and job.state:
+        says = ", ".join(filter(None, (job.state, job.reason)))
+        return replace(standing, reason=f"{standing.reason}; its job has ended: SLURM says {says}")
     if standing.word in ("failed", LOST) and record.get("state") != "failed":  # the run has written no reason
         error = submission.last_error(point)
         silent = standing.reason.removeprefix("killed; no message was written; ")
