@@ -100,16 +100,18 @@ def laboratory(base: Path, environment: Mapping[str, str], points: int, seed: in
 
 
 def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
-    """-> the faults that could be done; those of all points without a target."""
+    """Every kind once, in a random order, and again -> the faults that could be done; those of all have no target."""
     done: list[tuple[Target | None, str]] = []
     while len(done) < count:
-        fault = lab.random.choice(OF_A_POINT if lab.random.random() < 0.6 else OF_ALL)
-        target = lab.random.choice(lab.targets)
-        time.sleep(lab.random.uniform(0, 3))
-        if fault(lab, target):
-            done.append((target if fault in OF_A_POINT else None, fault.__name__))
-            where = f" {target.study.folder.name} seed={target.seed}" if fault in OF_A_POINT else ""
-            print(f"{time.strftime('%H:%M:%S')} {len(done)} {fault.__name__}{where}", flush=True)
+        kinds = [*OF_A_POINT, *OF_ALL]
+        for fault in lab.random.sample(kinds, len(kinds))[: count - len(done)]:
+            time.sleep(lab.random.uniform(0, 3))
+            targets = lab.random.sample(lab.targets, len(lab.targets))
+            hit = next((target for target in targets if fault(lab, target)), None)
+            if hit is not None:
+                done.append((hit if fault in OF_A_POINT else None, fault.__name__))
+                where = f" {hit.study.folder.name} seed={hit.seed}" if fault in OF_A_POINT else ""
+                print(f"{time.strftime('%H:%M:%S')} {len(done)} {fault.__name__}{where}", flush=True)
     return done
 
 
