@@ -274,6 +274,5 @@ TRUE_REASONS: dict[str, set[str]] = {
     r"^failed .*rank lost": {"kill_rank", "kill_batch"},
     r"^(failed|lost) .*(Killed|SIGKILL|signal 9|exit code 137|exit code 9|0:9)": {"kill_rank", "kill_batch"},
     r"^lost .*(does not know its job)": {"restart_ids", "kill_slurmctld"},
-    r"^failed .*JobLaunchFailure": {"kill_slurmd"},
     r"^preempted": {"requeue", "scancel", *ANY_KILL},
 }

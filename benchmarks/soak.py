@@ -89,7 +89,9 @@ def laboratory(base: Path, environment: Mapping[str, str], points: int, seed: in
     try:
         make_users(shared)
         people = [Person(name, base, environment, code) for name in USERS]
-        yield Lab(base, environment, people, random.Random(seed), points // len(people))
+        lab = Lab(base, environment, people, random.Random(seed), points // len(people))
+        lab.cluster("restart", "slurmd")  # it has mounts of its own, made at its start
+        yield lab
     finally:
         cancel_all(environment)
         if mounted.returncode == 0:
@@ -154,11 +156,13 @@ def refuse_false_reasons(lab: Lab, states: Mapping[Target, PointStatus], done: l
 
 
 def evidence(lab: Lab, target: Target) -> str:
-    """What SLURM's accounting and the point's logs tell of its latest job."""
+    """What SLURM's accounting, the nodes and the point's logs tell of its latest job."""
     fields = "JobID,JobName,State,ExitCode,Submit,Start,End"
     accounts = lab.ask_slurm("sacct", "-a", "-D", "-X", "-n", "-P", "-j", target.job, "-o", fields)
     logs = [path.read_text(errors="replace")[-1500:] for path in target.submission.log_files(target.name, "*")]
-    return "\n".join([accounts, *logs, str(target.folder.record())])
+    nodes = Path(lab.environment["FOVEA_SLURM_DIR"], "log").glob("fovea*.log")
+    errors = [line for path in nodes for line in path.read_text(errors="replace").splitlines() if "error" in line]
+    return "\n".join([accounts, *errors[:30], *logs, str(target.folder.record())])
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------
