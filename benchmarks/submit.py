@@ -70,7 +70,7 @@ def measured(command: list[str], environment: dict[str, str], log: Path) -> str:
     wall, used = time.monotonic() - begin, cpu() - before
     spent = [(name, int(nanoseconds) / 1e9) for name, nanoseconds in (line.split() for line in log.open())]
     slurm, sbatch = sum(s for _, s in spent), sum(s for name, s in spent if name == "sbatch")
-    return f"{wall:9.1f} {used:5.1f} {slurm:20.1f} {sbatch:16.1f}"
+    return f"{wall:9.1f} {used:5.1f} {slurm:20.2f} {sbatch:16.2f}"
 
 
 def cpu() -> float:

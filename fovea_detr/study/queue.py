@@ -131,11 +131,14 @@ def parse_sacct(text: str) -> Iterator[Asked]:
 
 
 def _word(state: str) -> str:
-    """`CANCELLED by 0` -> CANCELLED. A job that is cancelled while it is being requeued stays REQUEUED in sacct.
+    """`CANCELLED by 0` -> CANCELLED; empty for a bare CANCELLED, which nobody did: the controller has lost its jobs.
 
-    A job that really waits is in squeue, which is asked first.
+    A job that is cancelled while it is being requeued stays REQUEUED in sacct; one that really waits is in squeue,
+    which is asked first.
     """
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
+    if word == "CANCELLED" and " by " not in state:
+        return ""
     return "CANCELLED" if word == "REQUEUED" else word
 
 

@@ -48,7 +48,7 @@ def find_job(submission: Submission, point: str, record: dict[str, Any], jobs: J
     if submission.kind == "local":
         return local.job(submission, point, record)
     found = jobs.get((submission.name, submission.job_of(point) or ""))
-    if found is not None:
+    if found is not None and found.state:
         return found
     if ended := submission.end_of(point):
         return ended
@@ -69,6 +69,9 @@ def in_full(
         by = "" if submission.user in ("", manifest.user()) else f"by {submission.user}"
         where = f"on {submission.cluster}" if job is None and submission.cluster else ""
         return replace(standing, reason=", ".join(filter(None, (by, where, standing.reason))))
+    if standing.word == "preempted" and submission.kind == "slurm" and job is not None and job.state:
+        says = ", ".join(filter(None, (job.state, job.reason)))
+        return replace(standing, reason=f"{standing.reason}; its job has ended: SLURM says {says}")
     if standing.word in ("failed", LOST) and record.get("state") != "failed":  # the run has written no reason
         error = submission.last_error(point)
         silent = standing.reason.removeprefix("killed; no message was written; ")

@@ -100,8 +100,8 @@ def test_of_a_submitted_point_both_say_the_same_word_while_its_job_lives(
     submission.record_job("5")
     RunFolder(tmp_path / "queued").write_state("queued", submission="id")
     RunFolder(tmp_path / "running").write_state("running", **START)
-    asked = [queue.Asked("5_0", "study-id", "PENDING"), queue.Asked("5_1", "study-id", "RUNNING")]
-    jobs = {(job.name, job.id): job for job in asked}
+    known = (Job("5_0", "study-id", "PENDING"), Job("5_1", "study-id", "RUNNING"))
+    jobs = {(job.name, job.id): job for job in known}
     monkeypatch.setattr(queue, "jobs", lambda *_: jobs)
     table = {run.path.name: run.standing.word for run in read_study(tmp_path)}
     status = {status.point: status.state for status in Study(tmp_path).current_states(points)}

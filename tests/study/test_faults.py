@@ -201,9 +201,10 @@ def test_starts_that_save_no_step_end_the_run(study: ClusterStudy, monkeypatch: 
     assert study.folder().record()["start"] == {"job": status.job, "restarts": 1, "idle": 2}
 
 
-@pytest.mark.parametrize("override", ["cluster.max_restarts=1", "hydra.launcher.max_num_timeout=1"])
-def test_restarts_are_limited(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch, override: str) -> None:
-    assert study.sweep(*ENDLESS, override, gpus=1).returncode == 0
+def test_restarts_are_limited(study: ClusterStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's limit goes before the cluster's (which is a test of test_slurm_host.py)."""
+    limits = ("hydra.launcher.max_num_timeout=1", "cluster.max_restarts=9")
+    assert study.sweep(*ENDLESS, *limits, gpus=1).returncode == 0
     for restarts in range(2):
         wait_for_start(study, restarts)
         warn(study)

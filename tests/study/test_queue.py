@@ -20,6 +20,7 @@ SACCT = """\
 20_[2-3,5%2]|wide-1123-064000-0a1|PENDING|0:0|ann
 21_0|memory|OUT_OF_ME+|0:125|ann
 22_0|cancelled-as-it-was-requeued|REQUEUED|0:0|ann
+23_0|the-controller-has-lost-it|CANCELLED|0:0|ann
 """
 
 
@@ -34,6 +35,7 @@ def test_sacct() -> None:
     jobs = {job.id: job for job in parse_sacct(SACCT)}
     assert [jobs[id_].state for id_ in ("1_0", "9_0", "13_0")] == ["COMPLETED", "FAILED", "CANCELLED"]
     assert jobs["22_0"].state == "CANCELLED", "squeue, which is asked first, does not know it"
+    assert jobs["23_0"].state == "", "nobody has cancelled it"
     assert jobs.keys() >= {"20_2", "20_3", "20_5"}
     assert jobs["9_0"].reason == "exit code 15:0"
 

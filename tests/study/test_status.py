@@ -178,6 +178,15 @@ def test_the_exit_code_of_the_batch_script_counts_where_slurm_has_forgotten_the_
     assert (found.state, found.reason) == ("failed", "killed; no message was written; SLURM says FAILED, exit code 127")
 
 
+def test_a_preempted_point_whose_next_start_has_failed_says_so(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted(study, "a")
+    RunFolder(study.folder / "a").write_state("preempted", reason="stopped by SIGTERM")
+    jobs = known(Job("5_0", "study-id", "FAILED", "JobLaunchFailure"))
+    monkeypatch.setattr(queue, "jobs", lambda *_: jobs)
+    (found,) = study.current_states(["a"])
+    assert found.reason == "stopped by SIGTERM; its job has ended: SLURM says FAILED, JobLaunchFailure"
+
+
 def test_a_submission_under_way_is_queued_for_readers(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = Submission(study.folder / ".submissions/id", "study-id", ["a"], snapshot="/code", time=time.time())
     submission.record_intent()

@@ -108,6 +108,26 @@ def test_without_sbatch_no_point_is_called_queued(tmp_path: Path, monkeypatch: p
     assert record.startswith('"not submitted: there is no sbatch here')
 
 
+def test_where_slurm_does_not_answer_the_next_command_finds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch's answer is lost on its way, and squeue has none."""
+    stub = Stub(tmp_path, monkeypatch)
+    sbatch, squeue = tmp_path / "bin/sbatch", tmp_path / "bin/squeue"
+    answer, listing = "echo Submitted batch job $id", squeue.read_text()
+    sbatch.write_text(sbatch.read_text().replace(answer, "echo 'Socket timed out' >&2; exit 1"))
+    squeue.write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    done = stub.sweep("seed=0,1")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: sbatch: Socket timed out; whether SLURM took the jobs is not known (squeue: Unable to contact slurm "
+        "controller): the same command will find out\n"
+    )
+    squeue.write_text(listing)
+    assert "nothing to submit: 2 queued" in stub.sweep("seed=0,1").stdout
+    assert stub.sizes() == [2]
+
+
 def test_a_job_of_this_name_on_another_cluster_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One home on two clusters: the job can neither be seen nor cancelled from here, and is not submitted again."""
     stub = Stub(tmp_path, monkeypatch)

@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.study.conftest import ROOT, SMALL_JOB, TINY
+from tests.study.people import USERS, Person, cancel_all, make_users
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
-
-USERS, GROUP = ("fovea-ann", "fovea-bob"), "fovea-lab"
-
-
-class Person:
-    """A user of the group, with the interpreter that other users than root may start."""
-
-    def __init__(self, name: str, home: Path, environment: dict[str, str]) -> None:
-        self.name = name
-        self.uid, self.gid = pwd.getpwnam(name).pw_uid, grp.getgrnam(GROUP).gr_gid
-        self.home = home / name
-        self.home.mkdir()
-        os.chown(self.home, self.uid, self.gid)
-        keep = {key: environment[key] for key in ("PATH", "SLURM_CONF")}
-        self.environment = keep | {"HOME": str(self.home), "LOGNAME": name, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        self.python = sys.executable
-        if self._start("-c", "import hydra").wait() != 0:
-            self.python = f"/usr/bin/python3.{sys.version_info[1]}"
-            self.environment["PYTHONPATH"] = sysconfig.get_path("purelib")
-
-    def _start(self, *arguments: str) -> subprocess.Popen[str]:
-        try:
-            return subprocess.Popen(
-                [self.python, *arguments], cwd=ROOT, env=self.environment, user=self.uid, group=self.gid,
-                extra_groups=[], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
-        except PermissionError:  # the interpreter is in root's home
-            return subprocess.Popen(["false"], text=True)
-
-    def sweep(self, runs: Path, *overrides: str) -> subprocess.Popen[str]:
-        where = [
-            f"runs={runs}",
-            f"data.cache={runs.parent / 'cache'}",
-            "study=ours",
-            "cluster.gpus=1",
-            "cluster.cpus=1",
-        ]
-        return self._start("run.py", "-m", *TINY, *SMALL_JOB, *where, "hydra/launcher=submitit_slurm", *overrides)
-
-    def verb(self, runs: Path, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self._start("-m", "fovea_detr.study", verb, "ours", *arguments, "--runs", str(runs))
-        return subprocess.CompletedProcess(process.args, process.wait(120), *process.communicate())
 
 
 @pytest.fixture
@@ -65,20 +19,14 @@ def people(cluster: dict[str, str], tmp_path: Path) -> Iterator[tuple[Person, Pe
     """Ann, Bob and a folder of their group."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
-    subprocess.run(["groupadd", "-f", GROUP], check=True)
-    for name in USERS:
-        subprocess.run(["useradd", "-M", "-N", "-g", GROUP, name], stderr=subprocess.DEVNULL)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)  # pytest's folders are its user's only
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    os.chown(shared, 0, grp.getgrnam(GROUP).gr_gid)
-    shared.chmod(0o2775)
+    make_users(tmp_path / "shared")
     ann, bob = (Person(name, tmp_path, cluster) for name in USERS)
-    if ann._start("-c", "import hydra").wait() != 0:
+    if not ann.has_packages:
         pytest.skip("no interpreter that other users may start has the packages")
-    yield ann, bob, shared / "runs"
-    subprocess.run(["scancel", "--user", ",".join(USERS)], env=cluster)
+    yield ann, bob, tmp_path / "shared/runs"
+    cancel_all(cluster)
 
 
 HELD = ("seed=0,1,2", "+cluster.extra.hold=true")
@@ -130,7 +78,7 @@ def test_a_study_that_is_not_the_groups_is_one_line_and_hides_no_other(people: t
     (runs / "ours").rename(runs / "hidden")
     (runs / "hidden").chmod(0o700)
     assert bob.sweep(runs, *HELD).wait(200) == 0
-    table = bob._start("analysis/collect.py", "--runs", str(runs))
+    table = bob.start_python("analysis/collect.py", "--runs", str(runs))
     out, error = table.communicate(timeout=100)
     assert table.returncode == 0, error
     assert "hidden: left out" in error
