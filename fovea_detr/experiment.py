@@ -34,6 +34,8 @@ from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
 from fovea_detr.training.saver import About
 from fovea_detr.training.state import TrainState
+from fovea_detr.training.trackers import refuse_missing
+from fovea_detr.training.tracking import Tracking
 
 NAMES_SHOWN = 6  # of classes
 
@@ -45,6 +47,7 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
     Raises UserError for errors that a user can fix. A run stopped by a signal exits with 128 + its number.
     """
     folder, host = folder or RunFolder(Path(config.runs) / config.study / point), host or Host()
+    refuse_missing(config.tracker)
     device = choose_device(config, host.gpus_asked)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -168,7 +171,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
         if config.data.val_fraction:
             folder.write_split({name: split.annotations.ids_by_file for name, split in splits.items()})
     epochs, point = config.schedule.epochs, folder.path.name
-    console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
+    console = Console(folder, point, epochs, enabled=distributed.rank() == 0)
+    if config.tracker != "none" and distributed.rank() == 0:
+        console.tracking = Tracking(config, folder, console.log)
     console.log(data_line(config, val_set, train_set))
     if layout := describe_layout(config.data):
         console.log(layout)
@@ -177,7 +182,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
             console.log(f"warning: {line}")
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
-    trainer.saver.about = About(config, data, classes.by_output)
+    trainer.saver.about = About(config, data, classes.by_output, classes.id_by_output)
     if config.mode == "train":
         trainer.saver.restore()
     if not state.resumed:
