@@ -28,7 +28,7 @@ from fovea_detr.runs.host import Host, record_failures
 from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
-from fovea_detr.training.console import Console, summary
+from fovea_detr.training.console import Console, percent, summary
 from fovea_detr.training.initial import Weights, load_backbone
 from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
@@ -47,16 +47,17 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
     Raises UserError for errors that a user can fix. A run stopped by a signal exits with 128 + its number.
     """
     folder, host = folder or RunFolder(Path(config.runs) / config.study / point), host or Host()
-    refuse_missing(config.tracker)
     device = choose_device(config, host.gpus_asked)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
-        if not finished_before(config, folder):
+        is_done = finished_before(config, folder)
+        if not is_done or lacks_predictions(config, folder):
+            distributed.first_on_node(lambda: refuse_missing(config.tracker))
             with host.stop.listening() as stop:
                 distributed.first_on_node(lambda: claim(folder, host))
                 with watched(config, folder), closing(build_trainer(config, folder, device, stop)) as trainer:
-                    train_or_evaluate(trainer)
+                    (make_predictions if is_done else train_or_evaluate)(trainer)
         return last_ap(folder)
 
 
@@ -75,6 +76,26 @@ def train_or_evaluate(trainer: Trainer) -> None:
     preflight.before_first_step(trainer)
     trainer.fit()
     trainer.finish()
+
+
+def lacks_predictions(config: Config, folder: RunFolder) -> bool:
+    """Whether a finished run is to get its predictions.json. RunFolderError: it has nothing to make them from."""
+    if not config.evaluation.save_predictions or (folder.path / "predictions.json").exists():
+        return False
+    if config.mode == "train" and not folder.checkpoint_path.exists():
+        raise RunFolderError(f"{folder.path}: no checkpoint.pt in it: its predictions.json cannot be made")
+    return True
+
+
+def make_predictions(trainer: Trainer) -> None:
+    """Evaluate a finished run again, for its predictions.json. RunFolderError: its AP is not that of result.json."""
+    try:
+        metrics, _ = trainer.evaluate()
+    finally:
+        if distributed.rank() == 0:
+            trainer.folder.write_state("done")
+    if metrics:
+        trainer.console.log(f"predictions.json made, its AP is {percent(metrics['AP'])}, as in result.json")
 
 
 def choose_device(config: Config, gpus_asked: str = "") -> torch.device:
@@ -230,8 +251,11 @@ def record_start(
 ) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the facts of it: fingerprints and flaws. has_set_classes: `data.num_classes` is more than its categories need.
+    Of a finished run, nothing changes. data: the facts of it: fingerprints and flaws. has_set_classes:
+    `data.num_classes` is more than its categories need.
     """
+    if folder.has_result():
+        return
     text = folder.config_text()
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))

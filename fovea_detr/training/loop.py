@@ -15,7 +15,7 @@ from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import gather_detections
-from fovea_detr.evaluation.matches import write_matches
+from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.loss.criterion import Criterion
 from fovea_detr.machine import distributed
@@ -76,10 +76,10 @@ class Trainer:
             self.commit({**losses, **metrics}, timing)
 
     def start(self) -> None:
-        """Start the clock, and pass the cost of the run so far to the console."""
-        self.saver.start_clock()
+        """Pass the cost of the run so far to the console, and start the clock."""
         state, every = self.state, self.config.evaluation.every
         self.console.start(state.history, state.train_seconds, every, self.saver.gpus)
+        self.saver.start_clock()
 
     def train_epoch(self) -> dict[str, Any]:
         """Train on the remaining batches of this epoch -> its number, mean losses, rate and steps. Raises Stopped."""
@@ -164,6 +164,7 @@ class Trainer:
         """Write the predictions, if wanted, and the matches: of the last evaluation, and of those between if wanted."""
         evaluation, epoch = self.config.evaluation, self.state.epoch + 1
         if evaluation.save_predictions:
+            refuse_other_ap(self.folder, ap)
             self.folder.write_predictions(table.results())
         is_last = self.config.mode == "eval" or epoch == self.config.schedule.epochs
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):

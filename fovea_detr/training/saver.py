@@ -65,7 +65,8 @@ class Saver:
         content = checkpoint.latest(self.folder)
         if content is not None:
             self._check_same_run(content)
-            self._check_same_batch(content["position"]["total_batch_size"])
+            if not self.folder.has_result():  # else it is only evaluated
+                self._check_same_batch(content["position"]["total_batch_size"])
             self.state.load_state_dict(content)
             if self.writes:
                 self.folder.write_history(self.state.history)

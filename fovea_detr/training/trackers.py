@@ -14,13 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fovea_detr.config.schema import Config, leaves
 from fovea_detr.errors import ConfigError
 
 # So that a server out of reach costs seconds of training, where the user has not set the tool's own variable.
-DEFAULTS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "30", "WANDB_CONSOLE": "off"}
+DEFAULTS = {"WANDB_INIT_TIMEOUT": "30", "WANDB_FINISH_TIMEOUT": "30", "WANDB_CONSOLE": "off", "WANDB_QUIET": "true"}
 DEFAULTS |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
@@ -102,9 +102,9 @@ class WandB:
         self.known = self._run.step - 1
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
-        self._run.log(dict(values), step=epoch)
+        self._run.log(dict(values), step=epoch, commit=True)
 
-    def show(self, pictures: Sequence[Path], epoch: int) -> None:  # noqa: ARG002 - goes to the step that is open
+    def show(self, pictures: Sequence[Path], epoch: int) -> None:  # noqa: ARG002 - its step follows the last epoch
         self._run.log({"samples": [self._wandb.Image(str(path), caption=path.stem) for path in pictures]})
 
     def close(self, *, is_done: bool) -> None:
@@ -133,13 +133,9 @@ class MLflow:
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         """`epoch` comes last: where it is, all others are."""
-        now, last = int(time.time() * 1000), {"epoch": epoch}
-        metrics = [
-            self._mlflow.entities.Metric(
-                re.sub(r"[^\w/ -]", lambda sign: f"_{ord(sign[0]):x}_", key), value, now, epoch
-            )
-            for key, value in {**{k: v for k, v in values.items() if k not in last}, **last}.items()
-        ]
+        now = int(time.time() * 1000)
+        names = [*(key for key in values if key != "epoch"), "epoch"]
+        metrics = [self._mlflow.entities.Metric(_allowed(name), values[name], now, epoch) for name in names]
         for start in range(0, len(metrics), 500):  # it takes 1000 at once
             self._client.log_batch(self.id, metrics=metrics[start : start + 500])
 
@@ -149,6 +145,10 @@ class MLflow:
 
     def close(self, *, is_done: bool) -> None:
         self._client.set_terminated(self.id, "FINISHED" if is_done else "KILLED")
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^\w/ -]", lambda sign: f"_{ord(sign[0]):x}_", name)
 
 
 class Trackio:
