@@ -242,8 +242,7 @@ READERS: dict[str, Callable[[Path, Path], tuple[Rows, int, set[str]]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("name", "ranks"), [*((name, 1) for name in READERS), ("tensorboard", 2)])
 def test_a_tracker_holds_the_numbers_of_the_history_across_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ranks: int
 ) -> None:
