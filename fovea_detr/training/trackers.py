@@ -155,7 +155,7 @@ class Trackio:
     """It finds a run by its name, which is therefore made unique."""
 
     def __init__(self, run: Tracked) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio, self.id = trackio, run.id or f"{run.name}-{secrets.token_hex(4)}"
         study = run.config.study

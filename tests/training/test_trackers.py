@@ -190,7 +190,7 @@ def tensorboard_rows(run: Path, _store: Path) -> tuple[Rows, int, set[str]]:
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """The records of a W&B offline file: a log of LevelDB after 7 bytes, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     data, at, whole = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
