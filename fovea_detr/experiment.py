@@ -29,12 +29,14 @@ from fovea_detr.runs.host import Host, record_failures
 from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
-from fovea_detr.training.console import Console, summary
+from fovea_detr.training.console import Console, percent, summary
 from fovea_detr.training.initial import Weights, load_backbone
 from fovea_detr.training.loop import Split, Trainer
 from fovea_detr.training.optim import build_optimizer
 from fovea_detr.training.saver import About
 from fovea_detr.training.state import TrainState
+from fovea_detr.training.trackers import refuse_missing
+from fovea_detr.training.tracking import Tracking
 
 NAMES_SHOWN = 6  # of classes
 
@@ -50,11 +52,13 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
-        if not finished_before(config, folder):
+        is_done = finished_before(config, folder)
+        if not is_done or lacks_predictions(config, folder):
+            distributed.first_on_node(lambda: refuse_missing(config.tracker))
             with host.stop.listening() as stop:
                 distributed.first_on_node(lambda: claim(folder, host))
                 with watched(config, folder), closing(build_trainer(config, folder, device, stop)) as trainer:
-                    train_or_evaluate(trainer)
+                    (make_predictions if is_done else train_or_evaluate)(trainer)
         return last_ap(folder)
 
 
@@ -73,6 +77,26 @@ def train_or_evaluate(trainer: Trainer) -> None:
     preflight.before_first_step(trainer)
     trainer.fit()
     trainer.finish()
+
+
+def lacks_predictions(config: Config, folder: RunFolder) -> bool:
+    """Whether a finished run is to get its predictions.json. RunFolderError: it has nothing to make them from."""
+    if not config.evaluation.save_predictions or (folder.path / "predictions.json").exists():
+        return False
+    if config.mode == "train" and not folder.checkpoint_path.exists():
+        raise RunFolderError(f"{folder.path}: no checkpoint.pt in it: its predictions.json cannot be made")
+    return True
+
+
+def make_predictions(trainer: Trainer) -> None:
+    """Evaluate a finished run again, for its predictions.json. RunFolderError: its AP is not that of result.json."""
+    try:
+        metrics, _ = trainer.evaluate()
+    finally:
+        if distributed.rank() == 0:
+            trainer.folder.write_state("done")
+    if metrics:
+        trainer.console.log(f"predictions.json made, its AP is {percent(metrics['AP'])}, as in result.json")
 
 
 def choose_device(config: Config, gpus_asked: str = "") -> torch.device:
@@ -169,7 +193,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
         if config.data.val_fraction:
             folder.write_split({name: split.annotations.ids_by_file for name, split in splits.items()})
     epochs, point = config.schedule.epochs, folder.path.name
-    console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
+    console = Console(folder, point, epochs, enabled=distributed.rank() == 0)
+    if config.tracker != "none" and distributed.rank() == 0:
+        console.tracking = Tracking(config, folder, console.log)
     console.log(data_line(config, val_set, train_set))
     if layout := describe_layout(config.data):
         console.log(layout)
@@ -178,7 +204,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
             console.log(f"warning: {line}")
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
-    trainer.saver.about = About(config, data, classes.by_output)
+    trainer.saver.about = About(config, data, classes.by_output, classes.id_by_output)
     if config.mode == "train":
         trainer.saver.restore()
     if not state.resumed:
@@ -226,8 +252,11 @@ def record_start(
 ) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the facts of it: fingerprints and flaws. has_set_classes: `data.num_classes` is more than its categories need.
+    Of a finished run, nothing changes. data: the facts of it: fingerprints and flaws. has_set_classes:
+    `data.num_classes` is more than its categories need.
     """
+    if folder.has_result():
+        return
     text = folder.config_text()
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))

@@ -14,6 +14,7 @@ import torch
 from fovea_detr.build import build_data
 from fovea_detr.compose import load_config
 from fovea_detr.experiment import announce, data_line
+from fovea_detr.predict.__main__ import main as predict
 from fovea_detr.runs.folder import RunFolder
 from tests.data.builders import annotation_path, box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
@@ -268,9 +269,39 @@ def test_huge_and_negative_category_ids_train_and_come_back(tmp_path: Path, ids:
     folder = only_folder(tmp_path)
     saved = torch.load(folder.checkpoint_path)
     assert (saved["model"]["class_head.weight"].shape[0], saved["categories"]) == (3, {0: "car", 1: "bus"})
+    assert saved["category_ids"] == {0: ids[0], 1: ids[1]}
+    assert predict([str(folder.path), str(root / "val2017"), "--to", str(tmp_path / "to"), "--threshold", "0"]) == 0
+    found = json.loads((tmp_path / "to" / "predictions.json").read_text())
+    assert found
+    assert {(one["category_id"], one["name"]) for one in found} <= {(ids[0], "car"), (ids[1], "bus")}
     predictions = json.loads((folder.path / "predictions.json").read_text())
     assert {one["category_id"] for one in predictions} <= {*ids}
     assert folder.result()["last"]["AP_by_category"].keys() == {"car", "bus"}  # type: ignore[index]
+
+
+def test_a_finished_run_gets_its_predictions_from_its_checkpoint(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "data", [(64, 48)] * 4)
+    run_well(*own_data(root, tmp_path / "calm"), "evaluation.save_predictions=true")
+    mine = own_data(root, tmp_path / "later")
+    run_well(*mine)
+    folder, expected = (only_folder(tmp_path / name) for name in ("later", "calm"))
+    before = {name: (folder.path / name).read_bytes() for name in ("result.json", "provenance.json", "matches.npz")}
+    assert not (folder.path / "predictions.json").exists()
+    for ranks in (1, 2):  # it was trained by one
+        assert "as in result.json" in run_well(*mine, "evaluation.save_predictions=true", ranks=ranks)
+        assert (folder.path / "predictions.json").read_bytes() == (expected.path / "predictions.json").read_bytes()
+        assert folder.record()["state"] == "done"
+        assert {name: (folder.path / name).read_bytes() for name in before} == before
+        assert "as in result.json" not in run_well(*mine, "evaluation.save_predictions=true")
+        (folder.path / "predictions.json").unlink()
+    result = folder.result() or {}
+    folder.write_result({**result, "last": {**result["last"], "AP": result["last"]["AP"] + 0.01}})
+    refused = run(*mine, "evaluation.save_predictions=true")
+    assert_one_line(refused.returncode, refused.stderr, "its checkpoint has AP ")
+    folder.checkpoint_path.unlink()
+    refused = run(*mine, "evaluation.save_predictions=true")
+    assert_one_line(refused.returncode, refused.stderr, "its predictions.json cannot be made")
+    assert not (folder.path / "predictions.json").exists()
 
 
 def test_non_finite_losses_stop_the_run_and_name_the_images(

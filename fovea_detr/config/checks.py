@@ -15,7 +15,7 @@ CHOICES = {
     "mode": ("train", "eval"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "bf16"),
-    "tracker": ("none", "tensorboard"),
+    "tracker": ("none", "tensorboard", "wandb", "mlflow", "trackio"),
     "model.backbone": tuple(BACKBONES),
     "model.batch_norm": ("frozen", "trainable"),
     "model.position": ("sine", "learned"),

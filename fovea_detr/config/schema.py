@@ -148,7 +148,7 @@ class Config:
     precision: str = "fp32"  # fp32 | bf16
     compile: bool = False
     threads: Optional[int] = None  # noqa: UP045
-    tracker: str = "none"  # none | tensorboard
+    tracker: str = "none"  # none | tensorboard | wandb | mlflow | trackio
     model: Model = field(default_factory=Model)
     fovea: Fovea = field(default_factory=Fovea)
     dynamic_scale: dict[str, Any] = field(default_factory=dict)

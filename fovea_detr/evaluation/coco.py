@@ -33,6 +33,10 @@ class DetectionTable:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def of_image(self, image_id: int) -> Tensor:
+        """[n, 6] on the CPU: the rows of one image."""
+        return self.rows[self.image_ids == image_id].cpu()
+
     def results(self) -> list[dict[str, Any]]:
         """As in a COCO results file: image_id, category_id, bbox (x, y, width, height), score."""
         columns = (self.image_ids, self.rows[:, 5].long(), self.rows[:, :4], self.rows[:, 4])

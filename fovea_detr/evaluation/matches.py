@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,23 @@ def read_matches(folder: Path, name: str = MATCHES) -> Matches:
 def check_result(folder: Path, ap: float, source: str) -> None:
     """RunFolderError: result.json has another AP than the matches of the last evaluation."""
     result = RunFolder(folder).result()
-    expected = math.nan if result is None else float((result.get("last") or {}).get("AP", math.nan))
+    expected = _ap(result)
     if result is not None and not abs(expected - ap) <= TOLERANCES[source]:
         where = folder / MATCHES
         raise RunFolderError(f"{where}: it has AP {ap!r}, result.json {expected!r}: of another run; {AGAIN} {folder}")
+
+
+def refuse_other_ap(folder: RunFolder, ap: float) -> None:
+    """RunFolderError: the run is finished, and this evaluation of its checkpoint has another AP than result.json."""
+    if folder.has_result() and not abs((expected := _ap(folder.result())) - ap) <= TOLERANCES["checkpoint"]:
+        raise RunFolderError(
+            f"{folder.path}: its checkpoint has AP {ap!r} here, result.json {expected!r}: the checkpoint or the images "
+            "are not those of the result; nothing was written"
+        )
+
+
+def _ap(result: Mapping[str, Any] | None) -> float:
+    return float(((result or {}).get("last") or {}).get("AP", math.nan))
 
 
 def _read(path: Path) -> Matches:

@@ -6,8 +6,8 @@ import os
 import pwd
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,6 +43,19 @@ def open_in(folder_fd: int, name: str, flags: int) -> IO[bytes]:
     descriptor = os.open(name, flags, 0o666, dir_fd=folder_fd)
     adopt_group(descriptor, folder_fd)
     return os.fdopen(descriptor, "ab" if flags & os.O_APPEND else "wb")
+
+
+@contextmanager
+def inner_folder(folder_fd: int, name: str) -> Iterator[int]:
+    """A folder inside an open one, made where it is missing and open within the block."""
+    with suppress(FileExistsError):
+        os.mkdir(name, dir_fd=folder_fd)
+    inner_fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder_fd)
+    try:
+        adopt_group(inner_fd, folder_fd)
+        yield inner_fd
+    finally:
+        os.close(inner_fd)
 
 
 def make_folder(path: Path) -> None:

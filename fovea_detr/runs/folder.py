@@ -10,6 +10,8 @@
         result.json       last and best metrics, cost, inference time: its presence means done
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
         matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
+        samples/          IMAGE_ID.jpg: predictions on a few validation images, after the last evaluation
+        tracker.json      by the name of a tracker, by which id it finds this run
 
 Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed. A process that has
 claimed the folder writes into the folder that it has claimed, or nowhere: a removed folder is never created again.
@@ -20,14 +22,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.claim import Claim
-from fovea_detr.runs.files import open_in, write_atomic
+from fovea_detr.runs.files import inner_folder, open_in, write_atomic
 
 FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenance.json")
 STATES = ("queued", "running", "preempted", "failed", "done")
@@ -121,7 +123,7 @@ class RunFolder:
             if time.monotonic() >= end:
                 raise RunFolderError(f"{self.path}: another process is running in this folder; wait for it or stop it")
             time.sleep(0.2)
-        for pattern in (".*.tmp", ".rank-*"):  # of a process that was killed
+        for pattern in (".*.tmp", "samples/.*.tmp", ".rank-*"):  # of a process that was killed
             for leftover in self.path.glob(pattern):
                 leftover.unlink(missing_ok=True)
 
@@ -194,6 +196,16 @@ class RunFolder:
     def write_predictions(self, coco_results: list[dict[str, Any]]) -> None:
         self._write_text("predictions.json", _to_json(coco_results))
 
+    def write_sample(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Replace samples/NAME."""
+        if self.claimed is None:
+            return write_atomic(self.path / "samples" / name, write)
+        with self.claimed.writing() as folder_fd, inner_folder(folder_fd, "samples") as samples_fd:
+            write_atomic(Path(name), write, samples_fd)
+
+    def write_tracker_ids(self, ids: Mapping[str, str]) -> None:
+        self._write_text("tracker.json", _to_json(ids) + "\n")
+
     def write_checkpoint(self, write: Callable[[IO[bytes]], object]) -> None:
         """Write checkpoint.pt; the previous one is kept as checkpoint_before.pt."""
         if self.claimed is None:
@@ -258,6 +270,12 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         return _read_json(self.path / "result.json")
+
+    def tracker_ids(self) -> dict[str, str]:
+        return _read_json(self.path / "tracker.json") or {}
+
+    def samples(self) -> list[Path]:
+        return sorted(self.path.glob("samples/*.jpg"))
 
     def history(self) -> list[dict[str, Any]]:
         path = self.path / "history.jsonl"

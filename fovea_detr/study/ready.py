@@ -12,12 +12,19 @@ from pathlib import Path
 
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError, UserError
+from fovea_detr.training.trackers import refuse_missing
 
 FETCH = "import sys; from fovea_detr.training.checkpoint import pretrained_state as p; p(sys.argv[1], 'imagenet')"
 
 
 def make_ready(configs: Sequence[Config]) -> None:
-    """Raise UserError if these runs cannot find their data or weights; fetch ImageNet weights that are not cached."""
+    """Raise UserError if these runs lack data, weights or the package of their tracker.
+
+    ImageNet weights that are not cached are fetched.
+    """
+    for name, python in {(config.tracker, config.cluster.python) for config in configs}:
+        if python is None:  # else the jobs have packages of their own
+            refuse_missing(name)
     for root in sorted({config.data.root for config in configs if config.data.root}):
         if not Path(root).is_dir():
             raise ConfigError(f"data.root={root}: there is no such folder on this machine; nothing was submitted")

@@ -1,4 +1,4 @@
-"""The output of a run: a progress bar in a terminal, plain lines elsewhere and in train.log, optionally TensorBoard."""
+"""The output of a run: a progress bar in a terminal, plain lines elsewhere and in train.log, optionally a tracker."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fovea_detr.errors import ConfigError
-from fovea_detr.runs.files import adopt_group
 from fovea_detr.runs.folder import METRICS, RunFolder
+from fovea_detr.training.tracking import Tracking
 
 SECONDS_BETWEEN_LINES = 30.0
 FIRST_STEPS = 20
@@ -19,7 +18,9 @@ FIRST_STEPS = 20
 class Console:
     """The output of one run. name: the prefix of each line. epochs: of the whole run. enabled: on rank 0 alone."""
 
-    def __init__(self, folder: RunFolder, name: str, epochs: int, *, enabled: bool, tracker: str = "none") -> None:
+    tracking: Tracking | None = None
+
+    def __init__(self, folder: RunFolder, name: str, epochs: int, *, enabled: bool) -> None:
         self.folder = folder
         self.name = name
         self.epochs = epochs
@@ -28,7 +29,7 @@ class Console:
         self._evaluation_seconds: float | None = None  # unknown before the first evaluation
         self._steps = 0
         self._bar: tqdm | None = None
-        self._writer = tensorboard_writer(folder) if enabled and tracker == "tensorboard" else None
+        self._history: list[dict[str, Any]] = []
 
     def log(self, line: str) -> None:
         """Write a line to stdout and to train.log."""
@@ -38,11 +39,15 @@ class Console:
             self.folder.log(line)
 
     def start(self, history: list[dict[str, Any]], seconds: float, evaluate_every: int, gpus: int) -> None:
-        """Read the cost so far from the history. seconds: training time of the current epoch in earlier processes."""
-        self._every, self._gpus = evaluate_every, gpus
+        """Read the cost so far from the history. seconds: training time of the current epoch in earlier processes.
+
+        history: of the run; it grows by each epoch.
+        """
+        self._every, self._gpus, self._history = evaluate_every, gpus, history
         for line in history:
             self._update_rates(line)
         self._gpu_hours += gpus * seconds / 3600
+        self._send()
 
     def start_epoch(self, epoch: int, batches: int, done: int) -> None:
         """epoch: counted from 0. done: its batches that were trained on before."""
@@ -71,7 +76,7 @@ class Console:
                 print(f"[{self.name}] {line}", flush=True)
 
     def epoch_done(self, history_line: dict[str, Any]) -> None:
-        """Write a line for a finished epoch, and its numbers to TensorBoard."""
+        """Write a line for a finished epoch, and its numbers to the tracker."""
         self._update_rates(history_line)
         scores = [f"{key} {percent(history_line[key])}" for key in ("AP", "AP50") if key in history_line]
         timing, epoch = history_line["timing"], history_line["epoch"]
@@ -79,11 +84,23 @@ class Console:
         parts += [f"{timing['seconds']:.0f} s", *self._cost(0.0)]
         parts += [self.time_left(epoch, 0)] if epoch < self.epochs else []
         self.log(f"epoch {epoch}/{self.epochs}: {', '.join([*parts, *_graphs(timing)])}")
-        if self._writer is not None:
-            for key, value in history_line.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(key, value, epoch)
-            self._writer.flush()
+        self._send()
+
+    def run_done(self, result: dict[str, Any]) -> None:
+        """Write the last line, and complete the tracked run. result: as in result.json."""
+        self.log(f"done: {summary(result)}")
+        if self.tracking is not None:
+            self.tracking.finish(self._history or [{"epoch": 0, **result["last"]}])
+
+    def close(self) -> None:
+        """Clear the progress bar, and close the tracked run."""
+        self._close_bar()
+        if self.tracking is not None:
+            self.tracking.close()
+
+    def _send(self) -> None:
+        if self.tracking is not None:
+            self.tracking.send(self._history)
 
     def rate(self) -> float:
         """Images per second of this epoch's training, over all ranks, since this process began it."""
@@ -146,22 +163,6 @@ def summary(result: dict[str, Any]) -> str:
     )
     took = f"; {result['epochs']} epochs in {result['minutes']:.1f} minutes" if "epochs" in result else ""
     return f"{scores}{best}{took}; inference {result['inference_seconds'] * 1000:.1f} ms an image"
-
-
-def tensorboard_writer(folder: RunFolder) -> Any:
-    """A SummaryWriter into the run folder. Raises ConfigError, one line, where tensorboard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "tracker=tensorboard needs the package tensorboard: pip install 'fovea-detr[tensorboard]'"
-        ) from None
-    path = folder.path / "tensorboard"
-    folder.check()  # it creates folders; afterwards it only adds to its file
-    writer = SummaryWriter(str(path))
-    for new in (*folder.path.glob(path.name), *path.glob("*")):
-        adopt_group(new, new.parent)
-    return writer
 
 
 def _losses(values: dict[str, Any]) -> list[str]:

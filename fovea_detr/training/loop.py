@@ -15,7 +15,7 @@ from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import gather_detections
-from fovea_detr.evaluation.matches import write_matches
+from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.loss.criterion import Criterion
 from fovea_detr.machine import distributed
@@ -24,9 +24,10 @@ from fovea_detr.machine.memory import out_of_memory_as_error
 from fovea_detr.runs.folder import MATCHES, RunFolder
 from fovea_detr.runs.stop import StopFlag, Stopped
 from fovea_detr.training.compiled import Compiled
-from fovea_detr.training.console import Console, summary
+from fovea_detr.training.console import Console
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
 from fovea_detr.training.reports import StepReports, average_over_ranks, location
+from fovea_detr.training.samples import write_samples
 from fovea_detr.training.saver import Saver
 from fovea_detr.training.split import Split
 from fovea_detr.training.state import TrainState
@@ -60,10 +61,11 @@ class Trainer:
         self.saver = Saver(self.folder, self.state, self.config.checkpoint.minutes, gpus)
 
     def close(self) -> None:
-        """End the loaders' worker processes."""
+        """End the loaders' worker processes, and close the tracked run."""
         for split in (self.train, self.val):
             if split is not None:
                 split.loader.close()
+        self.console.close()
 
     def fit(self) -> None:
         """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
@@ -74,10 +76,10 @@ class Trainer:
             self.commit({**losses, **metrics}, timing)
 
     def start(self) -> None:
-        """Start the clock, and pass the cost of the run so far to the console."""
-        self.saver.start_clock()
+        """Pass the cost of the run so far to the console, and start the clock."""
         state, every = self.state, self.config.evaluation.every
         self.console.start(state.history, state.train_seconds, every, self.saver.gpus)
+        self.saver.start_clock()
 
     def train_epoch(self) -> dict[str, Any]:
         """Train on the remaining batches of this epoch -> its number, mean losses, rate and steps. Raises Stopped."""
@@ -162,11 +164,14 @@ class Trainer:
         """Write the predictions, if wanted, and the matches: of the last evaluation, and of those between if wanted."""
         evaluation, epoch = self.config.evaluation, self.state.epoch + 1
         if evaluation.save_predictions:
+            refuse_other_ap(self.folder, ap)
             self.folder.write_predictions(table.results())
         is_last = self.config.mode == "eval" or epoch == self.config.schedule.epochs
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
             name = MATCHES if is_last else f"matches_{epoch}.npz"
             write_matches(self.folder, matches_of(truth, table, ap), name)
+        if is_last and self.val is not None:
+            write_samples(self.folder, self.val.dataset, table, truth.names)
 
     def commit(self, line: dict[str, Any], timing: dict[str, float]) -> None:
         """End the epoch: checkpoint, history and console. line: the epoch's number, losses and metrics."""
@@ -195,7 +200,7 @@ class Trainer:
         }
         self.folder.write_result(result)
         self.folder.write_state("done")
-        self.console.log(f"done: {summary(result)}")
+        self.console.run_done(result)
 
     def epoch_means(self) -> dict[str, float]:
         """The mean of each loss over the batches of this epoch whose losses have been read."""

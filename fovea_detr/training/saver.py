@@ -18,14 +18,19 @@ from fovea_detr.training.state import TrainState
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint carries besides the state. data: fingerprints by split; categories: class names by output."""
+    """What a checkpoint carries besides the state.
+
+    data: fingerprints by split. categories, category_ids: the names and ids of the classes by output.
+    """
 
     config: Config
     data: Mapping[str, str]
     categories: Mapping[int, str]
+    category_ids: Mapping[int, int]
 
     def content(self) -> dict[str, Any]:
-        return {"config": config_text(self.config), "categories": dict(self.categories), "data": dict(self.data)}
+        classes = {"categories": dict(self.categories), "category_ids": dict(self.category_ids)}
+        return {"config": config_text(self.config), **classes, "data": dict(self.data)}
 
     def differences(self, content: Mapping[str, Any]) -> list[str]:
         """`key: stored -> now` of a checkpoint's configuration and data. Older ones carry neither."""
@@ -60,7 +65,8 @@ class Saver:
         content = checkpoint.latest(self.folder)
         if content is not None:
             self._check_same_run(content)
-            self._check_same_batch(content["position"]["total_batch_size"])
+            if not self.folder.has_result():  # else it is only evaluated
+                self._check_same_batch(content["position"]["total_batch_size"])
             self.state.load_state_dict(content)
             if self.writes:
                 self.folder.write_history(self.state.history)

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fovea_detr.config.schema import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.host import record_failure
 from fovea_detr.runs.locks import Lock
 from fovea_detr.training import checkpoint
-from fovea_detr.training.console import Console
+from fovea_detr.training.tracking import Tracking
 from tests.launch import only_folder, run, run_well, start, wait_for
 
 WRITERS: dict[str, Callable[[RunFolder], object]] = {
@@ -31,7 +32,9 @@ WRITERS: dict[str, Callable[[RunFolder], object]] = {
     "predictions": lambda run: run.write_predictions([]),
     "log": lambda run: run.log("a line"),
     "checkpoint": lambda run: checkpoint.save(run, {"model": {}}),
-    "tensorboard": lambda run: Console(run, "a", 1, enabled=True, tracker="tensorboard"),
+    "sample": lambda run: run.write_sample("1.jpg", lambda file: file.write(b"a picture")),
+    "tracker": lambda run: run.write_tracker_ids({"wandb": "1"}),
+    "tensorboard": lambda run: Tracking(Config(tracker="tensorboard"), run, print).send([]),
 }
 
 

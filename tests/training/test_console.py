@@ -1,4 +1,4 @@
-"""The output of a run: plain lines without a terminal, a progress bar in one, TensorBoard only if configured."""
+"""The output of a run: plain lines without a terminal, a progress bar in one, a tracker only if configured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from fovea_detr.errors import ConfigError
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training import console
 from fovea_detr.training.console import Console
@@ -44,8 +43,8 @@ def run_steps(
 
 
 def started(folder: RunFolder, history: list[dict[str, Any]] = [], *, epochs: int = 3, enabled: bool = False, **more):  # noqa: B006
-    """A Console that has been started; `more`: seconds, evaluate_every, gpus, name, tracker."""
-    output = Console(folder, more.pop("name", "base"), epochs, enabled=enabled, tracker=more.pop("tracker", "none"))
+    """A Console that has been started; `more`: seconds, evaluate_every, gpus, name."""
+    output = Console(folder, more.pop("name", "base"), epochs, enabled=enabled)
     output.start(history, **{"seconds": 0.0, "evaluate_every": 1, "gpus": 0, **more})
     return output
 
@@ -149,7 +148,7 @@ def test_the_progress_bar_is_cleared_before_a_plain_line(tmp_path, capsys, clock
 
 
 def test_other_ranks_print_nothing(tmp_path, capsys, clock):
-    output = started(RunFolder(tmp_path), tracker="tensorboard")
+    output = started(RunFolder(tmp_path))
     run_steps(output, clock, steps=3, seconds=60.0)
     output.epoch_done(LINE)
     output.log("anything")
@@ -157,7 +156,7 @@ def test_other_ranks_print_nothing(tmp_path, capsys, clock):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_is_not_imported_unless_configured(tmp_path):
+def test_no_tracker_is_imported_unless_configured(tmp_path):
     code = f"""
 import sys
 from fovea_detr.training.console import Console
@@ -167,26 +166,7 @@ output.start([], 0.0, 1, 0)
 output.start_epoch(0, 1, 0)
 output.step_done({LOSSES}, 16)
 output.epoch_done({LINE})
-assert not [name for name in sys.modules if name.partition(".")[0] in ("tensorboard", "tensorflow", "torch")]
+packages = ("tensorboard", "wandb", "mlflow", "trackio", "torch")
+assert not [name for name in sys.modules if name.partition(".")[0] in packages]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_tensorboard_gets_the_numbers_of_an_epoch(tmp_path, monkeypatch):
-    written = {}
-    writer = SimpleNamespace(
-        add_scalar=lambda key, value, step: written.update({(key, step): value}), flush=lambda: None
-    )
-    fake = SimpleNamespace(SummaryWriter=lambda folder: written.update(folder=folder) or writer)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)  # pyright: ignore[reportArgumentType]
-    output = started(RunFolder(tmp_path), enabled=True, tracker="tensorboard")
-    output.start_epoch(0, 1, 0)
-    output.epoch_done(LINE)
-    assert written.pop("folder") == str(tmp_path / "tensorboard")
-    assert written == {(key, 1): value for key, value in LINE.items() if isinstance(value, float)}
-
-
-def test_tensorboard_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"pip install 'fovea-detr\[tensorboard\]'"):
-        Console(RunFolder(tmp_path), "base", epochs=3, enabled=True, tracker="tensorboard")

@@ -103,7 +103,8 @@ def test_a_checkpoint_in_the_stored_layout_resumes_bit_equal(tmp_path: Path) -> 
     assert kill_while_training(process, tmp_path / "killed", signal.SIGTERM, 0.5, ranks=1)
     killed = only_folder(tmp_path / "killed")
     content = torch.load(killed.checkpoint_path)
-    assert list(content) == ["format", "model", "optimizer", "position", "config", "categories", "data", "run"]
+    about = ["config", "categories", "category_ids", "data", "run"]
+    assert list(content) == ["format", "model", "optimizer", "position", *about]
     assert content["format"] == 1
     position = content["position"]
     stored = {

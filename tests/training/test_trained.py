@@ -233,7 +233,7 @@ def test_without_a_class_in_common_the_head_is_skipped() -> None:
 def saver(folder: Path, config: Config) -> Saver:
     model = build_model(config)
     made = Saver(RunFolder(folder), TrainState(model, torch.optim.AdamW(model.parameters())), minutes=15.0, gpus=0)
-    made.about = About(config, {"train": "aa", "val": "bb"}, {1: "cat"})
+    made.about = About(config, {"train": "aa", "val": "bb"}, {1: "cat"}, {1: 1})
     return made
 
 
