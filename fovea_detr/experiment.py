@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
@@ -25,7 +26,14 @@ from fovea_detr.runs import provenance
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.heartbeat import Heartbeat
 from fovea_detr.runs.host import Host, record_failures
-from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
+from fovea_detr.runs.identity import (
+    Stored,
+    config_text,
+    note_left_out,
+    refuse_other_batch,
+    refuse_other_config,
+    refuse_other_data,
+)
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
 from fovea_detr.training.console import Console, summary
@@ -50,6 +58,7 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
         torch.set_num_threads(config.threads)
     with denormals_flushed(device), distributed.process_group(device), record_failures(folder, host):
         if not finished_before(config, folder):
+            distributed.first_on_node(lambda: Batching.of(config, distributed.world_size()))  # or ConfigError
             with host.stop.listening() as stop:
                 distributed.first_on_node(lambda: claim(folder, host))
                 with watched(config, folder), closing(build_trainer(config, folder, device, stop)) as trainer:
@@ -108,6 +117,7 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
         note_left_out(folder.path, folder.config_text())
     found = distributed.once_per_node(lambda: fingerprints(config.data))
     refuse_other_data(folder, found, config.data.root)
+    refuse_other_batch(config, folder)
     if not folder.has_result():
         return False
     result = folder.result() or {}
@@ -215,11 +225,6 @@ def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> st
     )
 
 
-def total_batch_size(config: Config) -> int:
-    """Images of one step, over all ranks."""
-    return config.schedule.batch_size * distributed.world_size()
-
-
 def record_start(
     config: Config, folder: RunFolder, device: torch.device, data: dict[str, Any], *, has_set_classes: bool
 ) -> None:
@@ -230,7 +235,9 @@ def record_start(
     text = folder.config_text()
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))
-    facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
+    batching = Batching.of(config, distributed.world_size())
+    facts = provenance.describe(device, batching.processes, batching.total)
+    facts |= {"micro_batches": batching.micro_batches, "images_per_micro_batch": batching.images}
     facts |= {**data, "evaluator": f"{config.evaluation.backend} {facts['packages'][config.evaluation.backend]}"}
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
@@ -245,7 +252,7 @@ def initial_state(config: Config, device: torch.device) -> TrainState:
     torch.manual_seed(config.seed)
     model = build.build_model(config).to(device)
     optimizer = build_optimizer(model, config.schedule)
-    return TrainState(model, optimizer, total_batch_size=total_batch_size(config))
+    return TrainState(model, optimizer, total_batch_size=Batching.of(config, distributed.world_size()).total)
 
 
 def load_initial_weights(
@@ -274,12 +281,9 @@ def wrap_for_ranks(config: Config, model: torch.nn.Module, device: torch.device)
 
 def announce(trainer: Trainer) -> None:
     """Log the number of parameters, the processes, the total batch size and the position of a resumed run."""
-    schedule, world, state = trainer.config.schedule, distributed.world_size(), trainer.state
+    schedule, state = trainer.config.schedule, trainer.state
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-    trainer.console.log(
-        f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {world} "
-        f"process{'es' if world > 1 else ''} x {schedule.batch_size} images = total batch {state.total_batch_size}"
-    )
+    trainer.console.log(f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {trainer.batching}")
     if state.total_batch_size != schedule.usual_total_batch:
         is_larger = state.total_batch_size > schedule.usual_total_batch
         trainer.console.log(
@@ -290,3 +294,17 @@ def announce(trainer: Trainer) -> None:
     if state.resumed:
         done = f"{state.epoch} epochs and {state.batches_done} steps"
         trainer.console.log(f"resumed after {done} (start {state.starts})")
+        note_other_processes(trainer)
+
+
+def note_other_processes(trainer: Trainer) -> None:
+    """Log if earlier starts had another number of processes, which provenance.json records of every start."""
+    first = trainer.folder.provenance() or {}
+    starts = [first.get("world_size"), *(start.get("world_size") for start in first.get("later_starts", []))]
+    others = sorted({count for count in starts if count not in (None, trainer.batching.processes)})
+    if others:
+        trainer.console.log(
+            f"earlier starts had {' or '.join(map(str, others))} process{'es' if others != [1] else ''}, this one has "
+            f"{trainer.batching.processes}, at the same total batch: sums are rounded in another order, so the weights "
+            "are not bit-equal to those of an undisturbed run"
+        )

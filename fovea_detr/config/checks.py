@@ -183,6 +183,8 @@ def _check_schedule(schedule: Schedule) -> None:
         f"schedule.lr={schedule.lr:g} is {schedule.lr / schedule.usual_lr:.0f} times the usual one: did you mean "
         f"schedule.lr={schedule.usual_lr:g}? If you do mean it, set schedule.usual_lr={schedule.lr:g} as well",
     )
+    total = schedule.total_batch
+    _refuse(total is not None and total < 1, f"schedule.total_batch={total} must be at least 1; null: no fixed total")
     _refuse(not 0 <= schedule.warmup < 1, f"schedule.warmup={schedule.warmup} is a fraction of all steps, 0..1")
     if schedule.kind == "step":
         _refuse(

@@ -66,7 +66,8 @@ class Schedule:
     warmup: float = 0.0  # fraction of all steps
     weight_decay: float = 1e-4
     clip: float = 0.1  # largest norm of the gradient; 0 switches clipping off
-    batch_size: int = 4  # images per process (per GPU)
+    batch_size: int = 4  # images per process (per GPU); with total_batch, of one forward pass at most
+    total_batch: Optional[int] = None  # noqa: UP045 - images of one step, over all processes; None: batch_size times those
     usual_total_batch: int = 16
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.local import NO_ROOT
 from fovea_detr.data.readers import fingerprints
 from fovea_detr.errors import ConfigError
@@ -21,6 +22,7 @@ from fovea_detr.runs.identity import (
     differences,
     identity,
     note_left_out,
+    refuse_other_batch,
     refuse_other_config,
     refuse_other_data,
     settings,
@@ -64,6 +66,7 @@ def refuse_another_run(point: Point) -> None:
     note_left_out(folder.path, folder.config_text())
     if read_or_note("provenance.json", folder.provenance, dict, []):
         refuse_other_data(folder, fingerprints(data), data.root)
+        refuse_other_batch(point.config, folder)
 
 
 def _submitted_text(point: Point, status: PointStatus) -> str | None:
@@ -146,6 +149,16 @@ def _advice(first: str, second: str) -> str:
         f". The total batch changes with {key}, the point's name does not: start two sweeps, "
         f"`study={letter}{one} {first}` and `study={letter}{other} {second}`"
     )
+
+
+def batching_of(point: Point) -> Batching:
+    """With the processes that its job will have. Raises ConfigError if they cannot share its total batch."""
+    asked = point.resources
+    processes = int(asked.get("nodes") or 1) * int(asked.get("tasks_per_node") or 1)
+    try:
+        return Batching.of(point.config, processes)
+    except ConfigError as error:
+        raise ConfigError(f"point {point.name}: {error}; nothing was started") from None
 
 
 def refuse_missing_data(points: Sequence[Point]) -> None:

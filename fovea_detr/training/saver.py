@@ -117,7 +117,9 @@ class Saver:
     def _check_same_batch(self, before: int) -> None:
         now = self.state.total_batch_size
         if before != now:
+            is_set = self.about is not None and self.about.config.schedule.total_batch is not None
             raise RunFolderError(
                 f"{self.folder.path}: this run was trained with a total batch of {before} images, now it would be "
-                f"{now} ({distributed.world_size()} processes): start it with as many processes as before"
+                f"{now} ({distributed.world_size()} processes): "
+                + (f"set schedule.total_batch={before}" if is_set else "start it with as many processes as before")
             )
