@@ -23,6 +23,8 @@ from fovea_detr.errors import ConfigError, NodeError, RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
+from fovea_detr.runs.claim import read_id
+from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.heartbeat import Heartbeat
 from fovea_detr.runs.host import Host, record_failures
@@ -119,6 +121,7 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     refuse_other_data(folder, found, config.data.root)
     refuse_other_batch(config, folder)
     if not folder.has_result():
+        distributed.first_on_node(lambda: origin_of(config, folder) or True)  # raises RunFolderError before the claim
         return False
     result = folder.result() or {}
     if config.mode == "eval":
@@ -163,6 +166,7 @@ def watched(config: Config, folder: RunFolder) -> Iterator[None]:
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
     config = with_num_classes(config, stored_num_classes(folder))
+    origin = distributed.once_per_node(lambda: origin_of(config, folder))
     read = distributed.once_per_node(lambda: build.read_splits(config))
     train_set, val_set = distributed.first_on_node(lambda: build.build_data(config, read))
     classes = val_set.annotations.classes
@@ -174,11 +178,13 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     if distributed.rank() == 0:
         flaws = {name: split.annotations.flaws.as_json() for name, split in splits.items()}
         set_classes = weights is None and classes.has_more_than_needed
-        record_start(config, folder, device, {"data": data, "data_flaws": flaws}, has_set_classes=set_classes)
+        facts = {"data": data, "data_flaws": flaws, **extension(origin)}
+        record_start(config, folder, device, facts, has_set_classes=set_classes)
         if config.data.val_fraction:
             folder.write_split({name: split.annotations.ids_by_file for name, split in splits.items()})
-    epochs, point = config.schedule.epochs, folder.path.name
-    console = Console(folder, point, epochs, enabled=distributed.rank() == 0, tracker=config.tracker)
+    console = Console(
+        folder, folder.path.name, config.last_epoch, enabled=distributed.rank() == 0, tracker=config.tracker
+    )
     console.log(data_line(config, val_set, train_set))
     if layout := describe_layout(config.data):
         console.log(layout)
@@ -190,6 +196,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     trainer.saver.about = About(config, data, classes.by_output)
     if config.mode == "train":
         trainer.saver.restore()
+    if origin is not None:
+        trainer.saver.extend(origin)
+        console.log(f"extends {origin.path}: goes on to epoch {config.last_epoch} from its state after {state.epoch}")
     if not state.resumed:
         load_initial_weights(config, state.model, console, weights, classes)
     trainer.wrapped = wrap_for_ranks(config, state.model, device)
@@ -199,6 +208,14 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     if train_set is not None:
         trainer.train = Split(train_set, build.build_loader(config, train_set, device), config)
     return trainer
+
+
+def extension(origin: RunFolder | None) -> dict[str, Any]:
+    """What provenance.json tells of the run that this one extends."""
+    if origin is None:
+        return {}
+    facts = {"folder": str(origin.path.absolute()), "run": read_id(origin.path)}
+    return {"extends": facts | {"checkpoint_sha256": provenance.file_fingerprint(origin.checkpoint_path)}}
 
 
 def with_num_classes(config: Config, number: int | None) -> Config:
@@ -230,7 +247,8 @@ def record_start(
 ) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    data: the facts of it: fingerprints and flaws. has_set_classes: `data.num_classes` is more than its categories need.
+    data: the facts of it: fingerprints and flaws; what the run extends, if it does.
+    has_set_classes: `data.num_classes` is more than its categories need.
     """
     text = folder.config_text()
     if text is None:

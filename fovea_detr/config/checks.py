@@ -71,6 +71,7 @@ def check(config: Config) -> None:
         not re.fullmatch(r"[^./\\][^/\\]*", config.study),
         f"study={config.study} is a folder below runs={config.runs}: give it a name without / that begins with no dot",
     )
+    _check_extend(config)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -86,6 +87,18 @@ def check(config: Config) -> None:
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
+
+
+def _check_extend(config: Config) -> None:
+    extend, epochs = config.extend, config.schedule.epochs
+    if extend is None:
+        return
+    _refuse(config.mode == "eval", f"extend={extend} trains on, and mode=eval trains nothing: leave one of them out")
+    _refuse(
+        extend <= epochs,
+        f"extend={extend} is not beyond the end of the run that it extends (schedule.epochs={epochs}): name the last "
+        f"epoch, for example extend={epochs + 20}, and leave schedule.epochs as it was",
+    )
 
 
 def _check_cluster(cluster: Cluster) -> None:

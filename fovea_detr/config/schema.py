@@ -143,6 +143,7 @@ class Config:
     mode: str = "train"  # train | eval
     weights: Optional[str] = None  # noqa: UP045
     seed: int = 0
+    extend: Optional[int] = None  # noqa: UP045 - the last epoch of a run that begins where the same run without it ended
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16
     compile: bool = False
@@ -158,6 +159,11 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch with which training ends."""
+        return self.extend or self.schedule.epochs
 
 
 # The nodes whose classes conf/<axis>/ names by `_target_`: a run is compared by their `name`.

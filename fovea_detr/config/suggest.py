@@ -44,6 +44,7 @@ OTHER_NAMES = {  # in DETR's own script, Ultralytics, MMDetection, rf-detr and t
     "runs=FOLDER": ("output_dir", "save_dir", "work_dir", "out", "output", "logdir", "save_path"),
     "mode=eval": ("eval", "test", "test_only", "evaluate", "val", "validate"),
     "precision=bf16": ("amp", "fp16", "bf16", "half", "mixed_precision", "use_amp"),
+    "extend=EPOCHS": ("continue", "extra_epochs", "more_epochs", "additional_epochs"),
     "the same command again, which resumes": ("resume", "resume_from", "auto_resume", "resume_from_checkpoint"),
 }
 

@@ -34,7 +34,7 @@ PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identi
 WEIGHTS_NAMES = ("imagenet", "none")
 FORMER_BACKENDS = ("faster_coco_eval",)  # of stored configurations; today's default gives the same numbers
 NUM_CLASSES = "data.num_classes"
-BATCH, TOTAL_BATCH = "schedule.batch_size", "schedule.total_batch"
+EPOCHS, BATCH, TOTAL_BATCH = "schedule.epochs", "schedule.batch_size", "schedule.total_batch"
 SET_CLASSES = "# data.num_classes was set, not read from the data\n"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
 LONGEST_NAME = 180  # characters of a folder's name
@@ -380,6 +380,28 @@ class Folders:
                 known = {key: value for key, value in stored.settings.items() if key not in stored.unknown}
                 self._names.setdefault(identity(known), []).append(name)
 
+    def shorter(self, name: str, config: Config) -> str | None:
+        """A line for a new folder of this name, if another one holds the same run with fewer epochs."""
+        now = identity(settings(config))
+        found = [] if name in self._texts else self._by_rest.get(_without_epochs(now), [])
+        epochs = [n for n in found if n < config.schedule.epochs]
+        if not epochs:
+            return None
+        other = next(iter(self._names[_without_epochs(now) | {(EPOCHS, str(max(epochs)))}]))
+        return (
+            f"note: {other} is this run with {EPOCHS}={max(epochs)}; with {EPOCHS}={config.schedule.epochs} it starts "
+            f"afresh, in a folder of its own; to go on from that one's final state: {EPOCHS}={max(epochs)} "
+            f"extend={config.schedule.epochs}"
+        )
+
+    @cached_property
+    def _by_rest(self) -> dict[frozenset[tuple[str, str]], list[int]]:
+        """The numbers of epochs for which there is a folder, by all other settings."""
+        found: dict[frozenset[tuple[str, str]], list[int]] = {}
+        for key in self._names:
+            found.setdefault(_without_epochs(key), []).append(int(dict(key)[EPOCHS]))
+        return found
+
     def name(self, new: str, config: Config) -> str:
         """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none.
 
@@ -393,6 +415,10 @@ class Folders:
             and (name == new or not Stored(self._texts[name]).passed_over)
         ]
         return new if new in found or not found else found[0]
+
+
+def _without_epochs(key: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in key if item[0] != EPOCHS)
 
 
 def identity(found: Settings) -> frozenset[tuple[str, str]]:

@@ -12,7 +12,8 @@ import yaml
 from fovea_detr.config.batching import Batching
 from fovea_detr.config.local import NO_ROOT
 from fovea_detr.data.readers import fingerprints
-from fovea_detr.errors import ConfigError
+from fovea_detr.errors import ConfigError, tell
+from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import (
     NUM_CLASSES,
@@ -60,6 +61,7 @@ def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> lis
 def refuse_another_run(point: Point) -> None:
     """Raise RunFolderError if the point's folder holds a run with another configuration or other data."""
     folder, data = RunFolder(point.study_folder / point.name), point.config.data
+    origin_of(point.config, folder)
     if not folder.path.is_dir():
         return
     refuse_other_config(point.config, folder)
@@ -117,6 +119,9 @@ def use_present_folders(study: Study, points: Sequence[Point]) -> None:
     )
     for point in points:
         point.name = folders.name(point.name, point.config)
+    notes = [note for point in points if (note := folders.shorter(point.name, point.config))]
+    if notes:
+        tell(f"{notes[0]}{f' (and {len(notes) - 1} more points)' if len(notes) > 1 else ''}")
 
 
 def refuse_twins(points: Sequence[Point]) -> None:

@@ -71,7 +71,7 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
         self.start()
-        for _ in range(self.state.epoch, self.config.schedule.epochs):
+        for _ in range(self.state.epoch, self.config.last_epoch):
             losses = self.train_epoch()
             metrics, timing = self.evaluate_if_due()
             self.commit({**losses, **metrics}, timing)
@@ -157,7 +157,7 @@ class Trainer:
     def evaluate_if_due(self) -> tuple[dict[str, Any], dict[str, float]]:
         """`evaluate`, if this epoch is to be evaluated; otherwise two empty dicts."""
         epoch, every = self.state.epoch + 1, self.config.evaluation.every
-        if epoch % every and epoch != self.config.schedule.epochs:
+        if epoch % every and epoch != self.config.last_epoch:
             return {}, {}
         self.saver.save()  # so that the epoch is not lost if the evaluation is killed
         with out_of_memory_as_error(f"evaluation after epoch {epoch}, rank {distributed.rank()}"):
@@ -181,7 +181,7 @@ class Trainer:
         evaluation, epoch = self.config.evaluation, self.state.epoch + 1
         if evaluation.save_predictions:
             self.folder.write_predictions(table.results())
-        is_last = self.config.mode == "eval" or epoch == self.config.schedule.epochs
+        is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
             name = MATCHES if is_last else f"matches_{epoch}.npz"
             write_matches(self.folder, matches_of(truth, table, ap), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fovea_detr.config.schema import Config
@@ -66,6 +66,26 @@ class Saver:
                 self.folder.write_history(self.state.history)
         self._restored = self._position()
         self.state.starts += 1
+
+    def extend(self, origin: RunFolder) -> None:
+        """Begin with the final state of another run, its history and cost included.
+
+        Raises RunFolderError if that is not this run's beginning: other data, total batch or number of epochs.
+        """
+        content, about = checkpoint.latest(origin), self.about
+        assert content is not None
+        assert about is not None
+        changed = replace(about, config=replace(about.config, extend=None)).differences(content)
+        epoch, epochs = content["position"]["epoch"], about.config.schedule.epochs
+        changed += [f"{epoch} of {epochs} epochs"] if epoch != epochs else []
+        if changed:
+            raise RunFolderError(f"{origin.checkpoint_path} is not where this run goes on ({'; '.join(changed)})")
+        self._check_same_batch(content["position"]["total_batch_size"])
+        self.state.load_state_dict(content)
+        self.state.starts += 1
+        if self.writes:
+            self.folder.write_history(self.state.history)
+        self._restored = self._position()
 
     def start_clock(self) -> None:
         """Measure training time from now on: start-up and preflight do not count."""
