@@ -24,14 +24,14 @@ from fovea_detr.model.backbone import build_backbone
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.position import LearnedPosition, SinePosition
 from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
+from fovea_detr.training.frozen import freeze, frozen_parts
 
 
 def build_model(config: Config) -> DETR:
     """The model of a configuration with random weights; nothing is downloaded. Initialised from torch's generator."""
     model = config.model
-    backbone = build_backbone(
-        model.backbone, dc5=model.dc5, batch_norm=model.batch_norm, train=config.schedule.lr_backbone > 0
-    )
+    trained = "backbone" not in frozen_parts(config)
+    backbone = build_backbone(model.backbone, dc5=model.dc5, batch_norm=model.batch_norm, train=trained)
     position = {"sine": SinePosition, "learned": LearnedPosition}[model.position](model.hidden)
     mixture = _axis(config.mixture) if model.fovea else None
     detr = DETR(
@@ -46,6 +46,7 @@ def build_model(config: Config) -> DETR:
         activation="sigmoid" if model.loss == "focal" else "softmax",
     )
     detr.config = config
+    freeze(detr, config)
     return detr
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, Cluster, Config, Data, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, Cluster, Config, Data, Model, Schedule, Train, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -26,6 +26,7 @@ CHOICES = {
     "data.check": ("quick", "full"),
     "evaluation.backend": ("hotcoco", "pycocotools"),
 }
+FREEZABLE = ("backbone", "encoder", "decoder")
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
@@ -42,7 +43,7 @@ DATA_FILES += ("data.val_fraction",)
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
 # What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
-UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule", "train")}
 
 
 def unread(settings: Mapping[str, str]) -> set[str]:
@@ -72,6 +73,7 @@ def check(config: Config) -> None:
         f"study={config.study} is a folder below runs={config.runs}: give it a name without / that begins with no dot",
     )
     _check_extend(config)
+    _check_train(config.train)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -99,6 +101,16 @@ def _check_extend(config: Config) -> None:
         f"extend={extend} is not beyond the end of the run that it extends (schedule.epochs={epochs}): name the last "
         f"epoch, for example extend={epochs + 20}, and leave schedule.epochs as it was",
     )
+
+
+def _check_train(train: Train) -> None:
+    unknown = [part for part in train.freeze.split("+") if part not in FREEZABLE]
+    _refuse(
+        train.freeze != "none" and bool(unknown),
+        f"train.freeze={train.freeze}: choose none or among {', '.join(FREEZABLE)}; several: {'+'.join(FREEZABLE[:2])}",
+    )
+    stop = train.early_stop
+    _refuse(stop is not None and stop < 1, f"train.early_stop={stop} must be at least 1 evaluation; null: never")
 
 
 def _check_cluster(cluster: Cluster) -> None:

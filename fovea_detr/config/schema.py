@@ -109,8 +109,15 @@ class Evaluation:
 
 
 @dataclass
+class Train:
+    freeze: str = "none"  # none | parts of FREEZABLE, config/checks.py, joined by +
+    early_stop: Optional[int] = None  # noqa: UP045 - evaluations without a better AP
+
+
+@dataclass
 class Checkpoint:
     minutes: float = 10.0
+    best: bool = False
 
 
 @dataclass
@@ -155,6 +162,7 @@ class Config:
     mixture: dict[str, Any] = field(default_factory=dict)
     kernel: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

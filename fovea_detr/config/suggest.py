@@ -44,6 +44,9 @@ OTHER_NAMES = {  # in DETR's own script, Ultralytics, MMDetection, rf-detr and t
     "runs=FOLDER": ("output_dir", "save_dir", "work_dir", "out", "output", "logdir", "save_path"),
     "mode=eval": ("eval", "test", "test_only", "evaluate", "val", "validate"),
     "precision=bf16": ("amp", "fp16", "bf16", "half", "mixed_precision", "use_amp"),
+    "train.freeze": ("freeze_backbone", "frozen", "frozen_stages", "freeze_encoder", "frozen_weights"),
+    "train.early_stop": ("patience", "early_stopping", "early_stopping_patience"),
+    "checkpoint.best": ("save_best", "keep_best", "load_best_model_at_end"),
     "extend=EPOCHS": ("continue", "extra_epochs", "more_epochs", "additional_epochs"),
     "the same command again, which resumes": ("resume", "resume_from", "auto_resume", "resume_from_checkpoint"),
 }

@@ -27,9 +27,10 @@ from fovea_detr.runs.folder import MATCHES, RunFolder
 from fovea_detr.runs.stop import StopFlag, Stopped
 from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console, summary
+from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
 from fovea_detr.training.reports import StepReports, average_over_ranks, last_layer, location
-from fovea_detr.training.saver import Saver
+from fovea_detr.training.saver import BEST, Saver
 from fovea_detr.training.split import Split
 from fovea_detr.training.state import TrainState
 from fovea_detr.types import Batch, Target
@@ -72,6 +73,10 @@ class Trainer:
         """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
         self.start()
         for _ in range(self.state.epoch, self.config.last_epoch):
+            patience = self.config.train.early_stop
+            if patience is not None and any(distributed.gather(self.state.has_stalled(patience))):
+                self.console.log(f"stopped early: no better AP in the last {patience} evaluations")
+                return
             losses = self.train_epoch()
             metrics, timing = self.evaluate_if_due()
             self.commit({**losses, **metrics}, timing)
@@ -87,7 +92,7 @@ class Trainer:
         assert self.train is not None
         state, batches = self.state, self.train.epoch_batches(self.state.epoch, self.batching)
         first = state.batches_done
-        self.wrapped.train()
+        train_mode(self.wrapped, self.state.model, self.config)
         self.console.start_epoch(state.epoch, len(batches), first)
         left = [micro_batch for step in batches[first:] for micro_batch in step]
         read = self.train.loader.read(left, epoch=state.epoch)
@@ -182,6 +187,7 @@ class Trainer:
         if evaluation.save_predictions:
             self.folder.write_predictions(table.results())
         is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
+        is_last |= self.state.has_stalled(self.config.train.early_stop, ap)
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
             name = MATCHES if is_last else f"matches_{epoch}.npz"
             write_matches(self.folder, matches_of(truth, table, ap), name)
@@ -192,6 +198,8 @@ class Trainer:
         timing = {**timing, "padding_share": self.train.loader.padding_share}
         if self.compiled is not None:
             timing |= self.compiled.counts()
+        if self.config.checkpoint.best:
+            self.saver.save_best(line)
         self.saver.commit({**line, "timing": timing})
         self.console.epoch_done(self.state.history[-1])
 
@@ -203,6 +211,10 @@ class Trainer:
         outcome: dict[str, Any] = {"last": metrics}
         if self.config.mode == "train":
             outcome = {**self.state.outcome(), "peak_memory_bytes": self.peak_memory_bytes}
+            if self.state.epoch < self.config.last_epoch:
+                outcome["stopped_early"] = True
+            if self.config.checkpoint.best and self.saver.best_epoch() == outcome["best"]["epoch"]:
+                outcome["best"]["checkpoint"] = BEST
         result = {
             "mode": self.config.mode,
             **outcome,

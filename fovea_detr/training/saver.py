@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text, differences
 from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
+
+BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,22 @@ class Saver:
             checkpoint.save(self.folder, {**self.state.state_dict(), **about, **run})
             if self._position() != self._restored:
                 self.folder.step_saved()
+
+    def save_best(self, line: Mapping[str, Any]) -> None:
+        """Write best.pt if the AP of this epoch, not yet in the history, is above that of all epochs before.
+
+        Before the checkpoint: a run that is killed in between evaluates the epoch again, and writes the same file.
+        """
+        before = max((old["AP"] for old in self.state.history if "AP" in old), default=-math.inf)
+        if self.writes and line.get("AP", -math.inf) > before:
+            about = self.about.content() if self.about is not None else {}
+            content = {"model": self.state.model.state_dict(), "epoch": line["epoch"], "AP": line["AP"], **about}
+            checkpoint.save_as(self.folder, BEST, content)
+
+    def best_epoch(self) -> int | None:
+        """The epoch of best.pt; None without one. Of another epoch than the best if it was not kept from the start."""
+        path = self.folder.path / BEST
+        return checkpoint.read(path).get("epoch") if path.exists() else None
 
     def commit(self, line: dict[str, Any]) -> None:
         """End an epoch: write the checkpoint first, then the history with this line."""
