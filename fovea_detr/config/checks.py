@@ -30,7 +30,7 @@ FREEZABLE = ("backbone", "encoder", "decoder")
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
-AT_LEAST_ONE += ("data.long_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
+AT_LEAST_ONE += ("data.long_side", "data.short_side", "data.max_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
 ABOVE_ZERO += ("cluster.signal_minutes", "cluster.stall_minutes")
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
@@ -176,6 +176,15 @@ def _check_data(data: Data) -> None:
         data.recipe == "coco" and data.long_side != Data().long_side,
         f"data.long_side={data.long_side} has no effect with data.recipe=coco: add data.recipe=tiny",
     )
+    sides, usual = (data.short_side, data.max_side), (Data().short_side, Data().max_side)
+    _refuse(
+        data.recipe == "tiny" and sides != usual,
+        "data.short_side and data.max_side have no effect with data.recipe=tiny: set data.long_side",
+    )
+    _refuse(
+        data.max_side < data.short_side, f"data.max_side={data.max_side} is below {data.short_side}, the short side"
+    )
+    _refuse(data.subset is not None and data.subset < 1, f"data.subset={data.subset} must be at least 1; null: all")
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 

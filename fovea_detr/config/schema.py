@@ -88,6 +88,9 @@ class Data:
     cache: str = ".cache"
     recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
     long_side: int = 128  # pixels, of recipe=tiny
+    short_side: int = 800  # pixels, of recipe=coco
+    max_side: int = 1333  # pixels, of recipe=coco
+    subset: Optional[int] = None  # noqa: UP045 - the first images of each split, for debugging; None: all
     num_classes: Optional[int] = None  # noqa: UP045 - None: highest category id + 1, read from the annotations
     train_images: int = 0  # of the generated data set
     val_images: int = 0

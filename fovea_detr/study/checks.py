@@ -136,10 +136,11 @@ def refuse_twins(points: Sequence[Point]) -> None:
                     " ".join(word for word in one.typed if word not in other.typed) or one.name
                     for one, other in ((twin, point), (point, twin))
                 )
+                advice = _advice(first, second) if point.config.schedule.total_batch is None else ""
                 raise ConfigError(
                     f"two points of this sweep, {first} and {second}, would share the folder "
                     f"{twin.study_folder / twin.name}: their configurations are equal, or differ only in what is not "
-                    f"part of a run (cluster, paths, ...){_advice(first, second)}; nothing was started"
+                    f"part of a run (cluster, paths, ...){advice}; nothing was started"
                 )
 
 

@@ -100,7 +100,8 @@ class Trainer:
         for step, micro_batches in enumerate(steps_read, start=state.epoch * len(batches) + first):
             set_learning_rate(state.optimizer, learning_rate_factor(self.config.schedule, step, len(batches)))
             with out_of_memory_as_error(location(step, *(batch for batch, _ in micro_batches))):
-                self.train_step(*micro_batches[0], step, *micro_batches[1:])
+                (batch, targets), *more = micro_batches
+                self.train_step(batch, targets, step, *more)
             self.console.step_done(self.reports.latest, state.total_batch_size)
             self.end_step(step)
         self.reports.settle()

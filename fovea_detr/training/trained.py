@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fovea_detr.config.schema import AXES, Config
+from fovea_detr.config.schema import AXES, Config, Data
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.runs.host import process_rank
@@ -110,13 +110,18 @@ def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = F
 
 def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     names_data = any(key.split(".")[0] == "data" for key in typed)
-    data = replace(config.data, recipe=trained.data.recipe) if names_data else _data(config, trained)
+    data = _sizes(config.data, trained.data) if names_data else _data(config, trained)
     axes = {axis: getattr(trained, axis) for axis in AXES}
     evaluation = config.evaluation
     if not typed & {"evaluation.batch_size", "schedule.batch_size"}:  # AP depends on the padding
         evaluation = replace(evaluation, batch_size=trained.evaluation.batch_size)
     model = replace(trained.model, backbone_weights=config.model.backbone_weights)
     return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
+
+
+def _sizes(here: Data, trained: Data) -> Data:
+    """The data that are named, at the size of the training."""
+    return replace(here, recipe=trained.recipe, short_side=trained.short_side, max_side=trained.max_side)
 
 
 def _data(config: Config, trained: Config) -> Any:

@@ -25,7 +25,7 @@ from tests.training.test_resume import SIGNALS, assert_equal_runs, kill_while_tr
     [
         (
             "train.freeze=neck",
-            r"train\.freeze=neck: choose none, or among backbone, encoder, decoder; several: backbone",
+            r"train\.freeze=neck: choose none or among backbone, encoder, decoder; several: backbone",
         ),
         ("train.freeze=backbone+neck", r"train\.freeze=backbone\+neck: choose none"),
         ("train.early_stop=0", r"train\.early_stop=0 must be at least 1 evaluation"),
