@@ -13,6 +13,8 @@ from fovea_detr import cli
 from fovea_detr.compose import parse
 from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import CONF_DIR
+from fovea_detr.errors import tell
+from fovea_detr.runs.host import process_rank
 from fovea_detr.runs.identity import Folders, point_name, with_absolute_weights
 from hydra_plugins.fovea_slurm.config import register
 
@@ -30,7 +32,10 @@ def run_point(composed: DictConfig) -> float | None:
             config = as_trained(config, typed)
     with cli.one_line_errors(leave):
         study_folder = Path(config.runs) / config.study
-        point = Folders(study_folder).name(point_name(typed), config)
+        folders = Folders(study_folder)
+        point = folders.name(point_name(typed), config)
+        if (note := folders.shorter(point, config)) and process_rank() == 0:
+            tell(note)
 
         from fovea_detr import experiment  # imports torch: only after the configuration has passed its checks
 

@@ -15,7 +15,7 @@ from fovea_detr.data.coco import CocoDataset, check_images
 from fovea_detr.data.flaws import refuse
 from fovea_detr.data.loader import Loader
 from fovea_detr.data.readers import READERS, SplitName
-from fovea_detr.data.transforms import eval_transform, train_transform
+from fovea_detr.data.transforms import eval_transform, published_sides, train_transform
 from fovea_detr.errors import DataError
 from fovea_detr.fovea.prior import FoveaPrior
 from fovea_detr.loss.criterion import Criterion
@@ -24,14 +24,14 @@ from fovea_detr.model.backbone import build_backbone
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.position import LearnedPosition, SinePosition
 from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
+from fovea_detr.training.frozen import freeze, frozen_parts
 
 
 def build_model(config: Config) -> DETR:
     """The model of a configuration with random weights; nothing is downloaded. Initialised from torch's generator."""
     model = config.model
-    backbone = build_backbone(
-        model.backbone, dc5=model.dc5, batch_norm=model.batch_norm, train=config.schedule.lr_backbone > 0
-    )
+    trained = "backbone" not in frozen_parts(config)
+    backbone = build_backbone(model.backbone, dc5=model.dc5, batch_norm=model.batch_norm, train=trained)
     position = {"sine": SinePosition, "learned": LearnedPosition}[model.position](model.hidden)
     mixture = _axis(config.mixture) if model.fovea else None
     detr = DETR(
@@ -46,6 +46,7 @@ def build_model(config: Config) -> DETR:
         activation="sigmoid" if model.loss == "focal" else "softmax",
     )
     detr.config = config
+    freeze(detr, config)
     return detr
 
 
@@ -104,7 +105,8 @@ def build_criterion(config: Config) -> Criterion:
 def read_splits(config: Config) -> dict[SplitName, CocoSplit]:
     """The annotations of "train" (not with mode=eval) and "val", checked; with data.check=full the images too.
 
-    Both have the classes of both splits and `data.num_classes`; with mode=eval, of the validation split alone.
+    With data.subset, those of the first images. Both have the classes of both splits and `data.num_classes`; with
+    mode=eval, of the validation split alone.
     Raises DataError.
     """
     data = config.data
@@ -116,6 +118,8 @@ def read_splits(config: Config) -> dict[SplitName, CocoSplit]:
     if "train" in splits:
         classes = Classes.of(merge_names(splits["train"].categories, splits["val"].categories), data.num_classes)
         splits = {name: split.with_classes(classes) for name, split in splits.items()}
+    if data.subset is not None:
+        splits = {name: split.first(data.subset) for name, split in splits.items()}
     for split in splits.values() if data.check == "full" else ():
         check_images(CocoDataset(split, eval_transform(data.recipe)))
     return splits
@@ -126,7 +130,9 @@ def build_data(
 ) -> tuple[CocoDataset | None, CocoDataset]:
     """The training (None with mode=eval) and the validation split. splits: None to read them. Raises DataError."""
     data, splits = config.data, read_splits(config) if splits is None else splits
-    to_eval, to_train = (make(data.recipe, long_side=data.long_side) for make in (eval_transform, train_transform))
+    sizes: dict[str, Any] = {"max_side": data.max_side, "long_side": data.long_side}
+    to_eval = eval_transform(data.recipe, short_side=data.short_side, **sizes)
+    to_train = train_transform(data.recipe, **published_sides(data.short_side), **sizes)
     val = CocoDataset(splits["val"], to_eval, in_memory=data.in_memory)
     if "train" not in splits:
         return None, val

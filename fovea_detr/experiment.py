@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
@@ -23,10 +24,19 @@ from fovea_detr.errors import ConfigError, NodeError, RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import denormals_flushed
 from fovea_detr.runs import provenance
+from fovea_detr.runs.claim import read_id
+from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.heartbeat import Heartbeat
 from fovea_detr.runs.host import Host, record_failures
-from fovea_detr.runs.identity import Stored, config_text, note_left_out, refuse_other_config, refuse_other_data
+from fovea_detr.runs.identity import (
+    Stored,
+    config_text,
+    note_left_out,
+    refuse_other_batch,
+    refuse_other_config,
+    refuse_other_data,
+)
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
 from fovea_detr.training.console import Console, percent, summary
@@ -55,6 +65,7 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
         is_done = finished_before(config, folder)
         if not is_done or lacks_predictions(config, folder):
             distributed.first_on_node(lambda: refuse_missing(config.tracker))
+            distributed.first_on_node(lambda: Batching.of(config, distributed.world_size()))  # or ConfigError
             with host.stop.listening() as stop:
                 distributed.first_on_node(lambda: claim(folder, host))
                 with watched(config, folder), closing(build_trainer(config, folder, device, stop)) as trainer:
@@ -133,7 +144,9 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
         note_left_out(folder.path, folder.config_text())
     found = distributed.once_per_node(lambda: fingerprints(config.data))
     refuse_other_data(folder, found, config.data.root)
+    refuse_other_batch(config, folder)
     if not folder.has_result():
+        distributed.first_on_node(lambda: origin_of(config, folder) or True)  # raises RunFolderError before the claim
         return False
     result = folder.result() or {}
     if config.mode == "eval":
@@ -178,6 +191,7 @@ def watched(config: Config, folder: RunFolder) -> Iterator[None]:
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop: StopFlag) -> Trainer:
     """Data, model, optimizer and criterion, restored from the folder's checkpoint if there is one."""
     config = with_num_classes(config, stored_num_classes(folder))
+    origin = distributed.once_per_node(lambda: origin_of(config, folder))
     read = distributed.once_per_node(lambda: build.read_splits(config))
     train_set, val_set = distributed.first_on_node(lambda: build.build_data(config, read))
     classes = val_set.annotations.classes
@@ -189,11 +203,11 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     if distributed.rank() == 0:
         flaws = {name: split.annotations.flaws.as_json() for name, split in splits.items()}
         set_classes = weights is None and classes.has_more_than_needed
-        record_start(config, folder, device, {"data": data, "data_flaws": flaws}, has_set_classes=set_classes)
+        facts = {"data": data, "data_flaws": flaws, **extension(origin)}
+        record_start(config, folder, device, facts, has_set_classes=set_classes)
         if config.data.val_fraction:
             folder.write_split({name: split.annotations.ids_by_file for name, split in splits.items()})
-    epochs, point = config.schedule.epochs, folder.path.name
-    console = Console(folder, point, epochs, enabled=distributed.rank() == 0)
+    console = Console(folder, folder.path.name, config.last_epoch, enabled=distributed.rank() == 0)
     if config.tracker != "none" and distributed.rank() == 0:
         console.tracking = Tracking(config, folder, console.log)
     console.log(data_line(config, val_set, train_set))
@@ -207,6 +221,9 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     trainer.saver.about = About(config, data, classes.by_output, classes.id_by_output)
     if config.mode == "train":
         trainer.saver.restore()
+    if origin is not None:
+        trainer.saver.extend(origin)
+        console.log(f"extends {origin.path}: goes on to epoch {config.last_epoch} from its state after {state.epoch}")
     if not state.resumed:
         load_initial_weights(config, state.model, console, weights, classes)
     trainer.wrapped = wrap_for_ranks(config, state.model, device)
@@ -216,6 +233,14 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     if train_set is not None:
         trainer.train = Split(train_set, build.build_loader(config, train_set, device), config)
     return trainer
+
+
+def extension(origin: RunFolder | None) -> dict[str, Any]:
+    """What provenance.json tells of the run that this one extends."""
+    if origin is None:
+        return {}
+    facts = {"folder": str(origin.path.absolute()), "run": read_id(origin.path)}
+    return {"extends": facts | {"checkpoint_sha256": provenance.file_fingerprint(origin.checkpoint_path)}}
 
 
 def with_num_classes(config: Config, number: int | None) -> Config:
@@ -242,25 +267,22 @@ def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> st
     )
 
 
-def total_batch_size(config: Config) -> int:
-    """Images of one step, over all ranks."""
-    return config.schedule.batch_size * distributed.world_size()
-
-
 def record_start(
     config: Config, folder: RunFolder, device: torch.device, data: dict[str, Any], *, has_set_classes: bool
 ) -> None:
     """Write config.yaml at the first start, and the provenance of every start, the first one at the top level.
 
-    Of a finished run, nothing changes. data: the facts of it: fingerprints and flaws. has_set_classes:
-    `data.num_classes` is more than its categories need.
+    Of a finished run, nothing changes. data: the facts of it: fingerprints and flaws; what the run extends, if it does.
+    has_set_classes: `data.num_classes` is more than its categories need.
     """
     if folder.has_result():
         return
     text = folder.config_text()
     if text is None:
         folder.write_config(config_text(config, has_set_classes=has_set_classes))
-    facts = provenance.describe(device, distributed.world_size(), total_batch_size(config))
+    batching = Batching.of(config, distributed.world_size())
+    facts = provenance.describe(device, batching.processes, batching.total)
+    facts |= {"micro_batches": batching.micro_batches, "images_per_micro_batch": batching.images}
     facts |= {**data, "evaluator": f"{config.evaluation.backend} {facts['packages'][config.evaluation.backend]}"}
     if config.weights is not None:
         facts["weights_sha256"] = provenance.file_fingerprint(config.weights)
@@ -275,7 +297,7 @@ def initial_state(config: Config, device: torch.device) -> TrainState:
     torch.manual_seed(config.seed)
     model = build.build_model(config).to(device)
     optimizer = build_optimizer(model, config.schedule)
-    return TrainState(model, optimizer, total_batch_size=total_batch_size(config))
+    return TrainState(model, optimizer, total_batch_size=Batching.of(config, distributed.world_size()).total)
 
 
 def load_initial_weights(
@@ -304,12 +326,9 @@ def wrap_for_ranks(config: Config, model: torch.nn.Module, device: torch.device)
 
 def announce(trainer: Trainer) -> None:
     """Log the number of parameters, the processes, the total batch size and the position of a resumed run."""
-    schedule, world, state = trainer.config.schedule, distributed.world_size(), trainer.state
+    schedule, state = trainer.config.schedule, trainer.state
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-    trainer.console.log(
-        f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {world} "
-        f"process{'es' if world > 1 else ''} x {schedule.batch_size} images = total batch {state.total_batch_size}"
-    )
+    trainer.console.log(f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {trainer.batching}")
     if state.total_batch_size != schedule.usual_total_batch:
         is_larger = state.total_batch_size > schedule.usual_total_batch
         trainer.console.log(
@@ -320,3 +339,17 @@ def announce(trainer: Trainer) -> None:
     if state.resumed:
         done = f"{state.epoch} epochs and {state.batches_done} steps"
         trainer.console.log(f"resumed after {done} (start {state.starts})")
+        note_other_processes(trainer)
+
+
+def note_other_processes(trainer: Trainer) -> None:
+    """Log if earlier starts had another number of processes, which provenance.json records of every start."""
+    first = trainer.folder.provenance() or {}
+    starts = [first.get("world_size"), *(start.get("world_size") for start in first.get("later_starts", []))]
+    others = sorted({count for count in starts if count not in (None, trainer.batching.processes)})
+    if others:
+        trainer.console.log(
+            f"earlier starts had {' or '.join(map(str, others))} process{'es' if others != [1] else ''}, this one has "
+            f"{trainer.batching.processes}, at the same total batch: sums are rounded in another order, so the weights "
+            "are not bit-equal to those of an undisturbed run"
+        )

@@ -16,7 +16,7 @@ from fovea_detr.runs.identity import Settings, as_typed, defaults
 FILE = Path(__file__).parent / "published.yaml"
 # What may differ: names (the leaves below them count), the seed, and how often is evaluated and in which batches. The
 # batch of a process is not compared either, because the total batch is.
-FREE = {"model", "schedule", "seed", "schedule.batch_size", "weights"}
+FREE = {"model", "schedule", "seed", "schedule.batch_size", "schedule.total_batch", "weights"}
 CLASSES = {"data.num_classes": ("null", "91")}  # of COCO; null: not read from the annotations yet
 ANY = "any"  # the source does not say
 TOTAL_BATCH = range(16, 33)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, Cluster, Config, Data, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, Cluster, Config, Data, Model, Schedule, Train, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -26,10 +26,11 @@ CHOICES = {
     "data.check": ("quick", "full"),
     "evaluation.backend": ("hotcoco", "pycocotools"),
 }
+FREEZABLE = ("backbone", "encoder", "decoder")
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
 AT_LEAST_ONE += ("schedule.epochs", "schedule.batch_size", "evaluation.every", "evaluation.batch_size")
-AT_LEAST_ONE += ("data.long_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
+AT_LEAST_ONE += ("data.long_side", "data.short_side", "data.max_side", "cluster.nodes", "cluster.gpus", "cluster.cpus")
 ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.minutes", "cluster.hours")
 ABOVE_ZERO += ("cluster.signal_minutes", "cluster.stall_minutes")
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
@@ -42,7 +43,7 @@ DATA_FILES += ("data.val_fraction",)
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
 # What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
-UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule",)}
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule", "train")}
 
 
 def unread(settings: Mapping[str, str]) -> set[str]:
@@ -71,6 +72,8 @@ def check(config: Config) -> None:
         not re.fullmatch(r"[^./\\][^/\\]*", config.study),
         f"study={config.study} is a folder below runs={config.runs}: give it a name without / that begins with no dot",
     )
+    _check_extend(config)
+    _check_train(config.train)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -86,6 +89,28 @@ def check(config: Config) -> None:
     )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
+
+
+def _check_extend(config: Config) -> None:
+    extend, epochs = config.extend, config.schedule.epochs
+    if extend is None:
+        return
+    _refuse(config.mode == "eval", f"extend={extend} trains on, and mode=eval trains nothing: leave one of them out")
+    _refuse(
+        extend <= epochs,
+        f"extend={extend} is not beyond the end of the run that it extends (schedule.epochs={epochs}): name the last "
+        f"epoch, for example extend={epochs + 20}, and leave schedule.epochs as it was",
+    )
+
+
+def _check_train(train: Train) -> None:
+    unknown = [part for part in train.freeze.split("+") if part not in FREEZABLE]
+    _refuse(
+        train.freeze != "none" and bool(unknown),
+        f"train.freeze={train.freeze}: choose none or among {', '.join(FREEZABLE)}; several: {'+'.join(FREEZABLE[:2])}",
+    )
+    stop = train.early_stop
+    _refuse(stop is not None and stop < 1, f"train.early_stop={stop} must be at least 1 evaluation; null: never")
 
 
 def _check_cluster(cluster: Cluster) -> None:
@@ -151,6 +176,15 @@ def _check_data(data: Data) -> None:
         data.recipe == "coco" and data.long_side != Data().long_side,
         f"data.long_side={data.long_side} has no effect with data.recipe=coco: add data.recipe=tiny",
     )
+    sides, usual = (data.short_side, data.max_side), (Data().short_side, Data().max_side)
+    _refuse(
+        data.recipe == "tiny" and sides != usual,
+        "data.short_side and data.max_side have no effect with data.recipe=tiny: set data.long_side",
+    )
+    _refuse(
+        data.max_side < data.short_side, f"data.max_side={data.max_side} is below {data.short_side}, the short side"
+    )
+    _refuse(data.subset is not None and data.subset < 1, f"data.subset={data.subset} must be at least 1; null: all")
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 
@@ -183,6 +217,8 @@ def _check_schedule(schedule: Schedule) -> None:
         f"schedule.lr={schedule.lr:g} is {schedule.lr / schedule.usual_lr:.0f} times the usual one: did you mean "
         f"schedule.lr={schedule.usual_lr:g}? If you do mean it, set schedule.usual_lr={schedule.lr:g} as well",
     )
+    total = schedule.total_batch
+    _refuse(total is not None and total < 1, f"schedule.total_batch={total} must be at least 1; null: no fixed total")
     _refuse(not 0 <= schedule.warmup < 1, f"schedule.warmup={schedule.warmup} is a fraction of all steps, 0..1")
     if schedule.kind == "step":
         _refuse(

@@ -68,7 +68,8 @@ class Schedule:
     warmup: float = 0.0  # fraction of all steps
     weight_decay: float = 1e-4
     clip: float = 0.1  # largest norm of the gradient; 0 switches clipping off
-    batch_size: int = 4  # images per process (per GPU)
+    batch_size: int = 4  # images per process (per GPU); with total_batch, of one forward pass at most
+    total_batch: Optional[int] = None  # noqa: UP045 - images of one step, over all processes; None: batch_size times those
     usual_total_batch: int = 16
 
 
@@ -89,6 +90,9 @@ class Data:
     cache: str = ".cache"
     recipe: str = "coco"  # coco | tiny: the augmentation and the evaluation size
     long_side: int = 128  # pixels, of recipe=tiny
+    short_side: int = 800  # pixels, of recipe=coco
+    max_side: int = 1333  # pixels, of recipe=coco
+    subset: Optional[int] = None  # noqa: UP045 - the first images of each split, for debugging; None: all
     num_classes: Optional[int] = None  # noqa: UP045 - None: highest category id + 1, read from the annotations
     train_images: int = 0  # of the generated data set
     val_images: int = 0
@@ -110,8 +114,15 @@ class Evaluation:
 
 
 @dataclass
+class Train:
+    freeze: str = "none"  # none | parts of FREEZABLE, config/checks.py, joined by +
+    early_stop: Optional[int] = None  # noqa: UP045 - evaluations without a better AP
+
+
+@dataclass
 class Checkpoint:
     minutes: float = 10.0
+    best: bool = False
 
 
 @dataclass
@@ -144,6 +155,7 @@ class Config:
     mode: str = "train"  # train | eval
     weights: Optional[str] = None  # noqa: UP045
     seed: int = 0
+    extend: Optional[int] = None  # noqa: UP045 - the last epoch of a run that begins where the same run without it ended
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16
     compile: bool = False
@@ -155,10 +167,16 @@ class Config:
     mixture: dict[str, Any] = field(default_factory=dict)
     kernel: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     cluster: Cluster = field(default_factory=Cluster)
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch with which training ends."""
+        return self.extend or self.schedule.epochs
 
 
 # The nodes whose classes conf/<axis>/ names by `_target_`: a run is compared by their `name`.

@@ -87,6 +87,21 @@ class CocoSplit:
         """The same annotations under the classes of the whole data set."""
         return replace(self, labels=classes.outputs(self.classes.category_ids(self.labels)), classes=classes)
 
+    def first(self, number: int) -> CocoSplit:
+        """The first images of the file, or all if there are fewer, with their objects; same classes and fingerprint."""
+        kept, end = self.objects.rows < number, self.starts[min(number, len(self.image_ids))]
+        objects = Objects(**{name: column[kept] for name, column in vars(self.objects).items()})
+        return replace(
+            self,
+            image_ids=self.image_ids[:number],
+            file_names=self.file_names[:number],
+            sizes_hw=self.sizes_hw[:number],
+            labels=self.labels[:end],
+            boxes_xyxy=self.boxes_xyxy[:end],
+            starts=self.starts[: number + 1],
+            objects=objects,
+        )
+
     def ground_truth(self) -> dict[str, Any]:
         """COCO's dict for COCOeval, with the boxes and areas of the file. Annotations are numbered from 1."""
         table = self.objects

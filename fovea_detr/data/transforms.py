@@ -154,6 +154,15 @@ def train_transform(
     raise ValueError(f"data.recipe={kind} is not one of coco, tiny")
 
 
+def published_sides(largest: int) -> dict[str, tuple[int, ...]]:
+    """The sizes of the published training, scaled so that the largest short side is this one: 800 leaves them."""
+    sides = {"short_sides": SHORT_SIDES, "crop_short_sides": CROP_SHORT_SIDES, "crop_sides": CROP_SIDES}
+    return {
+        name: tuple(max(1, round(side * largest / SHORT_SIDES[-1])) for side in values)
+        for name, values in sides.items()
+    }
+
+
 def eval_transform(kind: str, *, short_side: int = 800, max_side: int = 1333, long_side: int = 128) -> Transform:
     """kind: "coco" (short side 800, long side about 1333 at most) or "tiny" (long side 128). Sizes in pixels."""
     if kind == "coco":

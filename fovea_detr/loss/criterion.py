@@ -1,12 +1,13 @@
 """DETR's set loss: match, then classify every query and regress the boxes of the matched ones, on every decoder layer.
 
 Sources: Carion et al., DETR (softmax, L1, GIoU); Lin et al., focal loss, as used by SMCA (sum over queries and classes,
-divided by the number of objects). All ranks divide by the same number, the mean number of objects per rank.
+divided by the number of objects). All ranks divide by the same number, the mean number of objects per rank and
+micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,18 +54,20 @@ class Criterion(nn.Module):
         predictions: Predictions,
         targets: list[Target] | list[Mapping[str, Tensor]],
         fetch: Fetch | None = None,
+        num_boxes: Tensor | None = None,
     ) -> Losses:
         """targets: one per image, a Target or DETR's dict of `labels` and `boxes`; it may be empty.
 
-        fetch: copies the matching costs to the host; None: `to_host`.
+        fetch: copies the matching costs to the host; None: `to_host`. num_boxes [1]: divides L1, GIoU and the focal
+        loss; None: `mean_objects` of these targets, for a step without further micro-batches.
 
         Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite.
         """
         device = predictions.logits.device
         objects = [as_target(target) for target in targets]
         matches = self.matcher(predictions, objects, fetch)
-        count = torch.full((1,), float(sum(len(target) for target in objects)), device=device)
-        num_boxes = distributed.mean(count).clamp(min=1)
+        if num_boxes is None:
+            num_boxes = mean_objects([objects], device)
         where, labels, boxes = (part.to(device, non_blocking=True) for part in _matched(matches, objects))
         layer, image, query = where
         matched = predictions.boxes_cxcywh.float()[layer, image, query]  # [N, 4]
@@ -91,6 +94,12 @@ class Criterion(nn.Module):
         classes[where] = labels
         each = functional.cross_entropy(logits.movedim(-1, 1), classes, self.class_weights, reduction="none")
         return each.sum((1, 2)) / self.class_weights[classes].sum((1, 2))
+
+
+def mean_objects(micro_batches: Sequence[Sequence[Target]], device: torch.device) -> Tensor:
+    """The mean number of objects in a micro-batch, over those of this step on all ranks, at least 1 -> [1]."""
+    count = sum(len(target) for targets in micro_batches for target in targets)
+    return distributed.mean(torch.full((1,), count / len(micro_batches), device=device)).clamp(min=1)
 
 
 def _matched(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor, Tensor, Tensor]:

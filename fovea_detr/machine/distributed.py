@@ -6,7 +6,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr.errors import UserError
 from fovea_detr.machine.rendezvous import connect
@@ -163,6 +164,11 @@ def stop_together(function: Callable[[], T]) -> T:
     if any(numbers):
         raise Stopped(max(numbers))
     return cast(T, value)
+
+
+def gradients_kept_local(wrapped: torch.nn.Module) -> AbstractContextManager[None]:
+    """In the block, DistributedDataParallel adds up gradients on each rank without averaging them over the ranks."""
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: torch.nn.Module) -> None:

@@ -54,7 +54,9 @@ class Predictor:
         self.trained = trained
         self.model = trained.model.to(self.device).eval()
         data = trained.config.data
-        self.transform = eval_transform(data.recipe, long_side=data.long_side)
+        self.transform = eval_transform(
+            data.recipe, short_side=data.short_side, max_side=data.max_side, long_side=data.long_side
+        )
 
     def predict(self, pictures: Any, threshold: float = 0.5, batch_size: int = 1) -> list[Found]:
         """pictures: one, or a sequence of paths, PIL images, arrays [h, w, 3] or tensors [3, h, w], uint8 RGB.

@@ -7,6 +7,7 @@
         state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
+        best.pt           with checkpoint.best: the model with the best AP so far
         result.json       last and best metrics, cost, inference time: its presence means done
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
         matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py

@@ -34,6 +34,7 @@ PATHS = ("weights", "model.backbone_weights")  # paths that belong to the identi
 WEIGHTS_NAMES = ("imagenet", "none")
 FORMER_BACKENDS = ("faster_coco_eval",)  # of stored configurations; today's default gives the same numbers
 NUM_CLASSES = "data.num_classes"
+EPOCHS, BATCH, TOTAL_BATCH = "schedule.epochs", "schedule.batch_size", "schedule.total_batch"
 SET_CLASSES = "# data.num_classes was set, not read from the data\n"
 CHANGED = "# not at its default: "  # the first line of a stored configuration: the keys that were set
 LONGEST_NAME = 180  # characters of a folder's name
@@ -114,7 +115,7 @@ class Stored:
 
     @property
     def settings(self) -> dict[str, str]:
-        found = _complete(self.found)
+        found = _complete({TOTAL_BATCH: _total_before(self.found), **self.found})
         for key in self.unknown.keys() - self.changed:
             del found[key]
         return found
@@ -129,6 +130,9 @@ class Stored:
             stored = content.get(axis) or {}
             today = axis_node(axis, str(stored.get("name", default_axes()[axis])))
             content[axis] = {**today, **_pruned(stored, today), "_target_": today["_target_"]} if today else stored
+        if TOTAL_BATCH not in self.found and isinstance(content.get("schedule"), dict):
+            total = _total_before(self.found)
+            content["schedule"]["total_batch"] = None if total == "null" else int(total)
         if (content.get("evaluation") or {}).get("backend") in FORMER_BACKENDS:
             content["evaluation"]["backend"] = Config().evaluation.backend
         return parse(OmegaConf.create(content))
@@ -173,6 +177,17 @@ def _complete(found: dict[str, str]) -> dict[str, str]:
     """With today's default for every key that is not there, in the schema's order."""
     arguments = (axis_arguments(axis, found.get(axis, default)) for axis, default in default_axes().items())
     return defaults() | {key: value for one in arguments for key, value in one.items()} | found
+
+
+def _total_before(found: Settings) -> str:
+    """`schedule.total_batch` of a configuration that was stored before there was one: its recipe's, or null.
+
+    The recipe's only if it has the recipe's batch size: the total batch then followed from the number of processes,
+    and `refuse_other_batch` compares what it was.
+    """
+    recipe = leaves(axis_node("schedule", found.get("schedule", "")), "schedule")
+    follows = as_typed(recipe.get(BATCH)) == found.get(BATCH)
+    return as_typed(recipe.get(TOTAL_BATCH)) if follows else "null"
 
 
 def as_typed(value: Any) -> str:
@@ -244,7 +259,10 @@ def differences(text: str, config: Config) -> list[str]:
 
 
 def comparable(found: Settings) -> dict[str, str]:
-    return {**found, **{key: absolute(found[key]) or "" for key in PATHS if found.get(key, "null") != "null"}}
+    """With absolute paths; with a total batch, the images of one forward pass are no part of the run."""
+    paths = {key: absolute(found[key]) or "" for key in PATHS if found.get(key, "null") != "null"}
+    has_total = found.get(TOTAL_BATCH, "null") != "null"
+    return {key: value for key, value in {**found, **paths}.items() if not (has_total and key == BATCH)}
 
 
 def refuse_other_config(config: Config, folder: RunFolder) -> None:
@@ -255,6 +273,22 @@ def refuse_other_config(config: Config, folder: RunFolder) -> None:
         raise RunFolderError(
             f"{folder.path} holds a run with another configuration ({'; '.join(changed)}): "
             "go back to it, choose another study=NAME, or remove the folder"
+        )
+
+
+def refuse_other_batch(config: Config, folder: RunFolder) -> None:
+    """Raise RunFolderError if the folder's run was trained with another total batch than the one that is set.
+
+    Of a run that was stored before there was such a key: its total batch is recorded, not part of its configuration.
+    """
+    total, done = config.schedule.total_batch, folder.has_result()
+    if total is None or config.mode == "eval" or not (done or folder.checkpoint_path.exists()):
+        return
+    before = ((folder.result() if done else folder.provenance()) or {}).get("total_batch_size", total)
+    if before != total:
+        raise RunFolderError(
+            f"{folder.path} holds a run that was trained with a total batch of {before} images, now it would be "
+            f"{total}: choose another study=NAME, or remove the folder"
         )
 
 
@@ -346,6 +380,28 @@ class Folders:
                 known = {key: value for key, value in stored.settings.items() if key not in stored.unknown}
                 self._names.setdefault(identity(known), []).append(name)
 
+    def shorter(self, name: str, config: Config) -> str | None:
+        """A line for a new folder of this name, if another one holds the same run with fewer epochs."""
+        now = identity(settings(config))
+        found = [] if name in self._texts else self._by_rest.get(_without_epochs(now), [])
+        epochs = [n for n in found if n < config.schedule.epochs]
+        if not epochs:
+            return None
+        other = next(iter(self._names[_without_epochs(now) | {(EPOCHS, str(max(epochs)))}]))
+        return (
+            f"note: {other} is this run with {EPOCHS}={max(epochs)}; with {EPOCHS}={config.schedule.epochs} it starts "
+            f"afresh, in a folder of its own; to go on from that one's final state: {EPOCHS}={max(epochs)} "
+            f"extend={config.schedule.epochs}"
+        )
+
+    @cached_property
+    def _by_rest(self) -> dict[frozenset[tuple[str, str]], list[int]]:
+        """The numbers of epochs for which there is a folder, by all other settings."""
+        found: dict[frozenset[tuple[str, str]], list[int]] = {}
+        for key in self._names:
+            found.setdefault(_without_epochs(key), []).append(int(dict(key)[EPOCHS]))
+        return found
+
     def name(self, new: str, config: Config) -> str:
         """The name of the folder that holds this configuration; `new` if that is one of them, or if there is none.
 
@@ -359,6 +415,10 @@ class Folders:
             and (name == new or not Stored(self._texts[name]).passed_over)
         ]
         return new if new in found or not found else found[0]
+
+
+def _without_epochs(key: frozenset[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in key if item[0] != EPOCHS)
 
 
 def identity(found: Settings) -> frozenset[tuple[str, str]]:

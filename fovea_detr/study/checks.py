@@ -9,10 +9,12 @@ from pathlib import Path
 
 import yaml
 
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import GENERATED
 from fovea_detr.data.readers import fingerprints
-from fovea_detr.errors import ConfigError
+from fovea_detr.errors import ConfigError, tell
+from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import (
     NUM_CLASSES,
@@ -22,6 +24,7 @@ from fovea_detr.runs.identity import (
     differences,
     identity,
     note_left_out,
+    refuse_other_batch,
     refuse_other_config,
     refuse_other_data,
     settings,
@@ -59,12 +62,14 @@ def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> lis
 def refuse_another_run(point: Point) -> None:
     """Raise RunFolderError if the point's folder holds a run with another configuration or other data."""
     folder, data = RunFolder(point.study_folder / point.name), point.config.data
+    origin_of(point.config, folder)
     if not folder.path.is_dir():
         return
     refuse_other_config(point.config, folder)
     note_left_out(folder.path, folder.config_text())
     if read_or_note("provenance.json", folder.provenance, dict, []):
         refuse_other_data(folder, fingerprints(data), data.root)
+        refuse_other_batch(point.config, folder)
 
 
 def _submitted_text(point: Point, status: PointStatus) -> str | None:
@@ -115,6 +120,9 @@ def use_present_folders(study: Study, points: Sequence[Point]) -> None:
     )
     for point in points:
         point.name = folders.name(point.name, point.config)
+    notes = [note for point in points if (note := folders.shorter(point.name, point.config))]
+    if notes:
+        tell(f"{notes[0]}{f' (and {len(notes) - 1} more points)' if len(notes) > 1 else ''}")
 
 
 def refuse_twins(points: Sequence[Point]) -> None:
@@ -129,10 +137,11 @@ def refuse_twins(points: Sequence[Point]) -> None:
                     " ".join(word for word in one.typed if word not in other.typed) or one.name
                     for one, other in ((twin, point), (point, twin))
                 )
+                advice = _advice(first, second) if point.config.schedule.total_batch is None else ""
                 raise ConfigError(
                     f"two points of this sweep, {first} and {second}, would share the folder "
                     f"{twin.study_folder / twin.name}: their configurations are equal, or differ only in what is not "
-                    f"part of a run (cluster, paths, ...){_advice(first, second)}; nothing was started"
+                    f"part of a run (cluster, paths, ...){advice}; nothing was started"
                 )
 
 
@@ -147,6 +156,16 @@ def _advice(first: str, second: str) -> str:
         f". The total batch changes with {key}, the point's name does not: start two sweeps, "
         f"`study={letter}{one} {first}` and `study={letter}{other} {second}`"
     )
+
+
+def batching_of(point: Point) -> Batching:
+    """With the processes that its job will have. Raises ConfigError if they cannot share its total batch."""
+    asked = point.resources
+    processes = int(asked.get("nodes") or 1) * int(asked.get("tasks_per_node") or 1)
+    try:
+        return Batching.of(point.config, processes)
+    except ConfigError as error:
+        raise ConfigError(f"point {point.name}: {error}; nothing was started") from None
 
 
 def refuse_missing_data(points: Sequence[Point]) -> None:

@@ -29,7 +29,7 @@ def cost_lines(points: Sequence[Point]) -> list[str]:
             limit = most.resources["timeout_min"] / 60
             lines.append(
                 f"{len(several)} of {len(points)} points are longer than their time limit and are requeued: about "
-                f"{starts(most)} starts of {limit:g} h for {most.config.schedule.epochs} epochs"
+                f"{starts(most)} starts of {limit:g} h for {most.config.last_epoch} epochs"
             )
     return lines
 
@@ -40,7 +40,8 @@ def hours_by_schedule(config: Config) -> float | None:
         return 0.0
     if config.data.name != "coco" or config.mode != "train":
         return None
-    return GPU_HOURS_PER_EPOCH * config.schedule.epochs
+    before = config.schedule.epochs if config.extend else 0
+    return GPU_HOURS_PER_EPOCH * (config.last_epoch - before)
 
 
 def hours_at_most(point: Point) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fovea_detr.errors import UserError
 from fovea_detr.runs.state import Standing
 from fovea_detr.study import local, queue, sbatch, snapshot
-from fovea_detr.study.checks import checked_states, points_by_study, refuse_missing_data
+from fovea_detr.study.checks import batching_of, checked_states, points_by_study, refuse_missing_data
 from fovea_detr.study.cost import cost_lines
 from fovea_detr.study.folder import Study
 from fovea_detr.study.manifest import Point, Submission
@@ -23,6 +23,8 @@ WAITING = "waiting"  # the word for a point that SLURM has no room for yet
 def launch(points: Sequence[Point], kind: str, *, dry_run: bool = False) -> list[PointStatus]:
     """Submit the points that need it and print the state of each. UserError before the first submission, or none."""
     refuse_missing_data(points)
+    for point in points:
+        batching_of(point)
     studies = points_by_study(points)
     for study in studies if kind == "slurm" else ():
         sbatch.refuse_patterns(study.folder)
@@ -102,6 +104,7 @@ def show_plan(study: Study, points: Sequence[Point], kind: str) -> list[PointSta
     print(launch_table(study.folder, statuses))
     chosen = [point for group in groups for point in group]
     if chosen:
+        print("\n".join(f"batch: {text}" for text in dict.fromkeys(str(batching_of(point)) for point in chosen)))
         print("\n".join(cost_lines(chosen)))
     print("dry run: nothing was submitted or written")
     return statuses

@@ -174,6 +174,11 @@ def save(folder: RunFolder, content: Mapping[str, Any]) -> None:
     folder.write_checkpoint(lambda file: torch.save({"format": FORMAT, **content}, file))
 
 
+def save_as(folder: RunFolder, name: str, content: Mapping[str, Any]) -> None:
+    """Write another file of weights atomically."""
+    folder.write(name, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+
 def latest(folder: RunFolder) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run folder, or None. If the newest one is damaged, the one before it."""
     paths = [path for path in (folder.checkpoint_path, folder.checkpoint_before_path) if path.exists()]

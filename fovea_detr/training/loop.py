@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.loss.criterion import Criterion
+from fovea_detr.loss.criterion import Criterion, Losses, mean_objects
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
 from fovea_detr.machine.memory import out_of_memory_as_error
@@ -25,10 +27,11 @@ from fovea_detr.runs.folder import MATCHES, RunFolder
 from fovea_detr.runs.stop import StopFlag, Stopped
 from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console
+from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
-from fovea_detr.training.reports import StepReports, average_over_ranks, location
+from fovea_detr.training.reports import StepReports, average_over_ranks, last_layer, location
 from fovea_detr.training.samples import write_samples
-from fovea_detr.training.saver import Saver
+from fovea_detr.training.saver import BEST, Saver
 from fovea_detr.training.split import Split
 from fovea_detr.training.state import TrainState
 from fovea_detr.types import Batch, Target
@@ -56,6 +59,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.wrapped: nn.Module = self.state.model
+        self.batching = Batching.of(self.config, distributed.world_size())
         self.reports = StepReports(self.state.add_losses)
         gpus = distributed.world_size() if self.device.type == "cuda" else 0
         self.saver = Saver(self.folder, self.state, self.config.checkpoint.minutes, gpus)
@@ -70,7 +74,11 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
         self.start()
-        for _ in range(self.state.epoch, self.config.schedule.epochs):
+        for _ in range(self.state.epoch, self.config.last_epoch):
+            patience = self.config.train.early_stop
+            if patience is not None and any(distributed.gather(self.state.has_stalled(patience))):
+                self.console.log(f"stopped early: no better AP in the last {patience} evaluations")
+                return
             losses = self.train_epoch()
             metrics, timing = self.evaluate_if_due()
             self.commit({**losses, **metrics}, timing)
@@ -84,43 +92,59 @@ class Trainer:
     def train_epoch(self) -> dict[str, Any]:
         """Train on the remaining batches of this epoch -> its number, mean losses, rate and steps. Raises Stopped."""
         assert self.train is not None
-        state, batches = self.state, self.train.epoch_batches(self.state.epoch)
+        state, batches = self.state, self.train.epoch_batches(self.state.epoch, self.batching)
         first = state.batches_done
-        self.wrapped.train()
+        train_mode(self.wrapped, self.state.model, self.config)
         self.console.start_epoch(state.epoch, len(batches), first)
-        read = self.train.loader.read(batches[first:], epoch=state.epoch)
-        for step, (batch, targets) in enumerate(read, start=state.epoch * len(batches) + first):
+        left = [micro_batch for step in batches[first:] for micro_batch in step]
+        read = self.train.loader.read(left, epoch=state.epoch)
+        steps_read = zip(*[read] * self.batching.micro_batches, strict=True)
+        for step, micro_batches in enumerate(steps_read, start=state.epoch * len(batches) + first):
             set_learning_rate(state.optimizer, learning_rate_factor(self.config.schedule, step, len(batches)))
-            with out_of_memory_as_error(location(step, batch)):
-                self.train_step(batch, targets, step)
+            with out_of_memory_as_error(location(step, *(batch for batch, _ in micro_batches))):
+                (batch, targets), *more = micro_batches
+                self.train_step(batch, targets, step, *more)
             self.console.step_done(self.reports.latest, state.total_batch_size)
             self.end_step(step)
         self.reports.settle()
         rate, steps = state.optimizer.param_groups[0]["lr"], (state.epoch + 1) * len(batches)
         return {"epoch": state.epoch + 1, **self.epoch_means(), "lr": rate, "steps": steps}
 
-    def train_step(self, batch: Batch, targets: list[Target], step: int) -> None:
+    def train_step(self, batch: Batch, targets: list[Target], step: int, *more: tuple[Batch, list[Target]]) -> None:
         """One optimizer step; its report is posted to `reports`. The host synchronises with the device once.
 
+        more: the further micro-batches of this step on this rank, of which each synchronises once more.
         Raises NonFiniteError, at the latest in the next step; a step that is not finite never changes the weights.
         """
-        state, config = self.state, self.config
-        torch.manual_seed(step_seed(config.seed, step, distributed.rank()))
+        state, micro_batches = self.state, ((batch, targets), *more)
         state.optimizer.zero_grad(set_to_none=True)  # before the forward pass, so that activations reuse the memory
-        with autocast(self.device, config.precision):
+        num_boxes = mean_objects([objects for _, objects in micro_batches], self.device)
+        values, last = [], len(micro_batches) - 1
+        for i, micro_batch in enumerate(micro_batches):
+            # The same dropout for any number of processes, as long as the micro-batches are the same.
+            torch.manual_seed(step_seed(self.config.seed, step, distributed.rank() * len(micro_batches) + i))
+            with distributed.gradients_kept_local(self.wrapped) if i < last else nullcontext():
+                losses = self.losses_of(*micro_batch, step, num_boxes)
+                (losses.total / len(micro_batches)).backward()
+            values.append(last_layer(losses))
+            del losses
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.schedule.clip or math.inf)
+        where, stopping = location(step, *(images for images, _ in micro_batches)), self.stop.number != 0
+        report = average_over_ranks(values, norm, stopping=stopping, step=step, where=where)
+        step_if_finite(state.optimizer, report.values)
+        self.reports.post(report)
+
+    def losses_of(self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor) -> Losses:
+        """The forward pass of a micro-batch. Raises NonFiniteError."""
+        with autocast(self.device, self.config.precision):
             predictions = self.wrapped(batch.to(self.device))
         try:
-            losses = self.criterion(predictions, targets, self.reports.fetch)
+            losses = self.criterion(predictions, targets, self.reports.fetch, num_boxes)
         except NonFiniteError as error:
             self.reports.check()  # an error of the step before comes first
             raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
         self.reports.check()
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.schedule.clip or math.inf)
-        stopping = self.stop.number != 0
-        report = average_over_ranks(losses, norm, stopping=stopping, step=step, where=location(step, batch))
-        step_if_finite(state.optimizer, report.values)
-        self.reports.post(report)
+        return losses
 
     def end_step(self, step: int) -> None:
         """Count one step and save if due. Once all ranks know of a signal, save and raise Stopped.
@@ -141,7 +165,7 @@ class Trainer:
     def evaluate_if_due(self) -> tuple[dict[str, Any], dict[str, float]]:
         """`evaluate`, if this epoch is to be evaluated; otherwise two empty dicts."""
         epoch, every = self.state.epoch + 1, self.config.evaluation.every
-        if epoch % every and epoch != self.config.schedule.epochs:
+        if epoch % every and epoch != self.config.last_epoch:
             return {}, {}
         self.saver.save()  # so that the epoch is not lost if the evaluation is killed
         with out_of_memory_as_error(f"evaluation after epoch {epoch}, rank {distributed.rank()}"):
@@ -166,7 +190,8 @@ class Trainer:
         if evaluation.save_predictions:
             refuse_other_ap(self.folder, ap)
             self.folder.write_predictions(table.results())
-        is_last = self.config.mode == "eval" or epoch == self.config.schedule.epochs
+        is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
+        is_last |= self.state.has_stalled(self.config.train.early_stop, ap)
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
             name = MATCHES if is_last else f"matches_{epoch}.npz"
             write_matches(self.folder, matches_of(truth, table, ap), name)
@@ -179,6 +204,8 @@ class Trainer:
         timing = {**timing, "padding_share": self.train.loader.padding_share}
         if self.compiled is not None:
             timing |= self.compiled.counts()
+        if self.config.checkpoint.best:
+            self.saver.save_best(line)
         self.saver.commit({**line, "timing": timing})
         self.console.epoch_done(self.state.history[-1])
 
@@ -190,6 +217,10 @@ class Trainer:
         outcome: dict[str, Any] = {"last": metrics}
         if self.config.mode == "train":
             outcome = {**self.state.outcome(), "peak_memory_bytes": self.peak_memory_bytes}
+            if self.state.epoch < self.config.last_epoch:
+                outcome["stopped_early"] = True
+            if self.config.checkpoint.best and self.saver.best_epoch() == outcome["best"]["epoch"]:
+                outcome["best"]["checkpoint"] = BEST
         result = {
             "mode": self.config.mode,
             **outcome,
@@ -225,6 +256,9 @@ class Trainer:
         return "mean losses of this epoch so far: " + ", ".join(f"{name} {value:g}" for name, value in means.items())
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of torch's generator for one step on one rank: dropout does not depend on earlier random numbers."""
-    return (seed * 1_000_003 + step) * 4096 + rank
+def step_seed(seed: int, step: int, part: int) -> int:
+    """The seed of torch's generator for one micro-batch of a step: dropout does not depend on earlier random numbers.
+
+    part: the number of the micro-batch among those of all ranks; without accumulation, the rank.
+    """
+    return (seed * 1_000_003 + step) * 4096 + part

@@ -57,7 +57,8 @@ def learning_rate_factor(schedule: Schedule, step: int, steps_per_epoch: int) ->
     """The factor on both learning rates at a step (0-based) of the whole run.
 
     Linear warm-up over the first `warmup` of all steps; then `step`: 1, divided by 10 after every `lr_drop` epochs, as
-    by DETR's StepLR; or `cosine`: from 1 down to 0.01 at the last step.
+    by DETR's StepLR; or `cosine`: from 1 down to 0.01 at the last step. Beyond the schedule's epochs (extend=N), `step`
+    goes on to drop, and `cosine` stays at 0.01.
     """
     total = schedule.epochs * steps_per_epoch
     warmup = round(schedule.warmup * total)
@@ -66,5 +67,5 @@ def learning_rate_factor(schedule: Schedule, step: int, steps_per_epoch: int) ->
     if schedule.kind == "step":
         assert schedule.lr_drop is not None
         return 0.1 ** (step // steps_per_epoch // schedule.lr_drop)
-    progress = (step - warmup) / max(1, total - 1 - warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))

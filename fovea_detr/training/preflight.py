@@ -39,13 +39,13 @@ def before_first_step(trainer: Trainer) -> None:
     preflight, on_gpu = Preflight(trainer), trainer.device.type == "cuda"
     if on_gpu:
         preflight.choose_for_gpu()
-    outcomes = preflight.outcomes(trainer.config.schedule.batch_size)
+    outcomes = preflight.outcomes(trainer.batching.images)
     if not fit(outcomes):
         raise OutOfMemoryError(preflight.advice(outcomes))
     trainer.peak_memory_bytes = max(peak for peak in outcomes if isinstance(peak, int))
     of = f" of {memory.format_bytes(memory.gpu_bytes(trainer.device))} (GPU)" if on_gpu else " (CPU)"
     peak = f"peak memory {memory.format_bytes(trainer.peak_memory_bytes)}{of}"
-    trainer.console.log(f"worst batch: {preflight.worst(trainer.config.schedule.batch_size)}: {peak}")
+    trainer.console.log(f"worst batch: {preflight.worst(trainer.batching.images)}: {peak}")
     if trainer.config.compile:
         preflight.compile_training()
 
@@ -68,7 +68,7 @@ class Preflight:
         """Measure on the largest batch: the backbone's memory format, and the path of the attention."""
         trainer, model = self.trainer, self.trainer.state.model
         assert isinstance(model, DETR)
-        worst = self.worst(trainer.config.schedule.batch_size)
+        worst = self.worst(trainer.batching.images)
         batch = worst.made_up()[0].to(trainer.device)
         images = normalised(batch.images, batch.sizes_hw)
         model.backbone.channels_last = pays_channels_last(model.backbone, images, trainer.config.precision)
@@ -100,6 +100,8 @@ class Preflight:
         """Forward, loss and backward of a made-up batch."""
         trainer, model = self.trainer, self.trainer.state.model
         reserved = optimizer_memory(trainer.state.optimizer)
+        if trainer.batching.micro_batches > 1:  # the gradients of the micro-batch before
+            reserved += [torch.zeros_like(parameter).fill_(1) for parameter in trained_by(trainer.state.optimizer)]
         batch, targets = worst.made_up()
         model.train()
         with autocast(trainer.device, trainer.config.precision):
@@ -127,16 +129,21 @@ class Preflight:
         config, device, total = trainer.config, trainer.device, trainer.state.total_batch_size
         rank, message = next((i, outcome) for i, outcome in enumerate(outcomes) if isinstance(outcome, str))
         of_rank = f" of rank {rank}" if world > 1 else ""
-        line = f"the worst batch ({self.worst(config.schedule.batch_size)}) does not fit into "
+        line = f"the worst batch ({self.worst(trainer.batching.images)}) does not fit into "
         if device.type != "cuda":
             return f"{line}the memory{of_rank} ({message}): lower schedule.batch_size"
         size = memory.format_bytes(distributed.gather(memory.gpu_bytes(device))[rank])
         line += f"the GPU{of_rank} ({size}): "
-        fits = self.largest_that_fits(config.schedule.batch_size)
+        fits = self.largest_that_fits(trainer.batching.images)
         if fits == 0:
             smaller = ["precision=bf16"] * (config.precision == "fp32") + ["model.dc5=false"] * config.model.dc5
             remedies = ", ".join([*smaller, "a smaller model (model.backbone)", "smaller images"])
             return f"{line}not even one image does ({message}); choose among {remedies}"
+        if config.schedule.total_batch is not None:
+            return (
+                f"{line}schedule.batch_size={fits} fits (tried); the total batch stays {total}, in more micro-batches; "
+                f"keep evaluation.batch_size={config.evaluation.batch_size}, for AP depends on it"
+            )
         kept = max(size for size in range(1, fits + 1) if total % size == 0)
         return (
             f"{line}schedule.batch_size={fits} fits (tried), a total batch of {fits * world} instead of {total}; to "
@@ -149,7 +156,7 @@ class Preflight:
         warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
         trainer, model = self.trainer, self.trainer.state.model
         assert isinstance(model, DETR)
-        size, precision = trainer.config.schedule.batch_size, trainer.config.precision
+        size, precision = trainer.batching.images, trainer.config.precision
         longest = max(self.worst(size).padded_hw)
         with memory.out_of_memory_as_error("the warm-up of compile=true"):
             done = distributed.first_on_node(
@@ -169,6 +176,9 @@ def fit(outcomes: list[Outcome]) -> bool:
 
 def optimizer_memory(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Stand-ins for what the first step allocates after its backward pass: AdamW's two moments of each parameter."""
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    missing = [parameter for parameter in trained if not optimizer.state.get(parameter)]
+    missing = [parameter for parameter in trained_by(optimizer) if not optimizer.state.get(parameter)]
     return [torch.zeros_like(parameter).fill_(1) for parameter in missing for _ in range(2)]
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -8,7 +8,7 @@ not finite changes no weight, because the optimizer checks a flag on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,19 +37,27 @@ class Report:
     own: Tensor
 
 
-def average_over_ranks(losses: Losses, norm: Tensor, *, stopping: bool, step: int, where: str) -> Report:
-    """The total and the last layer's losses, averaged over ranks in one collective together with the stop flags."""
+def last_layer(losses: Losses) -> dict[str, Tensor]:
+    """The values of a micro-batch for the report, detached: the total, and the last layer's losses."""
     parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
-    own = torch.stack([losses.total.detach(), *parts.values()])
+    return {"loss": losses.total.detach(), **parts}
+
+
+def average_over_ranks(
+    micro_batches: Sequence[Mapping[str, Tensor]], norm: Tensor, *, stopping: bool, step: int, where: str
+) -> Report:
+    """Their values, averaged over micro-batches, and over ranks in one collective together with the stop flags."""
+    own = torch.stack([torch.stack([*values.values()]) for values in micro_batches]).mean(0)
     flag = torch.full_like(own[:1], float(stopping))
     *means, flags = distributed.mean(torch.cat((own, flag))).split(1)
     values = torch.cat((*means, norm[None], flags))
-    return Report(step, where, ("loss", *parts, "gradient_norm", "stop"), values, own)
+    return Report(step, where, (*micro_batches[0], "gradient_norm", "stop"), values, own)
 
 
-def location(step: int, batch: Batch) -> str:
+def location(step: int, *batches: Batch) -> str:
     """Step, rank and images, for messages."""
-    return f"step {step}, rank {distributed.rank()}, images {', '.join(map(str, batch.image_ids))}"
+    images = ", ".join(str(image_id) for batch in batches for image_id in batch.image_ids)
+    return f"step {step}, rank {distributed.rank()}, images {images}"
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fovea_detr.config.schema import Config
@@ -14,6 +15,8 @@ from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text, differences
 from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
+
+BEST = "best.pt"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,26 @@ class Saver:
         self._restored = self._position()
         self.state.starts += 1
 
+    def extend(self, origin: RunFolder) -> None:
+        """Begin with the final state of another run, its history and cost included.
+
+        Raises RunFolderError if that is not this run's beginning: other data, total batch or number of epochs.
+        """
+        content, about = checkpoint.latest(origin), self.about
+        assert content is not None
+        assert about is not None
+        changed = replace(about, config=replace(about.config, extend=None)).differences(content)
+        epoch, epochs = content["position"]["epoch"], about.config.schedule.epochs
+        changed += [f"{epoch} of {epochs} epochs"] if epoch != epochs else []
+        if changed:
+            raise RunFolderError(f"{origin.checkpoint_path} is not where this run goes on ({'; '.join(changed)})")
+        self._check_same_batch(content["position"]["total_batch_size"])
+        self.state.load_state_dict(content)
+        self.state.starts += 1
+        if self.writes:
+            self.folder.write_history(self.state.history)
+        self._restored = self._position()
+
     def start_clock(self) -> None:
         """Measure training time from now on: start-up and preflight do not count."""
         self._saved_at = self._clock = time.monotonic()
@@ -91,6 +114,22 @@ class Saver:
             checkpoint.save(self.folder, {**self.state.state_dict(), **about, **run})
             if self._position() != self._restored:
                 self.folder.step_saved()
+
+    def save_best(self, line: Mapping[str, Any]) -> None:
+        """Write best.pt if the AP of this epoch, not yet in the history, is above that of all epochs before.
+
+        Before the checkpoint: a run that is killed in between evaluates the epoch again, and writes the same file.
+        """
+        before = max((old["AP"] for old in self.state.history if "AP" in old), default=-math.inf)
+        if self.writes and line.get("AP", -math.inf) > before:
+            about = self.about.content() if self.about is not None else {}
+            content = {"model": self.state.model.state_dict(), "epoch": line["epoch"], "AP": line["AP"], **about}
+            checkpoint.save_as(self.folder, BEST, content)
+
+    def best_epoch(self) -> int | None:
+        """The epoch of best.pt; None without one. Of another epoch than the best if it was not kept from the start."""
+        path = self.folder.path / BEST
+        return checkpoint.read(path).get("epoch") if path.exists() else None
 
     def commit(self, line: dict[str, Any]) -> None:
         """End an epoch: write the checkpoint first, then the history with this line."""
@@ -123,7 +162,9 @@ class Saver:
     def _check_same_batch(self, before: int) -> None:
         now = self.state.total_batch_size
         if before != now:
+            is_set = self.about is not None and self.about.config.schedule.total_batch is not None
             raise RunFolderError(
                 f"{self.folder.path}: this run was trained with a total batch of {before} images, now it would be "
-                f"{now} ({distributed.world_size()} processes): start it with as many processes as before"
+                f"{now} ({distributed.world_size()} processes): "
+                + (f"set schedule.total_batch={before}" if is_set else "start it with as many processes as before")
             )

@@ -9,10 +9,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.data.batches import epoch_batches, eval_batches
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
+from fovea_detr.errors import DataError
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.detections import detect, in_category_ids, inference_seconds
 from fovea_detr.machine import distributed
@@ -28,12 +30,18 @@ class Split:
     config: Config
     category_ids: Mapping[int, int] | None = None
 
-    def epoch_batches(self, epoch: int) -> list[list[int]]:
-        """This rank's training batches of an epoch, as indices of images."""
-        config = self.config
+    def epoch_batches(self, epoch: int, batching: Batching) -> list[list[list[int]]]:
+        """This rank's micro-batches of each step of an epoch, as indices of images. Raises DataError."""
+        config, size = self.config, batching.images
+        if config.schedule.total_batch is not None and len(self.dataset) < batching.total:
+            raise DataError(
+                f"{len(self.dataset)} training images do not fill one batch of schedule.total_batch={batching.total}: "
+                f"set schedule.total_batch={len(self.dataset)} or less"
+            )
         ratios = self.dataset.aspect_ratios(config.seed, epoch) if config.data.bucketing else None
-        world, rank = distributed.world_size(), distributed.rank()
-        return epoch_batches(len(self.dataset), config.schedule.batch_size, world, rank, config.seed, epoch, ratios)
+        own, world, rank = batching.per_process, batching.processes, distributed.rank()
+        batches = epoch_batches(len(self.dataset), own, world, rank, config.seed, epoch, ratios)
+        return [[batch[start : start + size] for start in range(0, own, size)] for batch in batches]
 
     @cached_property
     def ground_truth(self) -> GroundTruth:

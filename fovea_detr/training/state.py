@@ -84,6 +84,16 @@ class TrainState:
             "gpu_hours": before + seconds / 3600 * gpus,
         }
 
+    def has_stalled(self, patience: int | None, *newest: float) -> bool:
+        """Whether the last `patience` evaluations, with the newest AP, are no better than the best before. None: never.
+
+        Known on rank 0 alone, until a checkpoint is read.
+        """
+        scores = [*(line["AP"] for line in self.history if "AP" in line), *newest]
+        if patience is None or len(scores) <= patience:
+            return False
+        return max(scores[-patience:]) <= max(scores[:-patience])
+
     def outcome(self) -> dict[str, Any]:
         """The part of result.json that comes from the history: last and best metrics, epochs, steps, time and cost."""
         evaluated = [line for line in self.history if "AP" in line]

@@ -130,14 +130,19 @@ def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = F
 
 def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     names_data = any(key == "data" or key.startswith(OTHER_DATA) for key in typed)
-    data = config.data if names_data else _data(config, trained, typed)
-    data = replace(data, recipe=trained.data.recipe, long_side=trained.data.long_side)  # the evaluation size
+    data = _sizes(config.data if names_data else _data(config, trained, typed), trained.data)
     axes = {axis: getattr(trained, axis) for axis in AXES}
     evaluation = config.evaluation
     if not typed & {"evaluation.batch_size", "schedule.batch_size"}:  # AP depends on the padding
         evaluation = replace(evaluation, batch_size=trained.evaluation.batch_size)
     model = replace(trained.model, backbone_weights=config.model.backbone_weights)
     return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
+
+
+def _sizes(here: Data, trained: Data) -> Data:
+    """With the evaluation size of the training."""
+    sizes = {key: getattr(trained, key) for key in ("recipe", "long_side", "short_side", "max_side")}
+    return replace(here, **sizes)
 
 
 def _data(config: Config, trained: Config, typed: set[str]) -> Data:
