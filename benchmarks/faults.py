@@ -267,7 +267,8 @@ OF_ALL: tuple[Fault, ...] = (
 # What a state's reason says, and the faults that make it true.
 ANY_KILL = {"kill_rank", "kill_batch", "kill_slurmd", "kill_slurmctld", "restart_ids"}
 TRUE_REASONS: dict[str, set[str]] = {
-    r"^cancelled ": {"scancel"},
+    r"^cancelled (by|cancelled in)": {"scancel"},
+    r"^cancelled requeued, then cancelled or lost": {"scancel", "restart_ids", "kill_slurmctld"},
     r"No space left|Disk quota|disk is full": {"full_disk"},
     r"removed|moved|no folder|no longer this run's|no file of a run": {"delete_folder", "move_folder"},
     r"submitted again since": {"resubmit"},

@@ -17,6 +17,7 @@ from fovea_detr.runs.folder import FILES, RunFolder
 LOST_SECONDS = 600.0
 NEW, MISSING, STARTING, FOREIGN, BROKEN, LOST = "new", "missing", "starting", "no run", "broken", "lost"
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+GONE_AFTER_REQUEUE = "requeued, then cancelled or lost: SLURM does not tell which"
 ACTIVE = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 
 
@@ -87,7 +88,7 @@ def standing_of(
     if state == "running" and (job is None or "start" not in record):
         return _by_heartbeat(path, record)
     if job is not None and job.state == "CANCELLED":
-        return Standing("cancelled", "cancelled in SLURM")
+        return Standing("cancelled", job.reason if job.reason == GONE_AFTER_REQUEUE else "cancelled in SLURM")
     if state == "preempted":
         return Standing("preempted", str(record.get("reason", "")))
     if state in ("queued", "running"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fovea_detr.errors import UserError
-from fovea_detr.runs.state import Job
+from fovea_detr.runs.state import GONE_AFTER_REQUEUE, Job
 
 SECONDS = 30  # squeue hangs while no controller answers
 CLOCKS_SECONDS = 3600.0  # by which the clocks of two machines may differ
@@ -127,14 +127,15 @@ def parse_sacct(text: str) -> Iterator[Asked]:
     for line in text.splitlines():
         job, name, state, code, user = line.strip().split("|")[:5]
         for one in expanded(job):
-            yield Asked(one, name, _word(state), f"exit code {code}", user)
+            reason = GONE_AFTER_REQUEUE if state == "REQUEUED" else f"exit code {code}"
+            yield Asked(one, name, _word(state), reason, user)
 
 
 def _word(state: str) -> str:
     """`CANCELLED by 0` -> CANCELLED; empty for a bare CANCELLED, which nobody did: the controller has lost its jobs.
 
-    A job that is cancelled while it is being requeued stays REQUEUED in sacct; one that really waits is in squeue,
-    which is asked first.
+    A job that is cancelled, or lost, while it is being requeued stays REQUEUED in sacct; one that really waits is in
+    squeue, which is asked first.
     """
     word = state.split()[0].rstrip("+") if state else "UNKNOWN"
     if word == "CANCELLED" and " by " not in state:

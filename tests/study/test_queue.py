@@ -35,6 +35,7 @@ def test_sacct() -> None:
     jobs = {job.id: job for job in parse_sacct(SACCT)}
     assert [jobs[id_].state for id_ in ("1_0", "9_0", "13_0")] == ["COMPLETED", "FAILED", "CANCELLED"]
     assert jobs["22_0"].state == "CANCELLED", "squeue, which is asked first, does not know it"
+    assert jobs["22_0"].reason == "requeued, then cancelled or lost: SLURM does not tell which"
     assert jobs["23_0"].state == "", "nobody has cancelled it"
     assert jobs.keys() >= {"20_2", "20_3", "20_5"}
     assert jobs["9_0"].reason == "exit code 15:0"

@@ -187,6 +187,16 @@ def test_a_preempted_point_whose_next_start_has_failed_says_so(study: Study, mon
     assert found.reason == "stopped by SIGTERM; its job has ended: SLURM says FAILED, JobLaunchFailure"
 
 
+def test_a_job_that_is_gone_after_a_requeue_is_not_said_to_be_cancelled_for_sure(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(study, "a")
+    (gone,) = queue.parse_sacct("5_0|study-id|REQUEUED|0:0|ann")
+    monkeypatch.setattr(queue, "jobs", lambda *_: known(gone))
+    (found,) = study.current_states(["a"])
+    assert (found.state, found.reason) == ("cancelled", "requeued, then cancelled or lost: SLURM does not tell which")
+
+
 def test_a_submission_under_way_is_queued_for_readers(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = Submission(study.folder / ".submissions/id", "study-id", ["a"], snapshot="/code", time=time.time())
     submission.record_intent()
