@@ -50,7 +50,7 @@ def refuse_values_of_nodes(composed: DictConfig) -> None:
     """Raise ConfigError for `fovea=false`: a node holds keys and has no value of its own."""
     for name, default in vars(Config()).items():
         is_node = leaves(default).keys() != {""}
-        if is_node and not isinstance(composed.get(name, {}), DictConfig):
+        if is_node and name in composed and not isinstance(composed[name], DictConfig):
             raise ConfigError(f"{name}={composed[name]}: {name} is not a single value; {suggestion(name)}{HINT}")
 
 

@@ -210,20 +210,13 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
     console = Console(folder, folder.path.name, config.last_epoch, enabled=distributed.rank() == 0)
     if config.tracker != "none" and distributed.rank() == 0:
         console.tracking = Tracking(config, folder, console.log)
-    console.log(data_line(config, val_set, train_set))
-    if layout := describe_layout(config.data):
-        console.log(layout)
-    for split in splits.values():
-        for line in split.annotations.warnings(config.model.num_queries):
-            console.log(f"warning: {line}")
+    for line in data_lines(config, val_set, train_set):
+        console.log(line)
     state = initial_state(config, device)
     trainer = Trainer(config, folder, device, state, build.build_criterion(config).to(device), console, stop)
     trainer.saver.about = About(config, data, classes.by_output, classes.id_by_output)
     if config.mode == "train":
-        trainer.saver.restore()
-    if origin is not None:
-        trainer.saver.extend(origin)
-        console.log(f"extends {origin.path}: goes on to epoch {config.last_epoch} from its state after {state.epoch}")
+        restore(trainer, origin)
     if not state.resumed:
         load_initial_weights(config, state.model, console, weights, classes)
     trainer.wrapped = wrap_for_ranks(config, state.model, device)
@@ -251,6 +244,25 @@ def stored_num_classes(folder: RunFolder) -> int | None:
     """The number of classes of this run, if it has been started before."""
     text = folder.config_text()
     return None if text is None else Stored(text).num_classes
+
+
+def restore(trainer: Trainer, origin: RunFolder | None) -> None:
+    """From the folder's newest checkpoint, or from the run that this one extends; a new run stays as it is."""
+    trainer.saver.restore()
+    if origin is not None:
+        trainer.saver.extend(origin)
+        after, last = trainer.state.epoch, trainer.config.last_epoch
+        trainer.console.log(f"extends {origin.path}: goes on to epoch {last} from its state after {after}")
+
+
+def data_lines(config: Config, val: CocoDataset, train: CocoDataset | None) -> Iterator[str]:
+    """What the log tells of the data: one line, where they are, and warnings."""
+    yield data_line(config, val, train)
+    if layout := describe_layout(config.data):
+        yield layout
+    for split in (val, train):
+        for line in split.annotations.warnings(config.model.num_queries) if split is not None else ():
+            yield f"warning: {line}"
 
 
 def data_line(config: Config, val: CocoDataset, train: CocoDataset | None) -> str:

@@ -193,9 +193,12 @@ def test_a_private_value_of_an_axis_is_compared_by_its_arguments(text: str) -> N
 
 
 def test_the_defaults_of_the_schema_are_those_of_the_command_line() -> None:
-    """Else a key that an old file lacks would get a value that no run of today has."""
+    """Else a key that an old file lacks would get a value that no run of today has.
+
+    The total batch of an old file is that of its recipe: tests/training/test_total_batch.py.
+    """
     composed, plain = settings(load_config([])), settings(Config())
-    assert {key: value for key, value in composed.items() if plain[key] != value} == {}
+    assert {key: value for key, value in composed.items() if plain[key] != value} == {"schedule.total_batch": "16"}
 
 
 def test_axes_have_a_folder_and_a_default() -> None:

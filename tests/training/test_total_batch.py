@@ -17,7 +17,7 @@ from fovea_detr.config.batching import Batching
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders, config_text, differences, refuse_other_batch, settings_of
+from fovea_detr.runs.identity import Folders, Stored, config_text, differences, refuse_other_batch, settings_of
 from fovea_detr.types import Batch, Target
 from tests.launch import only_folder, run, run_well, start
 from tests.model.builders import random_image
@@ -145,6 +145,7 @@ def test_a_folder_of_a_published_recipe_from_before_the_key_is_found(tmp_path: P
     (tmp_path / "old" / "config.yaml").write_text(without_key(config_text(config)))
     assert Folders(tmp_path).name("base", config) == "old"
     assert settings_of(without_key(config_text(config))) == settings_of(config_text(config))
+    assert Stored(without_key(config_text(config))).config() == config
 
 
 @pytest.mark.parametrize("typed", ["experiment=tiny", "schedule.total_batch=null schedule.batch_size=2"])
