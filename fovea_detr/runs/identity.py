@@ -185,8 +185,8 @@ def _total_before(found: Settings) -> str:
     The recipe's only if it has the recipe's batch size: the total batch then followed from the number of processes,
     and `refuse_other_batch` compares what it was.
     """
-    recipe = leaves(axis_node("schedule", found.get("schedule", "")), "schedule")
-    follows = as_typed(recipe.get(BATCH)) == found.get(BATCH)
+    recipe = leaves(axis_node("schedule", found.get("schedule", defaults()["schedule"])), "schedule")
+    follows = as_typed(recipe.get(BATCH)) == found.get(BATCH, defaults()[BATCH])
     return as_typed(recipe.get(TOTAL_BATCH)) if follows else "null"
 
 
