@@ -229,7 +229,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, stop:
 
 
 def extension(origin: RunFolder | None) -> dict[str, Any]:
-    """What provenance.json tells of the run that this one extends."""
+    """What provenance.json says about the run that this one extends."""
     if origin is None:
         return {}
     facts = {"folder": str(origin.path.absolute()), "run": read_id(origin.path)}
@@ -256,7 +256,7 @@ def restore(trainer: Trainer, origin: RunFolder | None) -> None:
 
 
 def data_lines(config: Config, val: CocoDataset, train: CocoDataset | None) -> Iterator[str]:
-    """What the log tells of the data: one line, where they are, and warnings."""
+    """What the log says about the data: one line, the layout, warnings."""
     yield data_line(config, val, train)
     if layout := describe_layout(config.data):
         yield layout

@@ -20,10 +20,10 @@ import pycocotools.cocoeval
 
 
 class Boxes(NamedTuple):
-    """N objects or detections as columns. Images are numbered from 1."""
+    """N objects or detections as columns. Images and categories are numbered from 1."""
 
     images: np.ndarray  # [N] int64
-    categories: np.ndarray  # [N] int64 category ids
+    categories: np.ndarray  # [N] int64
     xywh: np.ndarray  # [N, 4] float64 pixels
     areas: np.ndarray  # [N] float64 pixels
     crowds: np.ndarray  # [N] bool; of detections all False
@@ -34,7 +34,7 @@ class Boxes(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The images of a split, numbered from 1 to `images`, and its categories by id."""
+    """The images of a split, numbered from 1 to `images`, and its categories by their numbers."""
 
     images: int
     categories: dict[int, str]

@@ -47,15 +47,16 @@ class DetectionTable:
 class GroundTruth:
     """The objects of a split, indexed once for every evaluation of a run.
 
-    Keeps only what the evaluation of boxes needs: polygons are most of an annotation file. Images are numbered from 1
-    in the order of their ids, as in COCOeval.
+    Keeps only what the evaluation of boxes needs: polygons are most of an annotation file. Images and categories are
+    numbered from 1 in the order of their ids, in which COCOeval takes them: not every backend takes any id.
     """
 
     def __init__(self, content: dict[str, Any], backend: str = "hotcoco") -> None:
         """content: from `CocoSplit.ground_truth`; it is not changed. backend: a key of BACKENDS."""
         self.names = {category["id"]: category["name"] for category in content["categories"]}
         self.image_ids = np.unique(np.array([image["id"] for image in content["images"]], np.int64))
-        self.split = Split(len(self.image_ids), self.names)
+        self.category_ids = np.array(sorted(self.names), np.int64)
+        self.split = Split(len(self.image_ids), {k: self.names[i] for k, i in enumerate(sorted(self.names), start=1)})
         self.objects = self._objects(content["annotations"])
         self.backend = backend
         self.index = BACKENDS[backend].truth(self.split, self.objects)
@@ -75,23 +76,28 @@ class GroundTruth:
         known = np.isin(rows[:, 5], list(self.names))
         rows, image_ids = rows[known], table.image_ids.numpy(force=True)[known]
         areas, none = rows[:, 2] * rows[:, 3], np.zeros(len(rows), bool)
-        return Boxes(self.numbers(image_ids), rows[:, 5].astype(np.int64), rows[:, :4], areas, none, rows[:, 4])
+        categories = _places(self.category_ids, rows[:, 5].astype(np.int64)) + 1
+        return Boxes(self.numbers(image_ids), categories, rows[:, :4], areas, none, rows[:, 4])
 
     def numbers(self, image_ids: np.ndarray) -> np.ndarray:
         """[N] image ids -> [N] the numbers of these images."""
-        places = np.searchsorted(self.image_ids, image_ids)
-        assert (self.image_ids[places.clip(max=len(self.image_ids) - 1)] == image_ids).all(), (
-            "an image of another split"
-        )
-        return places + 1
+        return _places(self.image_ids, image_ids) + 1
 
     def _objects(self, annotations: list[dict[str, Any]]) -> Boxes:
         def column(key: str, kind: type) -> np.ndarray:
             return np.array([one[key] for one in annotations], kind)
 
         boxes = column("bbox", np.float64).reshape(-1, 4)
-        images, categories = self.numbers(column("image_id", np.int64)), column("category_id", np.int64)
+        images = self.numbers(column("image_id", np.int64))
+        categories = _places(self.category_ids, column("category_id", np.int64)) + 1
         return Boxes(images, categories, boxes, column("area", np.float64), column("iscrowd", bool))
+
+
+def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """[N] ids -> [N] their places in the sorted known ones, which have them all."""
+    places = np.searchsorted(known, ids)
+    assert (known[places.clip(max=len(known) - 1)] == ids).all(), "an image or a category of another split"
+    return places
 
 
 def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
     metrics: dict[str, Any] = {metric.name: _mean(_values(evaluation, metric)) for metric in COCO_METRICS}
     precision = _values(evaluation, Metric("AP", "precision"))
     metrics["AP_by_category"] = {
-        truth.names[category]: _mean(precision[..., k]) for k, category in enumerate(evaluation.params.catIds)
+        truth.split.categories[number]: _mean(precision[..., k]) for k, number in enumerate(evaluation.params.catIds)
     }
     return metrics
 

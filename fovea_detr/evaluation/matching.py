@@ -25,9 +25,9 @@ Objects = tuple[np.ndarray, np.ndarray]  # images [M], counts [A, M]
 
 def matches_of(truth: GroundTruth, table: DetectionTable, ap: float, source: str = "evaluation") -> Matches:
     """The matches of a table of detections, whose AP the evaluator has given."""
-    boxes, ids = truth.boxes_of(table), sorted(truth.names)
-    parts: dict[int, list[Columns]] = {category: [] for category in ids}
-    objects: dict[int, list[Objects]] = {category: [] for category in ids}
+    boxes, names = truth.boxes_of(table), truth.split.categories
+    parts: dict[int, list[Columns]] = {category: [] for category in names}
+    objects: dict[int, list[Objects]] = {category: [] for category in names}
     for cells in _cells(truth, boxes):
         for category, by_area in _by_category(cells).items():
             parts[category].append(_detections(by_area))
@@ -35,8 +35,8 @@ def matches_of(truth: GroundTruth, table: DetectionTable, ap: float, source: str
     starts, columns = _best_first(list(parts.values()))
     return Matches(
         image_ids=truth.image_ids,
-        category_ids=np.array(ids, np.int64),
-        category_names=np.array([truth.names[one] for one in ids], str),
+        category_ids=truth.category_ids,
+        category_names=np.array(list(names.values()), str),
         ious=IOUS,
         starts=starts,
         images=columns["images"],
