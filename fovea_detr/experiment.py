@@ -146,7 +146,7 @@ def finished_before(config: Config, folder: RunFolder) -> bool:
     refuse_other_data(folder, found, config.data.root)
     refuse_other_batch(config, folder)
     if not folder.has_result():
-        distributed.first_on_node(lambda: origin_of(config, folder) or True)  # raises RunFolderError before the claim
+        distributed.first_on_node(lambda: origin_of(config, folder))  # raises RunFolderError before the claim
         return False
     result = folder.result() or {}
     if config.mode == "eval":

@@ -116,10 +116,11 @@ def first_on_node(function: Callable[[], T]) -> T:
 
     A UserError of a first rank is raised there; the other ranks exit with code 2 and print nothing.
     """
-    value, error = None, None
+    values: list[T] = []
+    error = None
     if local_rank() == 0:
         try:
-            value = function()
+            values.append(function())
         except UserError as caught:
             error = caught
     anywhere = any(gather(error is not None))
@@ -127,7 +128,7 @@ def first_on_node(function: Callable[[], T]) -> T:
         raise error
     if anywhere:
         raise SystemExit(2)
-    return function() if value is None else value
+    return values[0] if values else function()
 
 
 def once_per_node(function: Callable[[], T]) -> T:

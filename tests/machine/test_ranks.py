@@ -82,20 +82,24 @@ def _gather_and_check(rank: int, store: Path) -> None:
 
 
 def test_once_per_node_calls_on_one_rank_and_copies_its_value(tmp_path: Path) -> None:
+    """None is a value like any other: with it the first rank does not call again, while others read its file."""
     spawn(_read_once_and_check, (tmp_path,), nprocs=3)
-    assert (tmp_path / "calls").read_text() == "0"
+    assert (tmp_path / "calls").read_text() == "00"
 
 
 def _read_once_and_check(rank: int, folder: Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=3)
 
-    def read() -> dict[str, torch.Tensor]:
+    def read(value: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor] | None:
         with (folder / "calls").open("a") as file:
             file.write(str(rank))
-        return {"rows": rows_of(0, 5)}
+        return value
 
-    assert torch.equal(distributed.once_per_node(read)["rows"], rows_of(0, 5))
+    found = distributed.once_per_node(lambda: read({"rows": rows_of(0, 5)}))
+    assert found is not None
+    assert torch.equal(found["rows"], rows_of(0, 5))
+    assert distributed.once_per_node(lambda: read(None)) is None
     torch.distributed.destroy_process_group()
 
 
