@@ -58,6 +58,7 @@ def _parse_categories(entries: list[Any], flaws: Flaws) -> dict[int, str]:
     twice = []
     for i, name in zip(ids[valid].tolist(), np.array(fields(entries, "name"), object)[valid], strict=True):
         text = str(name) if isinstance(name, str | int | float) else str(i)
+        text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair: no file could hold it
         if names.setdefault(i, text) != text:
             twice.append(f"{i} ({names[i]}, {text})")
     flaws.add("category ids used twice (the first name counts)", Fate.KEPT, twice)

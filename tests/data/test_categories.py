@@ -107,6 +107,11 @@ def test_labels_of_both_splits_are_outputs_and_the_ground_truth_keeps_its_ids(tm
 # ---- a checkpoint's classes ------------------------------------------------------------------------------------------
 
 
+def test_half_a_surrogate_pair_in_a_name_is_written_out(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, categories={1: "\ud800 cat", 2: "dog"})
+    assert read_coco(root, "val").categories == {1: "\\ud800 cat", 2: "dog"}
+
+
 def test_classes_are_matched_by_name() -> None:
     found = match({1: "dog", 2: "cat", 3: "cow"}, 4, {10: "cat", 11: "horse", 12: "dog"})
     assert (found.by_name, found.pairs) == (True, {1: 12, 2: 10})
