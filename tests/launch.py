@@ -62,3 +62,10 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) ->
             return False
         time.sleep(0.02)
     raise AssertionError(f"nothing happened in {seconds} s")
+
+
+def open_to_others(folder: Path) -> None:
+    """Let other users enter a temporary folder: pytest makes it, and those around it, for its own user only."""
+    for path in (folder, *folder.parents):
+        if path.stat().st_mode & 0o005 != 0o005:
+            path.chmod(0o755)

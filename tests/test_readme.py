@@ -84,13 +84,16 @@ def test_a_measuring_command_is_understood(words: list[str]) -> None:
     arguments([part for word in words[2:] for part in shlex.split(word.removeprefix("ARGS="))])
 
 
+TYPES = (["dynamic_scale=type2"], ["dynamic_scale=type3"])
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/mystudy: two seeds of type1, one of type3."""
+    """A folder with runs/mystudy: two seeds of type1, one of type2 and of type3."""
     root = tmp_path_factory.mktemp("readme")
     small = ["schedule.epochs=1", "data.train_images=16", "data.val_images=160", f"data.cache={root / 'cache'}"]
     where = ["experiment=tiny", "study=mystudy", f"runs={root / 'runs'}"]
-    for point in (["dynamic_scale=type1"], ["dynamic_scale=type1", "seed=1"], ["dynamic_scale=type3"]):
+    for point in (["dynamic_scale=type1"], ["dynamic_scale=type1", "seed=1"], *TYPES):
         run_well(*where, *small, *point)
     return root
 
@@ -101,7 +104,7 @@ def test_a_reading_command_runs(words: list[str], place: Path) -> None:
     points = sorted(
         path.name for path in (place / "runs/mystudy").iterdir() if "seed" not in path.name and path.is_dir()
     )
-    names = {"POINT": points[1], "OTHER_POINT": points[0], "dynamic_scale=type3": points[1]}
+    names = {"POINT": points[-1], "OTHER_POINT": points[0], "dynamic_scale=type3": points[-1]}
     words = [re.sub(r"\b(OTHER_)?POINT$", lambda match: names[match[0]], word) for word in words if word != "--follow"]
     if "tail" in words:
         words = [names.get(word, word) for word in words]

@@ -19,7 +19,7 @@ from fovea_detr.runs import locks
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.locks import Lock
 from fovea_detr.study.folder import Study
-from tests.launch import ROOT
+from tests.launch import ROOT, open_to_others
 from tests.runs.test_folder import HOLDER, kill, start
 
 PYTHON = shutil.which("python3", path="/usr/local/bin:/usr/bin")
@@ -90,9 +90,7 @@ def test_where_folders_cannot_be_locked_a_removed_lock_is_locked_again_or_the_ru
 @pytest.mark.skipif(os.geteuid() != 0 or PYTHON is None, reason="needs a second user, and Python for all users")
 def test_a_folder_of_another_user_is_named_with_what_helps(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "fovea_detr", tmp_path / "code" / "fovea_detr", ignore=shutil.ignore_patterns("conf"))
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_mode & 0o005 != 0o005:
-            path.chmod(0o755)
+    open_to_others(tmp_path)
     (tmp_path / "study").mkdir(mode=0o755)
     imports = "import sys; from pathlib import Path; from fovea_detr.runs.locks import Lock"
     code = f"{imports}; Lock(Path(sys.argv[1])).acquire()"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import open_to_others
 from tests.study.people import USERS, Person, cancel_all, make_users
 
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
@@ -19,8 +20,7 @@ def people(cluster: dict[str, str], tmp_path: Path) -> Iterator[tuple[Person, Pe
     """Ann, Bob and a folder of their group."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # pytest's folders are its user's only
+    open_to_others(tmp_path)
     make_users(tmp_path / "shared")
     ann, bob = (Person(name, tmp_path, cluster) for name in USERS)
     if not ann.has_packages:
