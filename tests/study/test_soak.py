@@ -1,4 +1,4 @@
-"""The short form of benchmarks/soak.py. FOVEA_SOAK=1 runs it: on a loaded machine its cluster does not always restart."""
+"""The short form of benchmarks/soak.py, on demand: on a loaded machine its cluster does not always restart."""
 
 from __future__ import annotations
 

@@ -235,7 +235,9 @@ def test_watching_survives_a_squeue_that_fails_and_ends_without_a_word(study: St
     process = start_verb(study, "status", "--watch", path=tmp_path)
     assert process.stderr is not None
     assert "squeue: down; waiting" in process.stderr.readline()
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho '5_0|study-id|RUNNING|None|bob'\n")
+    (tmp_path / "new").write_text("#!/bin/sh\necho '5_0|study-id|RUNNING|None|bob'\n")
+    (tmp_path / "new").chmod(0o755)
+    (tmp_path / "new").replace(tmp_path / "squeue")  # at once: it may be running
     assert process.stdout is not None
     assert "reason" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
