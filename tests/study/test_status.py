@@ -241,7 +241,7 @@ def test_watching_survives_a_squeue_that_fails_and_ends_without_a_word(study: St
     assert process.stdout is not None
     assert "reason" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "")
 
 
