@@ -119,8 +119,8 @@ class MLflow:
 
         self._mlflow, self._client = mlflow, mlflow.MlflowClient()
         self.id = run.id or self._create(run)
-        self._client.update_run(self.id, status="RUNNING")
-        self.known = int(self._client.get_run(self.id).data.metrics.get("epoch", -1))
+        self.known = max(self._epochs("epoch"), default=-1) if run.id else -1
+        self._cut_short = max(self.known, 0) + 1 if run.id else None  # a killed process may have sent a part of it
 
     def _create(self, run: Tracked) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", run.config.study)
@@ -135,9 +135,17 @@ class MLflow:
         """`epoch` comes last: where it is, all others are."""
         now = int(time.time() * 1000)
         names = [*(key for key in values if key != "epoch"), "epoch"]
+        if epoch == self._cut_short:
+            names = [name for name in names if epoch not in self._epochs(name)]
         metrics = [self._mlflow.entities.Metric(_allowed(name), values[name], now, epoch) for name in names]
         for start in range(0, len(metrics), 500):  # it takes 1000 at once
             self._client.log_batch(self.id, metrics=metrics[start : start + 500])
+        if epoch == self._cut_short:  # only now, because it reads every metric
+            self._client.update_run(self.id, status="RUNNING")
+
+    def _epochs(self, name: str) -> list[int]:
+        """Those that hold a metric. It alone is read: a kill may leave another's file empty, which is an error."""
+        return [found.step for found in self._client.get_metric_history(self.id, _allowed(name))]
 
     def show(self, pictures: Sequence[Path], epoch: int) -> None:  # noqa: ARG002 - an artifact has no step
         for path in pictures:
