@@ -1,4 +1,4 @@
-"""The short form of benchmarks/soak.py, on demand: on a loaded machine its cluster does not always restart."""
+"""The short form of benchmarks/soak.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.soak import soak
 pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 
-@pytest.mark.skipif(os.environ.get("FOVEA_SOAK") != "1", reason="FOVEA_SOAK=1 runs the random faults, as root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
 def test_random_faults_on_the_points_of_two_users(cluster: dict[str, str]) -> None:
     """In a folder of its own: every start of pytest closes its folder to other users."""
     with tempfile.TemporaryDirectory(prefix="soak", dir="/tmp") as base:

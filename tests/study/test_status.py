@@ -224,7 +224,10 @@ def start_verb(study: Study, *arguments: str, path: Path | None = None) -> subpr
     pipe = subprocess.PIPE
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
     where = ["--runs", str(study.folder.parent)]
-    return subprocess.Popen([*command, *where], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a background shell's tests ignore it
+    return subprocess.Popen(
+        [*command, *where], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment, preexec_fn=heard
+    )
 
 
 def test_watching_survives_a_squeue_that_fails_and_ends_without_a_word(study: Study, tmp_path: Path) -> None:
@@ -241,7 +244,7 @@ def test_watching_survives_a_squeue_that_fails_and_ends_without_a_word(study: St
     assert process.stdout is not None
     assert "reason" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=20)
     assert (process.returncode, error) == (130, "")
 
 
