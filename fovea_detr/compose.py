@@ -24,7 +24,8 @@ def parse(composed: DictConfig) -> Config:
     """Hydra's composition -> the typed, range-checked Config. Raises ConfigError, one line, at the first mistake."""
     refuse_values_of_nodes(composed)
     with config_errors():
-        return checked(OmegaConf.merge(OmegaConf.structured(Config), composed))
+        typed = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    return checked(typed)
 
 
 def checked(typed: DictConfig | ListConfig) -> Config:

@@ -165,13 +165,12 @@ def refuse_other_weights(config: Config, folder: RunFolder) -> None:
         )
 
 
-def claim(folder: RunFolder, host: Host) -> bool:
+def claim(folder: RunFolder, host: Host) -> None:
     """Rank 0 locks the folder against other processes and writes the state "running"."""
     if distributed.rank() == 0:
         folder.lock(host.lock_seconds)
         host.begin(folder)
         folder.write_state("running")
-    return True
 
 
 @contextmanager

@@ -53,9 +53,8 @@ def checked_states(study: Study, points: Sequence[Point], *, write: bool) -> lis
         refuse_another_run(point)
     statuses = study.current_states([point.name for point in points], write=write)
     for point, status in zip(points, statuses, strict=True):
-        if status.submission is not None and status.standing.is_live:
-            refuse_other_queued_data(point, status)
-            note_other_queued_config(point, status)
+        if status.standing.is_live:
+            compare_with_submission(point, status)
     return statuses
 
 
@@ -72,6 +71,14 @@ def refuse_another_run(point: Point) -> None:
         refuse_other_batch(point.config, folder)
 
 
+def compare_with_submission(point: Point, status: PointStatus) -> None:
+    """Refuse other data, and note another configuration, than a point's job was submitted with. Raises ConfigError."""
+    text = _submitted_text(point, status)
+    if text is not None:
+        _refuse_other_data(point, status, text)
+        _note_other_config(point, status, text)
+
+
 def _submitted_text(point: Point, status: PointStatus) -> str | None:
     """The configuration that the point's job runs; None if it is the point's own, or cannot be read."""
     if status.submission is None:
@@ -83,11 +90,11 @@ def _submitted_text(point: Point, status: PointStatus) -> str | None:
     return None
 
 
-def refuse_other_queued_data(point: Point, status: PointStatus) -> None:
-    """Raise ConfigError if the point's job waits or runs on other data, which its folder does not tell yet."""
-    text = _submitted_text(point, status)
-    if text is None:
-        return
+def _refuse_other_data(point: Point, status: PointStatus, text: str) -> None:
+    """Raise ConfigError if the point's job waits or runs on other data, which its folder does not tell yet.
+
+    text: the configuration that was submitted.
+    """
     before = Stored(text).config().data
     theirs, ours = fingerprints(before), fingerprints(point.config.data)
     for split in theirs.keys() & ours.keys():
@@ -99,10 +106,9 @@ def refuse_other_queued_data(point: Point, status: PointStatus) -> None:
             )
 
 
-def note_other_queued_config(point: Point, status: PointStatus) -> None:
-    """Say so if the point's job will run what was submitted, for conf/ has been edited since."""
-    text = _submitted_text(point, status)
-    changed = differences(text, point.config) if text is not None else []
+def _note_other_config(point: Point, status: PointStatus, text: str) -> None:
+    """Say so if the point's job will run what was submitted, `text`, for conf/ has been edited since."""
+    changed = differences(text, point.config)
     if changed:
         old = (
             f"its job runs the configuration of its submission ({'; '.join(changed)}); for today's, cancel it and "

@@ -213,3 +213,9 @@ def test_the_heat_map_is_the_mean_prior_at_the_pixels(predictor: Predictor) -> N
         assert heat[row, column] == pytest.approx(mean, rel=1e-5)
     lit = overlay(pixels, np.ones((64, 128)))
     assert lit[:, 0, 0].tolist() == [191, 165, 0]
+
+
+def test_class_names_of_another_program_are_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint)
+    torch.save({**content, "categories": {"cat": "1"}}, tmp_path / "other.pt")
+    assert fovea_detr.load_run(tmp_path / "other.pt", device="cpu").name(1) == "class 1"

@@ -11,7 +11,7 @@ from fovea_detr.compose import load_config
 from fovea_detr.errors import ConfigError
 from fovea_detr.runs.identity import point_name
 from fovea_detr.runs.state import Standing
-from fovea_detr.study.checks import refuse_other_queued_data, refuse_twins
+from fovea_detr.study.checks import compare_with_submission, refuse_twins
 from fovea_detr.study.folder import Study, frozen_point
 from fovea_detr.study.manifest import Point, Submission
 from fovea_detr.study.standing import PointStatus
@@ -40,9 +40,9 @@ def test_a_queued_point_with_other_data_is_refused(tmp_path: Path) -> None:
     other = write_coco(tmp_path / "B")
     edit(other, lambda content: content["annotations"].pop())
     queued = PointStatus(first.name, Standing("queued"), {}, submission)
-    refuse_other_queued_data(first, queued)
+    compare_with_submission(first, queued)
     with pytest.raises(ConfigError, match="is queued on other data: the train annotations"):
-        refuse_other_queued_data(point(tmp_path, f"data.root={other}"), queued)
+        compare_with_submission(point(tmp_path, f"data.root={other}"), queued)
 
 
 def test_the_same_code_is_that_of_the_first_submission(tmp_path: Path) -> None:
