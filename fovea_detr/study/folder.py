@@ -100,7 +100,7 @@ class Study:
         record, has_result, damage = read_record(folder)
         if submission is None:
             return PointStatus(point, standing_of(folder.path, record, has_result, damage=damage), record)
-        job = find_job(submission, point, record, jobs)
+        job = submission.end_of(point) if has_result else find_job(submission, point, record, jobs)
         standing = standing_of(folder.path, record, has_result, job, submitted=True, damage=damage)
         if not has_result:
             standing = in_full(standing, submission, point, record, job)
