@@ -89,7 +89,11 @@ class Lab:
             self.has_accounting = True
 
     def daemon(self, name: str) -> int:
-        return int(Path(self.environment["FOVEA_SLURM_DIR"], "run", f"{name}.pid").read_text())
+        """Its pid; it writes the file anew after its start, and the file is empty for a moment."""
+        file = Path(self.environment["FOVEA_SLURM_DIR"], "run", f"{name}.pid")
+        while not (text := file.read_text().strip()):
+            time.sleep(0.05)
+        return int(text)
 
     def ask_slurm(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, text=True, capture_output=True, timeout=90).stdout

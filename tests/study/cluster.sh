@@ -64,11 +64,10 @@ until_true() { # SECONDS COMMAND...: false if the command is still false after S
     done
 }
 
-answers() { # DAEMON COMMAND...: wait up to 60 s for COMMAND to be true; false at once if the daemon dies
-    local name=$1 end=$((SECONDS + 60))
-    shift
+answers() { # COMMAND...: wait up to 60 s for COMMAND to be true; false at once if the daemon just launched dies
+    local end=$((SECONDS + 60))
     until "$@"; do
-        ((SECONDS < end)) && kill -0 "$(<"$D/run/$name.pid")" 2>/dev/null || return 1
+        ((SECONDS < end)) && kill -0 "$launched" 2>/dev/null || return 1
         sleep 0.1
     done
 }
@@ -81,7 +80,8 @@ launch() { # DAEMON COMMAND...: in the foreground of its own session, so that $!
     local name=$1
     shift
     setsid env -i PATH="$PATH" LANG=C.UTF-8 SLURM_CONF="$SLURM_CONF" "$@" </dev/null >>"$D/log/$name.out" 2>&1 9>&- &
-    echo $! >"$D/run/$name.pid"
+    launched=$! # its file is no proof of life: the daemon writes it anew, and it is empty for a moment
+    echo "$launched" >"$D/run/$name.pid"
 }
 
 may_mount() { unshare --mount mount --bind "$D/hosts" /etc/hosts 2>/dev/null; }
@@ -97,22 +97,22 @@ start() { # DAEMON: start it and wait until it answers; nothing if it runs
         munged)
             launch munged munged --foreground --force --num-threads=2 --socket="$D/munge.sock" --key-file="$D/munge.key" \
                 --pid-file="$D/run/munged.pid" --seed-file="$D/munge.seed" --log-file="$D/log/munged.log"
-            answers munged test -S "$D/munge.sock" ;;
+            answers test -S "$D/munge.sock" ;;
         mariadbd) # Debian's settings (--no-defaults) are not wanted, nor durable writes; init.sql makes the user
             launch mariadbd mariadbd --no-defaults --user=root --datadir="$D/db" --socket="$D/db.sock" \
                 --pid-file="$D/run/mariadbd.pid" --bind-address=127.0.0.1 --port=$((PORT + 3)) --init-file="$D/init.sql" \
                 --skip-name-resolve --innodb-flush-log-at-trx-commit=0 --innodb-buffer-pool-size=64M \
                 --innodb-lock-wait-timeout=900 --innodb-use-native-aio=0 --performance-schema=OFF
-            answers mariadbd listens $((PORT + 3)) ;;
+            answers listens $((PORT + 3)) ;;
         slurmdbd)
             launch slurmdbd slurmdbd -D
-            answers slurmdbd listens $((PORT + 2)) ;;
+            answers listens $((PORT + 2)) ;;
         slurmctld)
             launch slurmctld slurmctld -D
-            answers slurmctld controller_answers ;;
+            answers controller_answers ;;
         fovea*)
             launch "$1" "${in_own_mounts[@]}" slurmd -D -N "$1"
-            answers "$1" listens $((PORT + 10 + ${1#fovea})) ;;
+            answers listens $((PORT + 10 + ${1#fovea})) ;;
         *) die "no daemon '$1'" ;;
     esac || { tail -n 5 "$D/log/$1".* >&2; die "$1 did not start; see $D/log"; }
 }
