@@ -4,7 +4,8 @@ Two users (root makes them) sweep in one shared folder, on a small tmpfs if that
 The faults are those of benchmarks/faults.py. Afterwards the cluster is whole again and all jobs have ended:
 
 - the state of each point has a reason that one of the faults done to it makes true;
-- the same commands bring every point to its end, with the weights and metrics of an undisturbed run of its config.yaml;
+- the same commands bring every point to its end, with the weights and metrics of an undisturbed run of its config.yaml,
+  and the table has these metrics beside these settings;
 - no job has been ended that no study has submitted.
 
 The first thing that is not so ends the soak with an AssertionError. CI has a short form: tests/study/test_soak.py.
@@ -30,6 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from analysis import load  # noqa: E402
 from benchmarks.faults import LEARNING_RATES, LENGTH, OF_A_POINT, OF_ALL, TRUE_REASONS, Lab, Target, process_of  # noqa: E402
 from fovea_detr.runs.folder import RunFolder  # noqa: E402
 from fovea_detr.runs.identity import Stored  # noqa: E402
@@ -39,7 +41,7 @@ from tests.study.conftest import SMALL_JOB, TINY, start_cluster  # noqa: E402
 from tests.study.people import USERS, Person, cancel_all, make_users  # noqa: E402
 
 ROUNDS = 6  # of the same commands, until every point has ended
-DRAIN_SECONDS = 600.0
+DRAIN_SECONDS_OF_A_POINT = 150.0
 MEBIBYTES_OF_A_POINT = 40
 
 
@@ -125,13 +127,14 @@ def make_whole(lab: Lab) -> None:
 
 def drained(lab: Lab) -> dict[Target, PointStatus]:
     """Wait until no job of a study is in the queue and no process of a run is left -> where the points stand."""
-    end = time.monotonic() + DRAIN_SECONDS
+    limit = DRAIN_SECONDS_OF_A_POINT * len(lab.targets)
+    end = time.monotonic() + limit
     while True:
         names = {one.name for target in lab.targets for one in target.study.submissions()}
         left = lab.ask_slurm("squeue", "-h", "-r", "-o", "%i %j %T %r", "--name", ",".join(names))
         if not left and not any(process_of(target, "fovea_detr.study.job") for target in lab.targets):
             break
-        assert time.monotonic() < end, f"still in the queue after {DRAIN_SECONDS:.0f} s:\n{left}"
+        assert time.monotonic() < end, f"still in the queue after {limit:.0f} s:\n{left}"
         time.sleep(1)
     states = {target: target.study.current_states([target.name])[0] for target in lab.targets}
     for target, status in states.items():
@@ -197,11 +200,17 @@ def learning_rate(folder: RunFolder) -> str:
 def compare_with_undisturbed(lab: Lab) -> int:
     """AssertionError for a point whose weights or metrics are not those of its config.yaml -> how many of these."""
     references: dict[tuple[int, str], RunFolder] = {}
+    table = load(lab.runs).runs.set_index(["study", "run"])
+    assert len(table) == len(lab.targets)
     for target in lab.targets:
         rate = learning_rate(target.folder)
         assert Stored(target.folder.config_text() or "").config().seed == target.seed
         reference = references.setdefault((target.seed, rate), undisturbed(lab, target.seed, rate))
         refuse_difference(target.folder, reference)
+        row = table.loc[(target.study.folder.name, target.name)]
+        expected = {"AP": (reference.result() or {})["last"]["AP"], "seed": target.seed, "lr": float(rate)}
+        assert row.filter(expected).to_dict() == {key: expected[key] for key in expected if key in row}, target.name
+    assert ("lr" in table) == (len({rate for _, rate in references}) > 1)
     return len(references)
 
 
