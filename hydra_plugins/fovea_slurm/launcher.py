@@ -53,18 +53,28 @@ class FoveaBasicLauncher(BasicLauncher):
 
         assert self.config is not None
         assert self.hydra_context is not None
-        points = compose_all(self.loader, self.config, job_overrides)
+        points = compose_all(self.loader, self.config, without_twins(self.config, job_overrides))
         for point in (one for group in points_by_study(points).values() for one in group):
             refuse_another_run(point)
         self.hydra_context.config_loader = self.loader
         return super().launch(job_overrides, initial_job_idx)
 
 
+def is_plain_sweep(config: DictConfig) -> bool:
+    return config.hydra.sweeper._target_.endswith(".BasicSweeper")
+
+
+def without_twins(config: DictConfig, job_overrides: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """A sweeper of trials may choose a point twice: it runs once, for both. In a plain sweep that is an error."""
+    overrides = [tuple(one) for one in job_overrides]
+    return overrides if is_plain_sweep(config) else list(dict.fromkeys(overrides))
+
+
 def refuse_sweeper_without_results(config: DictConfig, *, waits: bool, dry_run: bool = False) -> None:
     """Raise ConfigError if a launcher that does not wait for results is combined with a sweeper that needs them."""
-    sweeper = config.hydra.sweeper._target_
-    if sweeper.endswith(".BasicSweeper") or (waits and not dry_run):
+    if is_plain_sweep(config) or (waits and not dry_run):
         return
+    sweeper = config.hydra.sweeper._target_
     what = "a dry run has none: leave it out" if dry_run else "add hydra.launcher.wait=true"
     raise ConfigError(f"{sweeper.rpartition('.')[2]} needs each point's result: {what}")
 
@@ -75,16 +85,19 @@ class _Launch:
     kind = ""
     params: dict[str, Any]
     config: DictConfig | None
+    scratch: str | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)  # type: ignore[misc]
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
-        # The sweeper writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a
-        # colleague is submitting. The manifest holds the command.
-        self.scratch = tempfile.mkdtemp()
-        with read_write(config), open_dict(config):  # Hydra 1.4 has made it read-only
-            config.hydra.sweep.dir = self.scratch
+        if is_plain_sweep(config):
+            # It writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a colleague is
+            # submitting. The manifest holds the command. A sweeper of trials writes what it found at the end.
+            self.scratch = tempfile.mkdtemp()
+            sweep = config.hydra.sweep
+            with read_write(sweep), open_dict(sweep):  # Hydra 1.4 has made it read-only
+                sweep.dir = self.scratch
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         from fovea_detr.study.launch import launch
@@ -93,11 +106,14 @@ class _Launch:
         assert self.config is not None
         dry_run = self.params["dry_run"]
         refuse_sweeper_without_results(self.config, waits=self.params["wait"], dry_run=dry_run)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         try:
-            points = compose_all(self.loader, self.config, job_overrides)
+            overrides = without_twins(self.config, job_overrides)
+            points = compose_all(self.loader, self.config, overrides)
             if self.params["wait"] and not dry_run:
-                return self._results(points)
+                results = dict(zip(overrides, self._results(points), strict=True))
+                return [results[tuple(one)] for one in job_overrides]
             launch(points, self.kind, dry_run=dry_run)
         except KeyboardInterrupt:
             tell("\ninterrupted; what was submitted goes on, and the same command submits the rest")
@@ -118,8 +134,7 @@ class _Launch:
             time.sleep(SECONDS if left else 0)
         results = [result_of(point) for point in points]
         assert self.config is not None
-        is_plain = self.config.hydra.sweeper._target_.endswith(".BasicSweeper")
-        if is_plain and any(result.status == JobStatus.FAILED for result in results):
+        if is_plain_sweep(self.config) and any(result.status == JobStatus.FAILED for result in results):
             sys.exit(1)
         return results
 

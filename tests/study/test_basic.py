@@ -8,8 +8,9 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from fovea_detr import cli
 from fovea_detr.__main__ import run_point
@@ -144,6 +145,34 @@ def test_a_failed_point_is_a_failed_trial_of_optuna_and_the_end_of_a_plain_sweep
         _ = failed.return_value
     with pytest.raises(SystemExit, match="1"):
         waiting(monkeypatch, "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", points)
+
+
+def test_a_point_that_a_sweeper_of_trials_chooses_twice_runs_once_and_answers_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna with n_jobs > 1 does; in a plain sweep two equal points are refused."""
+    scores = {"fovea.smooth=4.0": 0.25, "fovea.smooth=6.0": 0.375}
+    for name, score in scores.items():
+        folder = RunFolder(tmp_path / "default" / name)
+        folder.write_config(config_text(load_config([name])))
+        folder.write_result({"last": {"AP": score}, "epochs": 50, "minutes": 3.0, "inference_seconds": 0.04})
+    started: list[str] = []
+    monkeypatch.setattr("fovea_detr.study.launch.launch", lambda *_: [])
+    monkeypatch.setattr("fovea_detr.study.status.until_ended", lambda found: started.extend(p.name for p in found))
+    register()
+    typed = [f"runs={tmp_path}", "data.root=/data/coco", "hydra/launcher=submitit_local"]
+    first, second = ([*typed, name] for name in scores)
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        queue = launcher.FoveaLocalLauncher(wait=True, dry_run=False)
+        queue.config = hydra.compose("config", typed, return_hydra_config=True)
+        queue.loader = GlobalHydra.instance().config_loader()
+        with pytest.raises(ConfigError, match=r"^two points of this sweep, .* would share"):
+            queue.launch([first, second, first], 0)
+        with read_write(queue.config):
+            queue.config.hydra.sweeper._target_ = "hydra_plugins.x.OptunaSweeper"
+        found = [result.return_value for result in queue.launch([first, second, first], 0)]
+    assert found == [0.25, 0.375, 0.25]
+    assert started == list(scores)
 
 
 # ---- conf/local.yaml in a sweep ----------------------------------------------------------------------------------
