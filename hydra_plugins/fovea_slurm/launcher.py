@@ -92,8 +92,8 @@ class _Launch:
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
         if is_plain_sweep(config):
-            # It writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a colleague is
-            # submitting. The manifest holds the command. A sweeper of trials writes what it found at the end.
+            # It writes its multirun.yaml before it asks any launcher: in a dry run, and into a study that a colleague
+            # is submitting. The manifest holds the command. A sweeper of trials writes what it found at the end.
             self.scratch = tempfile.mkdtemp()
             sweep = config.hydra.sweep
             with read_write(sweep), open_dict(sweep):  # Hydra 1.4 has made it read-only
