@@ -67,6 +67,15 @@ def test_an_installed_package_composes_trains_and_makes_tables(site: Path, tmp_p
     assert "#SBATCH" in run(site, tmp_path, "-m", "fovea_detr", "-m", "sweeps=tiny", *dry)
 
 
+def test_a_checkout_whose_zip_lost_the_link_to_conf_composes(tmp_path: Path) -> None:
+    """Python's zipfile and some graphical tools unpack a symbolic link as a file with its target."""
+    checkout = snapshot.take(tmp_path, ROOT)
+    (checkout / "fovea_detr/conf").unlink()
+    (checkout / "fovea_detr/conf").write_text("../conf")
+    code = "import fovea_detr; print(fovea_detr.load_config(['dynamic_scale=type3']).dynamic_scale['name'])"
+    assert run(checkout, tmp_path, "-c", code) == "type3\n"
+
+
 @pytest.mark.slow
 def test_an_installed_package_names_its_question_on_the_page(site: Path, tmp_path: Path) -> None:
     code = "from analysis.output.report import header; print(header('tiny')['Question'])"

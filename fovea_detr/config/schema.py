@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a link to its top folder conf/
+_PACKAGED = Path(__file__).parent.parent / "conf"  # in a checkout a link to ../conf, or a file if its zip lost the link
+CONF_DIR = (_PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf").resolve()
 
 GENERATED = {"shapes"}  # the values of data.name that generate their images: they read no files, and no data.root
 
