@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -17,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
 from omegaconf import DictConfig, open_dict, read_write
 
-from fovea_detr.errors import ConfigError, tell
+from fovea_detr.errors import ConfigError, RunFolderError, tell
 
 if TYPE_CHECKING:
     from fovea_detr.study.manifest import Point
@@ -46,18 +47,34 @@ class FoveaBasicLauncher(BasicLauncher):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.loader = hydra_context.config_loader
         hydra_context.config_loader = _Composer(self.loader)  # type: ignore[assignment]
+        make_study_folder(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from fovea_detr.runs.files import adopt_group
         from fovea_detr.study.checks import points_by_study, refuse_another_run
         from hydra_plugins.fovea_slurm._compose import compose_all
 
         assert self.config is not None
         assert self.hydra_context is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        for file in folder.glob("*.yaml"):  # the sweeper's, which a colleague's next sweep replaces
+            adopt_group(file, folder)
         points = compose_all(self.loader, self.config, without_twins(self.config, job_overrides))
         for point in (one for group in points_by_study(points).values() for one in group):
             refuse_another_run(point)
         self.hydra_context.config_loader = self.loader
         return super().launch(job_overrides, initial_job_idx)
+
+
+def make_study_folder(config: DictConfig) -> None:
+    """Before Hydra makes it, which does not give the group its rights. Raises RunFolderError."""
+    from fovea_detr.runs.files import make_folder, why_not_writable
+
+    folder = Path(config.hydra.sweep.dir)
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise RunFolderError(why_not_writable(folder, error)) from None
 
 
 def is_plain_sweep(config: DictConfig) -> bool:
@@ -98,6 +115,8 @@ class _Launch:
             sweep = config.hydra.sweep
             with read_write(sweep), open_dict(sweep):  # Hydra 1.4 has made it read-only
                 sweep.dir = self.scratch
+        else:
+            make_study_folder(config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:  # noqa: ARG002
         from fovea_detr.study.launch import launch

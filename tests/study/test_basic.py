@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,26 @@ def test_points_run_in_their_order_with_their_configurations(tmp_path: Path, mon
 def test_no_task_runs_if_the_last_point_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"point fovea\.smooth=-6"):
         sweep(monkeypatch, tmp_path, "fovea.smooth=4,-6")
+
+
+def test_what_hydra_writes_is_for_the_group_what_the_folder_around_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o2775)
+    before = os.umask(0o022)
+    try:
+        sweep(monkeypatch, tmp_path / "runs", "fovea.smooth=4,6.5")
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in (tmp_path / "runs").rglob("*")}
+    assert modes == {"default": "0o2775", "multirun.yaml": "0o664"}
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "seed=1,2"], ["-m", "seed=1,2", "hydra/launcher=submitit_local"]])
+def test_a_runs_folder_that_cannot_be_made_is_one_line(words: list[str]) -> None:
+    done = run(*words, "experiment=tiny", "device=cpu", "runs=/proc/runs")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: /proc/runs/tiny.*: cannot write there \(.*\); choose runs=FOLDER\n", done.stderr)
 
 
 # ---- what a sweeper gets back ------------------------------------------------------------------------------------
