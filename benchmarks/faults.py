@@ -88,6 +88,11 @@ class Lab:
             self.cluster("start", "slurmdbd")
             self.has_accounting = True
 
+    def resume_nodes(self) -> None:
+        """As an administrator does: SLURM drains a node whose jobs did not die or whose prolog failed."""
+        if self.ask_slurm("sinfo", "-h", "-t", "drain,down", "-o", "%n"):
+            self.ask_slurm("scontrol", "update", "nodename=ALL", "state=resume")
+
     def daemon(self, name: str) -> int:
         """Its pid; it writes the file anew after its start, and the file is empty for a moment."""
         file = Path(self.environment["FOVEA_SLURM_DIR"], "run", f"{name}.pid")

@@ -110,6 +110,7 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
         kinds = [*OF_A_POINT, *OF_ALL]
         for fault in lab.random.sample(kinds, len(kinds))[: count - len(done)]:
             time.sleep(lab.random.uniform(0, 3))
+            lab.resume_nodes()
             targets = lab.random.sample(lab.targets, len(lab.targets))
             hit = next((target for target in targets if fault(lab, target)), None)
             if hit is not None:
@@ -122,6 +123,7 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
 def make_whole(lab: Lab) -> None:
     """The cluster runs, the disk has room, the configuration is the first one."""
     lab.start_accounting()
+    lab.resume_nodes()
     lab.set_learning_rate(LEARNING_RATES[0])
 
 
@@ -132,6 +134,7 @@ def drained(lab: Lab) -> dict[Target, PointStatus]:
     while True:
         names = {one.name for target in lab.targets for one in target.study.submissions()}
         left = lab.ask_slurm("squeue", "-h", "-r", "-o", "%i %j %T %r", "--name", ",".join(names))
+        lab.resume_nodes()
         if not left and not any(process_of(target, "fovea_detr.study.job") for target in lab.targets):
             break
         assert time.monotonic() < end, f"still in the queue after {limit:.0f} s:\n{left}"
