@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config, leaves
 from fovea_detr.config.suggest import OTHER_NAMES, known_keys, suggestion
+from fovea_detr.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,12 @@ def test_the_key_that_was_meant(typed: str, meant: str):
 @pytest.mark.parametrize("typed", ["nothing", "x", "", "zzz.qqq"])
 def test_nothing_is_suggested_for_a_word_that_resembles_no_key(typed: str):
     assert suggestion(typed) == ""
+
+
+def test_a_key_that_the_chosen_value_lacks_is_not_its_own_suggestion():
+    words = "unknown key 'data.val_fraction' .*; the chosen value of the group data does not have it"
+    with pytest.raises(ConfigError, match=words):
+        load_config(["data=shapes", "data.val_fraction=0.2"])
 
 
 def test_every_suggested_key_exists():

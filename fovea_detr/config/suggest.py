@@ -56,8 +56,11 @@ OTHER_NAMES = {  # in DETR's own script, Ultralytics, MMDetection, rf-detr and t
 
 
 def suggestion(key: str) -> str:
-    """`did you mean schedule.lr? `, or nothing. key: as typed, `--` and `-` of an option included."""
-    found = _fitting(key.lstrip("-+~").replace("-", "_").lower())
+    """`did you mean schedule.lr? `, another reason, or nothing. key: as typed, `--` and `-` of an option included."""
+    key = key.lstrip("-+~").replace("-", "_").lower()
+    if key in known_keys() and "." in key:
+        return f"the chosen value of the group {key.partition('.')[0]} does not have it; "
+    found = _fitting(key)
     return f"did you mean {' or '.join(found[:MOST])}? " if found else ""
 
 

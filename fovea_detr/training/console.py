@@ -8,11 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fovea_detr.runs.folder import METRICS, RunFolder
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.tracking import Tracking
 
 SECONDS_BETWEEN_LINES = 30.0
 FIRST_STEPS = 20
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 class Console:
@@ -157,7 +158,7 @@ def percent(metric: float) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     """result.json in one line: the last and best metrics, and the time it took."""
-    scores = ", ".join(f"{name} {percent(result['last'][name])}" for name in METRICS[:6] if name in result["last"])
+    scores = ", ".join(f"{name} {percent(result['last'][name])}" for name in SUMMARY if name in result["last"])
     best = (
         f"; best AP {percent(result['best']['AP'])} after epoch {result['best']['epoch']}" if "best" in result else ""
     )
