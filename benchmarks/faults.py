@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,14 @@ class Lab:
 
     def ask_slurm(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, text=True, capture_output=True, timeout=90).stdout
+
+    def queued(self, names: set[str]) -> str:
+        """The queue's lines of the jobs with these names; asked again until the controller answers."""
+        command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i %j %T %r", "--name", ",".join(sorted(names))]
+        while (done := subprocess.run(command, env=self.environment, text=True, capture_output=True)).returncode:
+            time.sleep(1)
+        ended = re.compile(r"\S+ \S+ (COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL)\b")
+        return "\n".join(line for line in done.stdout.splitlines() if not ended.match(line))
 
     def person_types(self, person: Person, *command: str) -> str:
         """A command that must not end with a traceback, nor with a job of somebody else."""

@@ -133,7 +133,7 @@ def drained(lab: Lab) -> dict[Target, PointStatus]:
     end = time.monotonic() + limit
     while True:
         names = {one.name for target in lab.targets for one in target.study.submissions()}
-        left = lab.ask_slurm("squeue", "-h", "-r", "-o", "%i %j %T %r", "--name", ",".join(names))
+        left = lab.queued(names)
         lab.resume_nodes()
         if not left and not any(process_of(target, "fovea_detr.study.job") for target in lab.targets):
             break
@@ -141,7 +141,8 @@ def drained(lab: Lab) -> dict[Target, PointStatus]:
         time.sleep(1)
     states = {target: target.study.current_states([target.name])[0] for target in lab.targets}
     for target, status in states.items():
-        assert not status.standing.is_live, f"{target.name}: {status.state}, and it has no job"
+        what = f"{target.name}: {status.state} [{status.slurm}], and it has no job"
+        assert not status.standing.is_live, f"{what}\n{evidence(lab, target)}"
     return states
 
 
