@@ -73,7 +73,7 @@ def test_training_lowers_the_losses_of_the_masks(tmp_path: Path) -> None:
         assert target.masks is not None
         target.masks[:] = torch.arange(target.masks.shape[2]) < 30
     seen = []
-    for _ in range(20):
+    for _ in range(30):
         trainer.step()
         trainer.reports.read()
         seen.append(trainer.reports.latest)
