@@ -23,10 +23,16 @@ INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
 @dataclass
-class LossWeights:
+class MatchCosts:
     classification: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+
+
+@dataclass
+class LossWeights(MatchCosts):
+    mask: float = 1.0  # this and dice: with model.masks=true, of the last decoder layer
+    dice: float = 1.0
 
 
 @dataclass
@@ -48,7 +54,10 @@ class Model:
     pre_norm: bool = False
     loss: str = "focal"  # focal | softmax
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    match_costs: LossWeights = field(default_factory=LossWeights)
+    match_costs: MatchCosts = field(default_factory=MatchCosts)
+    masks: bool = False
+    mask_prior: str = "none"  # none | last
+    freeze_detector: bool = False  # train the mask head alone
 
 
 @dataclass
