@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     with cli.one_line_errors():
+        cli.make_folder(options.to.parent)
+        if options.to.is_dir():
+            raise UserError(f"--to {options.to}: a folder; name a file, {options.to / 'model.onnx'}")
         export(open_trained(options.source, options.overrides), options.to)
         print(f"{options.to}: {options.to.stat().st_size / 1e6:.1f} MB")
 
@@ -102,7 +105,6 @@ def export(trained: Trained, to: Path) -> None:
         )
     assert program is not None
     program.model.metadata_props.update(metadata(trained))
-    to.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(to))
     compare(model, to)
 

@@ -18,6 +18,7 @@ from fovea_detr.config.suggest import OTHER_NAMES, known_keys, suggestion
         ("schedule.epoch", "schedule.epochs"),
         ("max_epochs", "schedule.epochs"),
         ("imgsz", "data.long_side"),
+        ("--use-ema", "train.ema"),
         ("backbone", "model.backbone"),
         ("hidden_dim", "model.hidden"),
         ("train.num_workers", "data.workers"),

@@ -15,6 +15,7 @@ from fovea_detr import experiment
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.average import Average, decay_at
 from tests.launch import only_folder, run_well, start
+from tests.training.test_extend import STEP
 from tests.training.test_resume import SIGNALS, assert_equal_runs, kill_while_training
 from tests.training.test_train_step import SmallTrainer
 
@@ -106,8 +107,7 @@ def test_all_ranks_have_the_same_average(tmp_path: Path) -> None:
 
 # ---- real runs -------------------------------------------------------------------------------------------------------
 
-SHORT = ("experiment=tiny", "model.dropout=0.1", "data.train_images=320", "data.val_images=21", "train.ema=0.99")
-SHORT += ("checkpoint.minutes=0.003", "checkpoint.best=true", "evaluation.losses=true", "schedule.lr_drop=3")
+SHORT = (*STEP, "train.ema=0.99", "checkpoint.best=true", "evaluation.losses=true")
 
 
 def weights_of(folder: RunFolder, name: str, key: str = "model") -> dict[str, Tensor]:
