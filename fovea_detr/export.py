@@ -36,7 +36,7 @@ CHECKED = ((2, 480, 640), (1, 320, 448))  # batch, height, width: of the compari
 TOLERANCE = 1e-4
 SHORTEST, LONGEST = 64, 8192  # pixels of a side
 RESIZING = {
-    "coco": "the short side to 800 pixels, or less so that the long side is about 1333 at most",
+    "coco": "the short side to {short_side} pixels, or less so that the long side is about {max_side} at most",
     "tiny": "the long side to {long_side} pixels",
 }
 SCORES = {
@@ -136,7 +136,7 @@ def compare(model: Exported, path: Path) -> None:
 
 def metadata(trained: Trained) -> dict[str, Any]:
     config = trained.config
-    resizing = RESIZING[config.data.recipe].format(long_side=config.data.long_side)
+    resizing = RESIZING[config.data.recipe].format(**vars(config.data))
     return {
         "preprocessing": f"RGB, upright, uint8; resized (bilinear, antialiased): {resizing}; zeros below and right of "
         "it to the batch's size; normalisation is part of the model",
