@@ -98,6 +98,7 @@ class Saver:
         self.state.load_state_dict(content)
         self.state.starts += 1
         if self.writes:
+            self._take_best(origin)
             self.folder.write_history(self.state.history)
         self._restored = self._position()
 
@@ -152,6 +153,13 @@ class Saver:
         self.save()
         if self.writes:
             self.folder.write_history(self.state.history)
+
+    def _take_best(self, origin: RunFolder) -> None:
+        """Copy its best weights, which this run may not surpass."""
+        for name, *_ in self._kept() if self.keeps_best else ():
+            path = origin.path / name
+            if path.exists():
+                self.folder.write(name, lambda file, path=path: file.write(path.read_bytes()))
 
     def _kept(self) -> list[tuple[str, str, nn.Module, str]]:
         """The files of the best weights: name, node of result.json, model, metric in the history."""

@@ -150,8 +150,10 @@ def test_extended_it_goes_on_and_its_file_has_its_ap(tmp_path: Path) -> None:
     folders = [RunFolder(extended), only_folder(tmp_path, "b")]
     assert_equal_runs(*folders)
     assert_equal_weights(folders, "checkpoint.pt", "ema")
+    assert_equal_weights(folders, "best_ema.pt")
     result = folders[0].result()
     assert result is not None
+    assert result["ema_best"]["checkpoint"] == "best_ema.pt", "taken along from the run that it extends"
     for name, ap in (("ema.pt", result["last"]["ema_AP"]), ("best_ema.pt", result["ema_best"]["ema_AP"])):
         evaluated = (f"weights={extended / name}", "mode=eval", f"runs={tmp_path}", f"study={name}")
         run_well(*evaluated, "threads=1", "device=cpu", f"data.cache={tmp_path / 'cache'}")
