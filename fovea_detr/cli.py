@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from fovea_detr.compose import is_users, one_line
@@ -44,6 +45,16 @@ def one_line_errors(leave: bool = True, *, on_every_rank: bool = False) -> Itera
             sys.exit(2)
         error.told = True  # type: ignore[attr-defined]
         raise
+
+
+def make_folder(path: Path) -> None:
+    """The folder that `--to` names, with those around it. Raises UserError where it cannot be made or written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--to: the folder {path} cannot be made ({error.strerror})") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--to: nothing can be written into the folder {path}")
 
 
 def run_cleanly(main: Callable[[], object]) -> None:

@@ -39,6 +39,7 @@ from fovea_detr.runs.identity import (
 )
 from fovea_detr.runs.stop import StopFlag
 from fovea_detr.training import preflight
+from fovea_detr.training.average import Average
 from fovea_detr.training.console import Console, percent, summary
 from fovea_detr.training.initial import Weights, load_backbone
 from fovea_detr.training.loop import Split, Trainer
@@ -308,7 +309,9 @@ def initial_state(config: Config, device: torch.device) -> TrainState:
     torch.manual_seed(config.seed)
     model = build.build_model(config).to(device)
     optimizer = build_optimizer(model, config.schedule)
-    return TrainState(model, optimizer, total_batch_size=Batching.of(config, distributed.world_size()).total)
+    decay = config.train.ema if config.mode == "train" else None
+    average = None if decay is None else Average(model, decay)
+    return TrainState(model, optimizer, average, total_batch_size=Batching.of(config, distributed.world_size()).total)
 
 
 def load_initial_weights(

@@ -36,7 +36,7 @@ CHECKED = ((2, 480, 640), (1, 320, 448))  # batch, height, width: of the compari
 TOLERANCE = 1e-4
 SHORTEST, LONGEST = 64, 8192  # pixels of a side
 RESIZING = {
-    "coco": "the short side to 800 pixels, or less so that the long side is about 1333 at most",
+    "coco": "the short side to {short_side} pixels, or less so that the long side is about {max_side} at most",
     "tiny": "the long side to {long_side} pixels",
 }
 SCORES = {
@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     with cli.one_line_errors():
+        cli.make_folder(options.to.parent)
+        if options.to.is_dir():
+            raise UserError(f"--to {options.to}: a folder; name a file, {options.to / 'model.onnx'}")
         export(open_trained(options.source, options.overrides), options.to)
         print(f"{options.to}: {options.to.stat().st_size / 1e6:.1f} MB")
 
@@ -102,7 +105,6 @@ def export(trained: Trained, to: Path) -> None:
         )
     assert program is not None
     program.model.metadata_props.update(metadata(trained))
-    to.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(to))
     compare(model, to)
 
@@ -134,7 +136,7 @@ def compare(model: Exported, path: Path) -> None:
 
 def metadata(trained: Trained) -> dict[str, Any]:
     config = trained.config
-    resizing = RESIZING[config.data.recipe].format(long_side=config.data.long_side)
+    resizing = RESIZING[config.data.recipe].format(**vars(config.data))
     return {
         "preprocessing": f"RGB, upright, uint8; resized (bilinear, antialiased): {resizing}; zeros below and right of "
         "it to the batch's size; normalisation is part of the model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,26 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"the export needs onnx, onnxscript, onnxruntime: pip install onnx"):
         export.export(open_trained(checkpoint(tmp_path)), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [("", "a folder; name a file"), ("file/model.onnx", "the folder .*/file cannot be made"), (".", "name a file")],
+)
+def test_a_target_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as left:
+        export.main([str(checkpoint(tmp_path)), "--to", str(tmp_path / to)])
+    assert left.value.code == 2
+    assert re.fullmatch(f"error: --to.*{words}.*\n", capsys.readouterr().err)
+
+
+def test_the_metadata_have_the_sizes_of_the_run(tmp_path: Path) -> None:
+    sizes = ("data.recipe=coco", "data.short_side=480", "data.max_side=800", "data.long_side=128")
+    found = export.metadata(open_trained(checkpoint(tmp_path, *sizes)))["preprocessing"]
+    assert "the short side to 480 pixels, or less so that the long side is about 800 at most" in found
 
 
 def test_a_file_with_other_outputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

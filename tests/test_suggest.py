@@ -20,6 +20,7 @@ from fovea_detr.errors import ConfigError
         ("schedule.epoch", "schedule.epochs"),
         ("max_epochs", "schedule.epochs"),
         ("imgsz", "data.long_side"),
+        ("--use-ema", "train.ema"),
         ("backbone", "model.backbone"),
         ("hidden_dim", "model.hidden"),
         ("train.num_workers", "data.workers"),

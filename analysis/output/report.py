@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader
 from analysis.output import charts
 from analysis.output.changes import changes_since, state_of
 from analysis.output.commands import command
+from analysis.output.pictures import pictures
 from analysis.output.terminal import count_of, none_finished
 from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
@@ -49,6 +50,7 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
     rows, runs = (count_of(len(items), word) for items, word in ((table.rows, "row"), (table.runs, "run")))
     template = Environment(loader=FileSystemLoader(PARTS), autoescape=True, trim_blocks=True).get_template("page.html")
     when, changes = changes_since(table, path, since)
+    best_first = ranked(table.rows, table.first_metric)
     return template.render(
         title=", ".join(studies),
         style=(PARTS / "page.css").read_text().strip(),
@@ -60,7 +62,8 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
         caption=CAPTION,
         columns=(shown := columns_of(table)),
         rows=[{"label": row.label, "cells": cells(table, row, shown)} | again(row, path) for row in table.rows],
-        order=[row.label for row in ranked(table.rows, table.first_metric)],
+        order=[row.label for row in best_first],
+        pictures=pictures(best_first),
         notes=table.notes,
         warnings=[*table.warnings, *none_finished(table.runs)],
         why=list(why(table.every, table.verdicts)),

@@ -9,6 +9,7 @@ from typing import Any
 from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.state import number
 
+ON_DEMAND = ("ema_", "val_", "class_error", "cardinality_error")  # numbers that only --columns shows
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # any other `device` is a GPU's name
 
 
@@ -27,6 +28,7 @@ def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenan
         best = max(evaluations, key=lambda line: score(line["AP"]), default={})
     epochs = number(result.get("epochs", line.get("epoch")))
     found = {name: score(scores.get(name)) for name in METRICS}
+    found |= {name: number(value) for name, value in {**line, **scores}.items() if name.startswith(ON_DEMAND)}
     found |= {
         "best_AP": score(best.get("AP")),
         "best_epoch": number(best.get("epoch")),

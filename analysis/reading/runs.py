@@ -21,7 +21,7 @@ from analysis.reading.outcome import (
     undefined_scores,
 )
 from analysis.reading.progress import Progress, describe
-from analysis.reading.settings import leaf, overrides
+from analysis.reading.settings import last_epoch, leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Job, Standing, number, read_or_note, standing_of
@@ -127,7 +127,7 @@ def last_line(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def progress_of(settings: dict[str, str], history: list[dict[str, Any]]) -> Progress:
-    line, planned = history[-1] if history else {}, leaf(settings, "epochs") or ""
+    line, planned = history[-1] if history else {}, last_epoch(settings) or ""
     before = number(history[-2].get("steps")) if len(history) > 1 else 0.0
     return Progress(
         epochs=len(history),

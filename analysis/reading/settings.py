@@ -33,6 +33,12 @@ def leaf(settings: Settings, name: str) -> str | None:
     return next((value for key, value in settings.items() if key.rpartition(".")[2] == name), None)
 
 
+def last_epoch(settings: Settings) -> str | None:
+    """With which a run is to end: `extend`, else `schedule.epochs`."""
+    extend = leaf(settings, "extend")
+    return leaf(settings, "epochs") if extend in (None, "null") else extend
+
+
 def varying_keys(rows: Sequence[Settings], by_hand: set[str]) -> list[str]:
     """The settings that differ between rows and do not follow from another one that is shown.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from analysis.reading.settings import leaf
+from analysis.reading.settings import last_epoch, leaf
 from analysis.tables.rows import Row
 
 COST = "device"  # the fact that makes cost incomparable, and no metric
@@ -22,7 +22,7 @@ def add_notes(rows: Sequence[Row], metrics: Sequence[str], baseline: Row | None)
 
 def unfinished(row: Row) -> Iterator[str]:
     """The learning-rate drop alone adds several AP, so earlier numbers are not comparable."""
-    epoch, planned, drop = row.mean("at_epoch"), leaf(row.settings, "epochs"), leaf(row.settings, "lr_drop") or ""
+    epoch, planned, drop = row.mean("at_epoch"), last_epoch(row.settings), leaf(row.settings, "lr_drop") or ""
     if row.is_finished or epoch is None:
         return
     where = f"epoch {epoch.mean:.0f}{f' of {planned}' if planned else ''}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from analysis.reading.outcome import ON_DEMAND
 from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
 from analysis.tables.cells import Column, Value, data, metric_column, show
@@ -54,7 +55,9 @@ class Options:
     def __post_init__(self) -> None:
         for name in self.metrics:
             if name not in METRICS:
-                raise UserError(f"there is no metric {name}; choose from {', '.join(METRICS)}, or all")
+                raise UserError(
+                    f"there is no metric {name}; choose from {', '.join(METRICS)}, or all; others by --columns"
+                )
 
 
 def metric_names(text: str) -> tuple[str, ...]:
@@ -188,9 +191,22 @@ def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> li
     return columns
 
 
+def on_demand(rows: Sequence[Row], options: Options) -> list[Column]:
+    """Columns that are named by --columns alone, and that these runs have: `ema_AP`, `val_loss`, `class_error`."""
+    names = {name for row in rows for run in row.runs for name in run.numbers if name.startswith(ON_DEMAND)}
+    return [
+        replace(metric_column(name, percent=options.percent), is_metric=False)
+        if name.startswith("ema_")
+        else Column(name, name, 3, spread=True)
+        for name in options.columns
+        if name in names
+    ]
+
+
 def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
     """The columns of state, metrics and cost; fills the cells. A total batch that differs between seeds has no mean."""
     scores = [metric_column(name, 2 * i, percent=options.percent) for i, name in enumerate(options.metrics)]
+    scores += on_demand(rows, options)
     best = replace(metric_column(BEST, 23, percent=options.percent), title="best AP", is_metric=False)
     for row in rows:
         row.cells |= {column.name: row.mean(column.name) for column in (*scores, best, *NUMBERS)}

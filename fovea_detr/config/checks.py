@@ -96,6 +96,10 @@ def check(config: Config) -> None:
         config.compile and not BACKBONES[config.model.backbone].compiles,
         f"compile=true: torch.compile does not work with model.backbone={config.model.backbone}; use compile=false",
     )
+    _refuse(
+        config.evaluation.losses and config.mode == "eval",
+        "evaluation.losses=true logs losses of training, and mode=eval trains nothing: leave it out",
+    )
     missing = config.weights is not None and not Path(config.weights).expanduser().is_file()
     _refuse(missing, f"weights={config.weights}: there is no such file")
 
@@ -125,6 +129,10 @@ def _check_train(config: Config) -> None:
     )
     stop = train.early_stop
     _refuse(stop is not None and stop < 1, f"train.early_stop={stop} must be at least 1 evaluation; null: never")
+    _refuse(
+        train.ema is not None and not 0 < train.ema < 1,
+        f"train.ema={train.ema} is a decay between 0 and 1, such as 0.999; null: no averaged weights",
+    )
 
 
 def _check_cluster(cluster: Cluster) -> None:

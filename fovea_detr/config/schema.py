@@ -18,7 +18,7 @@ GENERATED = {"shapes"}  # the values of data.name that generate their images: th
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
-INFRASTRUCTURE |= {"evaluation.keep_matches"}
+INFRASTRUCTURE |= {"evaluation.keep_matches", "evaluation.losses"}
 INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
@@ -118,6 +118,7 @@ class Evaluation:
     every: int = 1  # epochs
     batch_size: int = 4
     backend: str = "hotcoco"  # hotcoco | pycocotools
+    losses: bool = False
     save_predictions: bool = False
     keep_matches: int = 0  # epochs between stored matches; those of the last evaluation are always stored
     timed_images: int = 100
@@ -127,6 +128,7 @@ class Evaluation:
 class Train:
     freeze: str = "none"  # none | parts of FREEZABLE, config/checks.py, joined by +
     early_stop: Optional[int] = None  # noqa: UP045 - evaluations without a better AP
+    ema: Optional[float] = None  # noqa: UP045 - decay of the averaged weights; None: none
 
 
 @dataclass

@@ -49,6 +49,8 @@ OTHER_NAMES = {  # in DETR's own script, Ultralytics, MMDetection, rf-detr and t
     "precision=bf16": ("amp", "fp16", "bf16", "half", "mixed_precision", "use_amp"),
     "train.freeze": ("freeze_backbone", "frozen", "frozen_stages", "freeze_encoder", "frozen_weights"),
     "train.early_stop": ("patience", "early_stopping", "early_stopping_patience"),
+    "train.ema": ("use_ema", "ema_decay", "model_ema", "ema_rate", "ema_momentum", "swa", "averaging"),
+    "evaluation.losses": ("val_loss", "val_losses", "validation_loss", "eval_loss"),
     "checkpoint.best": ("save_best", "keep_best", "load_best_model_at_end"),
     "extend=EPOCHS": ("continue", "extra_epochs", "more_epochs", "additional_epochs"),
     "the same command again, which resumes": ("resume", "resume_from", "auto_resume", "resume_from_checkpoint"),

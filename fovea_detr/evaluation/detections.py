@@ -46,17 +46,21 @@ def detect(
     device: torch.device,
     precision: str,
     before_each: Callable[[], None] = lambda: None,
+    after_each: Callable[[Predictions, Any], None] | None = None,
 ) -> DetectionTable:
     """Run the model over batches -> all detections, on the device; nothing is copied to the host.
 
-    before_each: called before every batch; an exception that it raises ends the evaluation.
+    before_each: called before every batch; an exception that it raises ends the evaluation. after_each: called with
+    every batch's predictions and targets.
     """
     model.eval()
     image_ids, rows = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 6, dtype=torch.float64, device=device)]
-    for batch, _ in batches:
+    for batch, targets in batches:
         before_each()
         with autocast(device, precision):
             predictions = model(batch.to(device))
+        if after_each is not None:
+            after_each(predictions, targets)
         of_images = detection_rows(predictions, batch.original_sizes_hw)
         image_ids.append(torch.tensor(batch.image_ids).repeat_interleave(of_images.shape[1]))
         rows.append(of_images.flatten(0, 1))

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pictures = find_pictures(options.pictures)
         check(options)
         predictor = load_run(options.source, options.overrides, device=options.device)
-        options.to.mkdir(parents=True, exist_ok=True)
+        cli.make_folder(options.to)
         results, failed = [], 0
         for number, (path, name) in enumerate(
             zip(tqdm(pictures, unit="picture", disable=None), names_for(pictures), strict=True), 1

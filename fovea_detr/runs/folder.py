@@ -7,7 +7,8 @@
         state.json        queued | running (with a heartbeat) | preempted | failed (with the reason) | done
         history.jsonl     a line per epoch: losses and metrics by name; seconds and rates under "timing"
         checkpoint.pt     everything a resume needs; checkpoint_before.pt is the previous one
-        best.pt           with checkpoint.best: the model with the best AP so far
+        best.pt           with checkpoint.best: the model with the best AP so far; with train.ema, best_ema.pt, too
+        ema.pt            with train.ema: the averaged weights after the last epoch
         result.json       last and best metrics, cost, inference time: its presence means done
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
         matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py

@@ -17,6 +17,7 @@ from fovea_detr.model.detr import DETR
 from fovea_detr.model.published import in_our_names, is_of_masks, is_torchvision
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.files import read, read_state_dict, tensors_of
+from fovea_detr.training.foreign import made_by
 from fovea_detr.training.trained import model_differences, trained_config
 
 FORMAT = 1
@@ -73,6 +74,7 @@ def load_weights(
             f"{name}: a torchvision network fills only the backbone; a whole detector's checkpoint is needed"
         )
     theirs, ours = in_our_names(theirs), model.state_dict()
+    name += made_by(content)
     report = Loaded(name, loaded=0)
     compare_settings(content, model, report, refuse=not other_classes)
     built = model.config if isinstance(model, DETR) else None

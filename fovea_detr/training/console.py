@@ -79,7 +79,9 @@ class Console:
     def epoch_done(self, history_line: dict[str, Any]) -> None:
         """Write a line for a finished epoch, and its numbers to the tracker."""
         self._update_rates(history_line)
-        scores = [f"{key} {percent(history_line[key])}" for key in ("AP", "AP50") if key in history_line]
+        names = {"AP": "AP", "AP50": "AP50", "ema_AP": "averaged weights' AP"}
+        scores = [f"{text} {percent(history_line[key])}" for key, text in names.items() if key in history_line]
+        scores += [f"validation loss {history_line['val_loss']:.3f}"] if "val_loss" in history_line else []
         timing, epoch = history_line["timing"], history_line["epoch"]
         parts = [*_losses(history_line), *scores, f"{timing['images_per_second']:.1f} images/s"]
         parts += [f"{timing['seconds']:.0f} s", *self._cost(0.0)]
@@ -162,6 +164,8 @@ def summary(result: dict[str, Any]) -> str:
     best = (
         f"; best AP {percent(result['best']['AP'])} after epoch {result['best']['epoch']}" if "best" in result else ""
     )
+    if "ema_AP" in result["last"]:
+        best += f"; averaged weights' AP {percent(result['last']['ema_AP'])}"
     took = f"; {result['epochs']} epochs in {result['minutes']:.1f} minutes" if "epochs" in result else ""
     return f"{scores}{best}{took}; inference {result['inference_seconds'] * 1000:.1f} ms an image"
 

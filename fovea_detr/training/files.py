@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -32,7 +33,8 @@ def read(path: Path | str) -> dict[str, Any]:
         raise WeightsError(f"{path}: {what}")
     try:
         _refuse_changed_bytes(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickles of other programs
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's messages: "Unsupported global: GLOBAL x", or "unsupported GLOBAL x whose module ..".

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 HEAD_BYTES = 1024
 SAFETENSORS_ENDING = b'{"'  # after 8 bytes that hold the header's length
@@ -25,6 +28,8 @@ ZIPPED = (  # parts of names in the archive
     (".npy", "a numpy archive"),
     ("model.weights.h5", "a Keras file"),
 )
+TEXT = re.compile(rb"[\t\n\r\x20-\x7e]+")
+MADE_BY = {"pytorch-lightning_version": "PyTorch Lightning", "__author__": "Detectron2", "message_hub": "MMEngine"}
 EXPECTED = "expected a checkpoint or a state dict of torch.save"
 
 
@@ -37,7 +42,16 @@ def what_it_is(path: Path) -> str | None:
     found = next((words for mark, words in STARTS if start.startswith(mark)), None) or _zipped(path)
     if found is None and path.suffix == ".onnx":
         found = "an ONNX model, which has no state dict"
+    if found is None and head[257:262] == b"ustar":
+        found = "a tar archive: unpack it"
+    if found is None and TEXT.fullmatch(head):
+        found = "a text file, not a checkpoint"
     return found and f"{found}; {EXPECTED}"
+
+
+def made_by(content: Mapping[str, Any]) -> str:
+    """` (of PyTorch Lightning)` for a checkpoint of a program that marks its own; else nothing."""
+    return next((f" (of {program})" for key, program in MADE_BY.items() if key in content), "")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -50,5 +64,7 @@ def is_safetensors(path: Path) -> bool:
 def _zipped(path: Path) -> str | None:
     with suppress(zipfile.BadZipFile, OSError):
         names = zipfile.ZipFile(path).namelist()
-        return next((words for part, words in ZIPPED if any(part in f"/{name}" for name in names)), None)
+        is_checkpoint = any(name.endswith("/data.pkl") for name in names)
+        other = None if is_checkpoint else "a zip archive without a checkpoint of torch.save: unpack it"
+        return next((words for part, words in ZIPPED if any(part in f"/{name}" for name in names)), other)
     return None

@@ -19,7 +19,7 @@ from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.loss.criterion import Criterion, Losses, mean_objects
+from fovea_detr.loss.criterion import Criterion, mean_objects
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
 from fovea_detr.machine.memory import out_of_memory_as_error
@@ -29,11 +29,12 @@ from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console
 from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
-from fovea_detr.training.reports import StepReports, average_over_ranks, last_layer, location
+from fovea_detr.training.reports import StepReports, average_over_ranks, location, values_of
 from fovea_detr.training.samples import write_samples
-from fovea_detr.training.saver import BEST, Saver
+from fovea_detr.training.saver import Saver
 from fovea_detr.training.split import Split
 from fovea_detr.training.state import TrainState
+from fovea_detr.training.validation import ValidationLosses
 from fovea_detr.types import Batch, Predictions, Target
 
 
@@ -62,7 +63,7 @@ class Trainer:
         self.batching = Batching.of(self.config, distributed.world_size())
         self.reports = StepReports(self.state.add_losses)
         gpus = distributed.world_size() if self.device.type == "cuda" else 0
-        self.saver = Saver(self.folder, self.state, self.config.checkpoint.minutes, gpus)
+        self.saver = Saver(self.folder, self.state, self.config.checkpoint, gpus)
 
     def close(self) -> None:
         """End the loaders' worker processes, and close the tracked run."""
@@ -124,31 +125,36 @@ class Trainer:
             # The same dropout for any number of processes, as long as the micro-batches are the same.
             torch.manual_seed(step_seed(self.config.seed, step, distributed.rank() * len(micro_batches) + i))
             with distributed.gradients_kept_local(self.wrapped) if i < last else nullcontext():
-                losses = self.losses_of(*micro_batch, step, num_boxes)
-                (losses.total / len(micro_batches)).backward()
-            values.append(last_layer(losses))
-            del losses
+                total, of_batch = self.losses_of(*micro_batch, step, num_boxes)
+                (total / len(micro_batches)).backward()
+            values.append(of_batch)
+            del total
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.schedule.clip or math.inf)
         where, stopping = location(step, *(images for images, _ in micro_batches)), self.stop.number != 0
         report = average_over_ranks(values, norm, stopping=stopping, step=step, where=where)
         step_if_finite(state.optimizer, report.values)
+        if state.average is not None:
+            state.average.update(state.model, step)
         self.reports.post(report)
 
-    def losses_of(self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor) -> Losses:
-        """The forward pass of a micro-batch. Raises NonFiniteError."""
+    def losses_of(
+        self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The forward pass of a micro-batch -> the total to differentiate, `values_of`. Raises NonFiniteError."""
 
-        def criterion(predictions: Predictions) -> Losses:
+        def criterion(predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
             with autocast(self.device, "fp32"):
-                return self.criterion(predictions, targets, self.reports.fetch, num_boxes)
+                losses = self.criterion(predictions, targets, self.reports.fetch, num_boxes)
+            return losses.total, values_of(losses, predictions, targets)
 
         try:
             with autocast(self.device, self.config.precision):
-                losses = self.wrapped(batch.to(self.device), criterion)
+                of_batch = self.wrapped(batch.to(self.device), criterion)
         except NonFiniteError as error:
             self.reports.check()  # an error of the step before comes first
             raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
         self.reports.check()
-        return losses
+        return of_batch
 
     def end_step(self, step: int) -> None:
         """Count one step and save if due. Once all ranks know of a signal, save and raise Stopped.
@@ -176,17 +182,32 @@ class Trainer:
             return self.evaluate()
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, float]]:
-        """Evaluate the whole validation split, on all ranks -> metrics (empty but on rank 0), evaluation_seconds."""
+        """Evaluate the whole validation split, on all ranks -> metrics (empty but on rank 0), evaluation_seconds.
+
+        The averaged weights are evaluated after the weights; their metrics begin with `ema_`.
+        """
         assert self.val is not None
-        begin, val, model = time.monotonic(), self.val, self.state.model
-        distributed.share_buffers(model)
-        detect = lambda: val.detect(model, self.device, self._stop_or_write_heartbeat)  # noqa: E731
-        table = gather_detections(distributed.stop_together(detect))
-        metrics: dict[str, Any] = {}
+        begin, average = time.monotonic(), self.state.average
+        wanted = self.config.evaluation.losses and self.config.mode == "train"
+        losses = ValidationLosses(self.criterion) if wanted else None
+        table = self.detections(self.state.model, losses)
+        metrics: dict[str, Any] = {} if losses is None else losses.means()
+        averaged = None if average is None else self.detections(average.model)
         if distributed.rank() == 0:
-            metrics = coco_metrics(val.ground_truth, table)
-            self.keep(table, val.ground_truth, metrics["AP"])
-        return metrics, {"evaluation_seconds": time.monotonic() - begin}
+            truth = self.val.ground_truth
+            metrics = coco_metrics(truth, table) | metrics
+            if averaged is not None:
+                metrics |= {f"ema_{name}": value for name, value in coco_metrics(truth, averaged).items()}
+            self.keep(table, truth, metrics["AP"])
+        return metrics if distributed.rank() == 0 else {}, {"evaluation_seconds": time.monotonic() - begin}
+
+    def detections(self, model: nn.Module, losses: ValidationLosses | None = None) -> DetectionTable:
+        """All ranks' detections in the validation split, on every rank. losses: gets every batch of this rank."""
+        assert self.val is not None
+        val, after_each = self.val, None if losses is None else losses.add
+        distributed.share_buffers(model)
+        detect = lambda: val.detect(model, self.device, self._stop_or_write_heartbeat, after_each)  # noqa: E731
+        return gather_detections(distributed.stop_together(detect))
 
     def keep(self, table: DetectionTable, truth: GroundTruth, ap: float) -> None:
         """Write the predictions, if wanted, and the matches: of the last evaluation, and of those between if wanted."""
@@ -208,8 +229,7 @@ class Trainer:
         timing = {**timing, "padding_share": self.train.loader.padding_share}
         if self.compiled is not None:
             timing |= self.compiled.counts()
-        if self.config.checkpoint.best:
-            self.saver.save_best(line)
+        self.saver.save_best(line)
         self.saver.commit({**line, "timing": timing})
         self.console.epoch_done(self.state.history[-1])
 
@@ -223,8 +243,7 @@ class Trainer:
             outcome = {**self.state.outcome(), "peak_memory_bytes": self.peak_memory_bytes}
             if self.state.epoch < self.config.last_epoch:
                 outcome["stopped_early"] = True
-            if self.config.checkpoint.best and self.saver.best_epoch() == outcome["best"]["epoch"]:
-                outcome["best"]["checkpoint"] = BEST
+            outcome |= self.saver.weights_files(outcome)
         result = {
             "mode": self.config.mode,
             **outcome,

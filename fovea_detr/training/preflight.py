@@ -72,6 +72,9 @@ class Preflight:
         batch = worst.made_up()[0].to(trainer.device)
         images = normalised(batch.images, batch.sizes_hw)
         model.backbone.channels_last = pays_channels_last(model.backbone, images, trainer.config.precision)
+        averaged = model if trainer.state.average is None else trainer.state.average.model
+        assert isinstance(averaged, DETR)
+        averaged.backbone.channels_last = model.backbone.channels_last
         del batch, images
         self.attempt(worst)  # attention measures its paths in its first pass, which the memory check must not include
         chosen = [f"channels {'last' if model.backbone.channels_last else 'first'} in the backbone", *choices()]

@@ -18,8 +18,9 @@ from torch import Tensor
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.loss.criterion import Losses
 from fovea_detr.loss.matcher import to_host
+from fovea_detr.loss.measures import measures
 from fovea_detr.machine import distributed
-from fovea_detr.types import Batch
+from fovea_detr.types import Batch, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Report:
     own: Tensor
 
 
-def last_layer(losses: Losses) -> dict[str, Tensor]:
-    """The values of a micro-batch for the report, detached: the total, and the last layer's losses."""
+def values_of(losses: Losses, predictions: Predictions, targets: list[Target]) -> dict[str, Tensor]:
+    """The values of a batch for the log, detached: the total, the last layer's losses, and its `measures`."""
     parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
-    return {"loss": losses.total.detach(), **parts}
+    return {"loss": losses.total.detach(), **parts, **measures(predictions, targets, losses.matches[-1])}
 
 
 def average_over_ranks(
@@ -124,7 +125,8 @@ def _raise_not_finite(report: Report) -> None:
     """Gather which rank's batch it was, so that all ranks raise the same line."""
     own = to_host(report.own).tolist()
     norm = dict(zip(report.names, to_host(report.values), strict=True))["gradient_norm"]
-    losses = ", ".join(f"{name} {value:g}" for name, value in zip(report.names, own, strict=False))
+    named = zip(report.names, own, strict=False)
+    losses = ", ".join(f"{name} {value:g}" for name, value in named if name.startswith("loss"))
     own_is_finite = all(map(math.isfinite, own))
     gathered = distributed.gather((own_is_finite, f"{report.where}: the losses are not finite ({losses})"))
     culprits = [line for is_finite, line in gathered if not is_finite]

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fovea_detr.config.schema import Config
+from torch import nn
+
+from fovea_detr.config.schema import Checkpoint, Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.runs.folder import RunFolder
@@ -17,6 +19,8 @@ from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
 
 BEST = "best.pt"
+OF_AVERAGE = "ema.pt"  # the averaged weights after the last epoch
+BEST_OF_AVERAGE = "best_ema.pt"
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,16 @@ class About:
 class Saver:
     """Checkpoint and history of one run. Every rank reads them, only rank 0 writes them.
 
-    minutes: the time between two checkpoints. gpus: how many the run uses; 0 on CPUs.
+    gpus: how many the run uses; 0 on CPUs.
     """
 
     about: About | None = None
 
-    def __init__(self, folder: RunFolder, state: TrainState, minutes: float, gpus: int) -> None:
+    def __init__(self, folder: RunFolder, state: TrainState, settings: Checkpoint, gpus: int) -> None:
         self.folder = folder
         self.state = state
-        self.minutes = minutes
+        self.minutes = settings.minutes  # between two checkpoints
+        self.keeps_best = settings.best
         self.gpus = gpus
         self.writes = distributed.rank() == 0
         self._restored = self._position()
@@ -93,6 +98,7 @@ class Saver:
         self.state.load_state_dict(content)
         self.state.starts += 1
         if self.writes:
+            self._take_best(origin)
             self.folder.write_history(self.state.history)
         self._restored = self._position()
 
@@ -116,20 +122,29 @@ class Saver:
                 self.folder.step_saved()
 
     def save_best(self, line: Mapping[str, Any]) -> None:
-        """Write best.pt if the AP of this epoch, not yet in the history, is above that of all epochs before.
+        """With `checkpoint.best`: write best.pt, best_ema.pt where this epoch, not yet in the history, has the best AP.
 
         Before the checkpoint: a run that is killed in between evaluates the epoch again, and writes the same file.
         """
-        before = max((old["AP"] for old in self.state.history if "AP" in old), default=-math.inf)
-        if self.writes and line.get("AP", -math.inf) > before:
-            about = self.about.content() if self.about is not None else {}
-            content = {"model": self.state.model.state_dict(), "epoch": line["epoch"], "AP": line["AP"], **about}
-            checkpoint.save_as(self.folder, BEST, content)
+        for name, _, model, key in self._kept() if self.keeps_best else ():
+            before = max((old[key] for old in self.state.history if key in old), default=-math.inf)
+            if line.get(key, -math.inf) > before:
+                self._save_weights(name, model, {"epoch": line["epoch"], "AP": line[key]})
 
-    def best_epoch(self) -> int | None:
-        """The epoch of best.pt; None without one. Of another epoch than the best if it was not kept from the start."""
-        path = self.folder.path / BEST
-        return checkpoint.read(path).get("epoch") if path.exists() else None
+    def weights_files(self, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ema.pt, if there is an average -> the nodes of result.json that name a file of weights.
+
+        A best file is named only if it is of the best epoch: `checkpoint.best` may have been set later.
+        """
+        found: dict[str, Any] = {}
+        for name, node, _, _ in self._kept():
+            path = self.folder.path / name
+            if self.keeps_best and path.exists() and checkpoint.read(path).get("epoch") == outcome[node]["epoch"]:
+                found[node] = {**outcome[node], "checkpoint": name}
+        if self.state.average is not None:
+            self._save_weights(OF_AVERAGE, self.state.average.model, {"epoch": self.state.epoch})
+            found["ema_checkpoint"] = OF_AVERAGE
+        return found
 
     def commit(self, line: dict[str, Any]) -> None:
         """End an epoch: write the checkpoint first, then the history with this line."""
@@ -138,6 +153,24 @@ class Saver:
         self.save()
         if self.writes:
             self.folder.write_history(self.state.history)
+
+    def _take_best(self, origin: RunFolder) -> None:
+        """Copy its best weights, which this run may not surpass."""
+        for name, *_ in self._kept() if self.keeps_best else ():
+            path = origin.path / name
+            if path.exists():
+                self.folder.write(name, lambda file, path=path: file.write(path.read_bytes()))
+
+    def _kept(self) -> list[tuple[str, str, nn.Module, str]]:
+        """The files of the best weights: name, node of result.json, model, metric in the history."""
+        average = self.state.average
+        kept: list[tuple[str, str, nn.Module, str]] = [(BEST, "best", self.state.model, "AP")]
+        return kept if average is None else [*kept, (BEST_OF_AVERAGE, "ema_best", average.model, "ema_AP")]
+
+    def _save_weights(self, name: str, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        if self.writes:
+            about = self.about.content() if self.about is not None else {}
+            checkpoint.save_as(self.folder, name, {"model": model.state_dict(), **facts, **about})
 
     def _add_elapsed_time(self) -> None:
         now = time.monotonic()

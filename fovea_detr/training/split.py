@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.detections import detect, in_category_ids, inference_seconds
 from fovea_detr.machine import distributed
 from fovea_detr.training.compiled import eager
+from fovea_detr.types import Predictions
 
 
 @dataclass
@@ -48,12 +50,18 @@ class Split:
         """The annotations to evaluate against, read at the first evaluation."""
         return GroundTruth(self.dataset.annotations.ground_truth(), self.config.evaluation.backend)
 
-    def detect(self, model: nn.Module, device: torch.device, before_each: Callable[[], None]) -> DetectionTable:
-        """The detections in this rank's share of the images. before_each: called before every batch; it may raise."""
+    def detect(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        before_each: Callable[[], None],
+        after_each: Callable[[Predictions, Any], None] | None = None,
+    ) -> DetectionTable:
+        """The detections in this rank's share of the images. before_each, which may raise, after_each: see `detect`."""
         size, world, rank = self.config.evaluation.batch_size, distributed.world_size(), distributed.rank()
         batches = self.loader.read(eval_batches(self.dataset.annotations.image_ids, size, world, rank))
         with eager():
-            table = detect(model, batches, device, self.config.precision, before_each)
+            table = detect(model, batches, device, self.config.precision, before_each, after_each)
         return table if self.category_ids is None else in_category_ids(table, self.category_ids)
 
     def inference_time(self, model: nn.Module, device: torch.device) -> dict[str, float]:

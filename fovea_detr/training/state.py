@@ -9,19 +9,22 @@ import torch
 from torch import nn
 
 from fovea_detr.errors import WeightsError
+from fovea_detr.training.average import Average
 from fovea_detr.training.optim import refuse_other_groups
 
 
 @dataclass
 class TrainState:
-    """Everything that training changes. The fields after `optimizer` are the position in the run.
+    """Everything that training changes. The fields after `average` are the position in the run.
 
-    model: the bare module, without DDP. sums: each loss, summed over the batches of this epoch whose losses are read.
+    model: the bare module, without DDP. average: of its weights, with `train.ema`. sums: each loss, summed over the
+    batches of this epoch whose losses are read.
     history: one dict per finished epoch, as in history.jsonl. Times are wall-clock seconds.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: Average | None = None
     epoch: int = 0  # finished epochs
     batches_done: int = 0  # of the current epoch
     sums: dict[str, float] = field(default_factory=dict)
@@ -37,15 +40,18 @@ class TrainState:
         return self.starts > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The content of a checkpoint file: `model`, `optimizer` and `position`, a dict of the other fields."""
-        position = {entry.name: getattr(self, entry.name) for entry in fields(self)[2:]}
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "position": position}
+        """The content of a checkpoint file: `model`, `optimizer`, perhaps `ema`, and `position`, the other fields."""
+        ema = {} if self.average is None else {"ema": self.average.model.state_dict()}
+        position = {entry.name: getattr(self, entry.name) for entry in fields(self)[3:]}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **ema, "position": position}
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
         """Restore what `state_dict` has returned. Raises WeightsError for other groups or tensors."""
         refuse_other_groups(self.optimizer, content["optimizer"])
         try:
             self.model.load_state_dict(content["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(content["ema"])
         except RuntimeError as error:
             raise WeightsError(
                 f"the checkpoint's model is not the one that this version builds "
@@ -57,9 +63,14 @@ class TrainState:
             setattr(self, name, value)
 
     def add_losses(self, losses: dict[str, float]) -> None:
-        """Add the losses of one batch to the sums of this epoch."""
+        """Add the losses of one batch to the sums of this epoch. A name that its first batch has not is left out.
+
+        An older version may have begun the epoch: the mean would lack its batches.
+        """
+        is_first = not self.sums
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            if is_first or name in self.sums:
+                self.sums[name] = self.sums.get(name, 0.0) + value
 
     def end_epoch(self, line: dict[str, Any], gpus: int) -> None:
         """Add this epoch's line, completed by its timing, to the history, and move to the next epoch.
@@ -95,15 +106,20 @@ class TrainState:
         return max(scores[-patience:]) <= max(scores[:-patience])
 
     def outcome(self) -> dict[str, Any]:
-        """The part of result.json that comes from the history: last and best metrics, epochs, steps, time and cost."""
+        """The part of result.json that comes from the history: last and best metrics, epochs, steps, time and cost.
+
+        ema_best: the best epoch of the averaged weights.
+        """
         evaluated = [line for line in self.history if "AP" in line]
-        best = max(evaluated, key=lambda line: line["AP"])
+        best = {"best": max(evaluated, key=lambda line: line["AP"])}
+        if self.average is not None:
+            best["ema_best"] = max(evaluated, key=lambda line: line["ema_AP"])
         timings = [line["timing"] for line in self.history]
         images = sum(timing["images"] for timing in timings)
         training = sum(timing["seconds"] - timing.get("evaluation_seconds", 0.0) for timing in timings)
         return {
             "last": _metrics(evaluated[-1]),
-            "best": {"epoch": best["epoch"], **_metrics(best)},
+            **{name: {"epoch": line["epoch"], **_metrics(line)} for name, line in best.items()},
             "epochs": len(self.history),
             "steps": self.history[-1]["steps"],
             "minutes": self.total_seconds / 60,
@@ -114,4 +130,4 @@ class TrainState:
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name.startswith(("AP", "AR"))}
+    return {name: value for name, value in line.items() if name.startswith(("AP", "AR", "ema_", "val_"))}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,10 +13,14 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from analysis import collect
-from analysis.output import commands, report
+from analysis.output import commands, pictures, report
+from analysis.reading.folders import find_runs
 from analysis.reading.runs import read_run
+from analysis.tables.rows import ranked
+from analysis.tables.table import make_table
 from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study.manifest import Point, Submission
@@ -28,9 +35,41 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: ap
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_every_kind(root / "dynamic_scale")
+    write_samples(next(root.glob("dynamic_scale/*type2*")))
     path = root / "report.html"
     assert collect.main(["--runs", str(root), "--baseline", "dynamic_scale=type1", "--to", str(path)]) == 0
     return path
+
+
+def write_samples(run: Path) -> None:
+    """Two pictures, one of them larger than the page shows it, and one that is cut off."""
+    (run / "samples").mkdir()
+    for name, size in (("7", (800, 600)), ("12", (90, 60))):
+        Image.new("RGB", size, "teal").save(run / "samples" / f"{name}.jpg")
+    (run / "samples" / "9.jpg").write_bytes((run / "samples" / "7.jpg").read_bytes()[:200])
+
+
+def test_sample_predictions_are_part_of_the_page_and_small(page_file: Path) -> None:
+    found = re.findall(
+        r'<img loading="lazy" src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)">', page_file.read_text()
+    )
+    assert [unescape(alt).rpartition(", ")[2] for _, alt in found] == ["image 12", "image 7"]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(content))).size for content, _ in found]
+    assert sizes == [(90, 60), (480, 360)]
+
+
+def test_a_page_takes_only_so_many_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_every_kind(tmp_path / "dynamic_scale")
+    runs = find_runs(tmp_path)
+    for run in runs:
+        if "seed=1" in run.path.name and run.is_done:
+            write_samples(run.path)
+    rows = ranked(make_table(runs).rows, "AP")
+    every = pictures.pictures(rows)
+    assert len(every) == 3
+    one = sum(len(uri) for _, uri in every[rows[0].label])
+    monkeypatch.setattr(pictures, "MOST_BYTES", 2.5 * one)
+    assert list(pictures.pictures(rows)) == [row.label for row in rows[:2]]
 
 
 @pytest.fixture(scope="module")

@@ -179,6 +179,7 @@ def test_a_broken_picture_is_named_and_the_others_are_done(
         (["--threshold", "2"], "--threshold 2.0: a score is in 0..1"),
         (["--queries", "99999"], "--queries 99999: the model has queries 0 to"),
         (["--set", "smooth=16"], "was trained with"),
+        (["--to", "/dev/null/out"], "--to: the folder /dev/null/out cannot be made (Not a directory)"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -6,7 +6,10 @@ import argparse
 import gzip
 import json
 import os
+import pickle
 import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +225,16 @@ def truncated_old_format(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
 
 
+def zip_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photos/a.jpg", "x")
+
+
+def tar_archive(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
+
+
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda _path: None, "there is no such file"),
     "folder": (lambda path: path.mkdir(), "there is no such file"),
@@ -237,6 +250,14 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "torchscript": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(str(path)), "a TorchScript archive"),
     "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "a gzip archive: unpack it"),
     "safetensors": (lambda path: path.write_bytes(struct.pack("<Q", 9) + b'{"a": 1} '), "afetensors file"),
+    "zip": (zip_archive, "a zip archive without a checkpoint of torch.save: unpack it"),
+    "tar": (tar_archive, "a tar archive: unpack it"),
+    "yaml": (lambda path: path.write_text("nc: 80\n"), "a text file, not a checkpoint"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 4)), "not a readable checkpoint"),
+    "lightning": (
+        lambda path: torch.save({"pytorch-lightning_version": "2", "state_dict": {"w": torch.zeros(2)}}, path),
+        "weights.pth (of PyTorch Lightning): the model has no w",
+    ),
     "git_lfs_pointer": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
         "a git-lfs pointer, not the file itself: run `git lfs pull`",

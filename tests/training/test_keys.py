@@ -29,6 +29,10 @@ from tests.training.test_resume import SIGNALS, assert_equal_runs, kill_while_tr
         ),
         ("train.freeze=backbone+neck", r"train\.freeze=backbone\+neck: choose none"),
         ("train.early_stop=0", r"train\.early_stop=0 must be at least 1 evaluation"),
+        ("train.ema=2", r"train\.ema=2\.0 is a decay between 0 and 1, such as 0\.999"),
+        ("train.ema=0", r"train\.ema=0\.0 is a decay"),
+        ("train.ema=1", r"train\.ema=1\.0 is a decay"),
+        ("train.ema=nan", r"train\.ema=nan is a decay"),
     ],
 )
 def test_bad_values_are_one_line(override: str, message: str) -> None:
@@ -40,7 +44,14 @@ def test_frozen_parts_and_an_early_stop_make_another_run_and_the_best_checkpoint
     text = config_text(load_config([]))
     assert differences(text, load_config(["train.freeze=encoder"])) == ["train.freeze: none -> encoder"]
     assert differences(text, load_config(["train.early_stop=3"])) == ["train.early_stop: null -> 3"]
-    assert differences(text, load_config(["checkpoint.best=true"])) == []
+    assert differences(text, load_config(["train.ema=0.9"])) == ["train.ema: null -> 0.9"]
+    assert differences(text, load_config(["checkpoint.best=true", "evaluation.losses=true"])) == []
+
+
+def test_an_evaluation_alone_has_no_losses(tmp_path: Path) -> None:
+    (tmp_path / "any.pt").touch()
+    with pytest.raises(ConfigError, match=r"evaluation\.losses=true logs losses of training, and mode=eval trains"):
+        load_config(["mode=eval", f"weights={tmp_path / 'any.pt'}", "evaluation.losses=true"])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fovea_detr.config.schema import Checkpoint
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training import saver
 from fovea_detr.training.saver import Saver
@@ -29,7 +30,7 @@ def begin(folder: Path, clock: SimpleNamespace, gpus: int) -> Saver:
     """A process that starts up in 50 s, and resumes if there is a checkpoint."""
     model = nn.Linear(1, 1)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), total_batch_size=8)
-    saver = Saver(RunFolder(folder), state, minutes=15.0, gpus=gpus)
+    saver = Saver(RunFolder(folder), state, Checkpoint(), gpus=gpus)
     saver.restore()
     clock.now += 50.0
     saver.start_clock()
@@ -98,7 +99,7 @@ def test_a_checkpoint_of_format_1_is_read(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "checkpoint.pt")
     other = nn.Linear(1, 1)
     state = TrainState(other, torch.optim.AdamW(other.parameters()), total_batch_size=8)
-    saver = Saver(RunFolder(tmp_path), state, minutes=15.0, gpus=0)
+    saver = Saver(RunFolder(tmp_path), state, Checkpoint(), gpus=0)
     saver.restore()
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
     assert {name: getattr(state, name) for name in position} == {**position, "starts": 3}

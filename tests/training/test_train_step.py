@@ -22,6 +22,7 @@ from fovea_detr.loss import matcher
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.stop import Stopped
 from fovea_detr.training import reports
+from fovea_detr.training.average import Average
 from fovea_detr.training.console import Console
 from fovea_detr.training.loop import Trainer
 from fovea_detr.training.optim import build_optimizer
@@ -32,6 +33,7 @@ from tests.predictions import random_targets
 # What synchronises the host with a GPU: reading a value, and results whose shape depends on values.
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "unique")
 READS += ("masked_select", "argwhere", "equal")
+NAMES = {"loss", "loss_classification", "loss_l1", "loss_giou", "class_error", "cardinality_error", "gradient_norm"}
 READING_OPERATIONS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique2", "equal")
 
 
@@ -42,7 +44,8 @@ class SmallTrainer(Trainer):
         config, run_folder = small_config("model.dropout=0.1", *overrides), RunFolder(folder)
         torch.manual_seed(0)
         model = build_model(config).to(device).train()
-        state = TrainState(model, build_optimizer(model, config.schedule))
+        average = None if config.train.ema is None else Average(model, config.train.ema)
+        state = TrainState(model, build_optimizer(model, config.schedule), average)
         console, criterion = Console(run_folder, "small", 1, enabled=False), build_criterion(config).to(device)
         super().__init__(config, run_folder, torch.device(device), state, criterion, console)
         self.batch, self.targets = random_batch((64, 96), (48, 64)), random_targets(3, 0)
@@ -112,6 +115,7 @@ def counted_fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         ("model.loss=softmax", "model.fovea=false"),
         ("precision=bf16",),
         ("schedule.clip=0",),
+        ("train.ema=0.9",),
     ],
     ids=str,
 )
@@ -158,7 +162,7 @@ def test_losses_are_read_one_step_late_and_none_is_lost(tmp_path: Path) -> None:
     assert seen[0] == {}
     trainer.reports.settle()
     seen = [*seen[1:], trainer.reports.latest]
-    assert all(set(one) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"} for one in seen)
+    assert all(set(one) == NAMES for one in seen)
     assert trainer.epoch_means() == {name: sum(one[name] for one in seen) / 4 for name in seen[0]}
 
 
@@ -217,7 +221,7 @@ def test_all_ranks_stop_after_the_step_that_began_with_the_signal_known(tmp_path
         trainer.step()
     position = torch.load(trainer.folder.checkpoint_path)["position"]
     assert position["batches_done"] == 3
-    assert set(position["sums"]) == {"loss", "loss_classification", "loss_l1", "loss_giou", "gradient_norm"}
+    assert set(position["sums"]) == NAMES
 
 
 def test_a_checkpoint_on_one_rank_does_not_change_when_it_stops(tmp_path: Path) -> None:

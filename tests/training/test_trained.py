@@ -12,7 +12,7 @@ import torch
 
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
-from fovea_detr.config.schema import Config
+from fovea_detr.config.schema import Checkpoint, Config
 from fovea_detr.data.categories import ClassMap
 from fovea_detr.errors import RunFolderError, WeightsError
 from fovea_detr.model.published import published_name
@@ -232,7 +232,7 @@ def test_without_a_class_in_common_the_head_is_skipped() -> None:
 
 def saver(folder: Path, config: Config) -> Saver:
     model = build_model(config)
-    made = Saver(RunFolder(folder), TrainState(model, torch.optim.AdamW(model.parameters())), minutes=15.0, gpus=0)
+    made = Saver(RunFolder(folder), TrainState(model, torch.optim.AdamW(model.parameters())), Checkpoint(), gpus=0)
     made.about = About(config, {"train": "aa", "val": "bb"}, {1: "cat"}, {1: 1})
     return made
 
