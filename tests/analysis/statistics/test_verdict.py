@@ -124,6 +124,19 @@ def test_unlike_rows_and_rows_at_the_floor_are_judged_by_welch_with_holm(base: l
         assert one.is_resolved == rejected[name]
 
 
+def test_a_wide_row_is_judged_by_its_own_spread_and_the_others_by_the_pool() -> None:
+    middle = fmean(BASE)
+    wide = Row([middle + 1.6 * (value - middle) for value in BASE])
+    rows = {"base": row(0), "wide": wide, **{f"like {i}": row(0.001 * i) for i in range(4)}}
+    found = against(rows, "base")
+    assert found.pop("wide").method == "Welch, Holm"
+    assert {one.method for one in found.values()} == {"Dunnett, pooled spread"}
+    (alone,) = planned([("base", "wide")], rows)
+    welch: Any = stats.ttest_ind(wide.values, BASE, equal_var=False)
+    assert alone.method == "Welch"
+    assert alone.seeds_interval == pytest.approx(tuple(welch.confidence_interval()), rel=1e-9)
+
+
 def test_planned_contrasts_are_corrected_by_holm_with_the_spread_of_the_study() -> None:
     rows = {"a": row(0), "b": row(0.0023), "c": row(0.5), "d": row(0.9)}
     (alone,) = planned([("a", "b")], rows)
