@@ -69,7 +69,7 @@ def pooled(rows: Sequence[Values]) -> Spread:
 def fit_the_pool(rows: Sequence[Values]) -> list[bool]:
     """Which rows have the spread of the study, so that they share the pooled one when they are compared.
 
-    None if a row is at the floor, or if Bartlett's test finds the spreads unlike (M. S. Bartlett, Proc. R. Soc. A 1937):
+    None if a row is at the floor, or if Bartlett's test finds the spreads unlike (M. S. Bartlett, Proc. R. Soc. 1937):
     it knows the numbers of rows and seeds, so that sds that differ threefold by chance are no matter. Not a row that is
     wider than the others: s_k^2 over their pooled variance, by F (W. G. Cochran, Annals of Eugenics 1941). The level of
     both: H. Bozivich, T. A. Bancroft, H. O. Hartley, Ann. Math. Statist. 1956.

@@ -125,8 +125,16 @@ def _judged(
     found = []
     for pair, seeds, both in zip(pairs, by_seeds, by_both, strict=True):
         parts = ("Welch" if pair.shared is None else f"{test}, pooled spread", correction)
+        both = both and seeds and _at_least(seeds, both)
         found.append(_judge(pair, ", ".join(filter(None, parts)), seeds, both, less_is_better))
     return found
+
+
+def _at_least(seeds: Found, both: Found) -> Found:
+    """Both together, not narrower than the seeds alone: two or three seeds that are alike by chance have a small
+    variance, and beside that of the images its degrees of freedom hardly count. Without it, 91 to 93 % coverage."""
+    (level, wide), (_, least) = both, seeds
+    return level, Interval(min(wide.low, least.low), max(wide.high, least.high))
 
 
 def _intervals(contrasts: Sequence[Contrast | None], levels: Levels) -> list[Found | None]:

@@ -100,6 +100,20 @@ def test_the_intervals_by_hand() -> None:
     assert found.method == "t, pooled spread"
 
 
+def test_both_together_are_never_narrower_than_the_seeds_alone() -> None:
+    """Two close seeds a row: Satterthwaite's interval with the images would be narrower, and exclude 0."""
+    close, noise = [0.4000, 0.4002], np.random.default_rng(0).normal(0, 1e-4, 2000)
+    rows = {
+        name: Row([value + shift for value in close], np.array(close)[:, None] + shift + scale * noise)
+        for name, shift, scale in (("base", 0, 0), ("new", 0.0006, 1))
+    }
+    found = against(rows, "base")["new"]
+    assert found.seeds_interval is not None
+    assert not found.seeds_interval.excludes_zero
+    assert found.combined_interval == found.seeds_interval
+    assert not found.is_resolved
+
+
 def test_many_alike_rows_are_judged_by_dunnett() -> None:
     rows = {"base": row(0), **{f"new {i}": row(0.001 * i) for i in range(4)}}
     found = against(rows, "base")
