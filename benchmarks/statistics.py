@@ -2,9 +2,9 @@
 
     python -m benchmarks.statistics [--studies 2000] [--time]
 
-A study has four rows; a run's AP is its row's true AP, plus what the images add, plus what the seed adds. Each study
-has 400 images of its own; on each, the rows differ by the truth, by the image (the same for all seeds of a row) and by
-noise of each run. The seeds' spread is alike in all rows, or threefold in one of them. Each study is judged as the
+A study has 4, 8 or 16 rows; a run's AP is its row's true AP, plus what the images add, plus what the seed adds. Each
+study has 400 images of its own; on each, the rows differ by the truth, by the image (the same for all seeds of a row)
+and by noise of each run. The seeds' spread is alike in all rows, or threefold in the last. Each study is judged as the
 table does it, with 400 resamples of the images. --time: CPU seconds of 1000 resamples of a split like COCO's val2017
 (5000 images, 300 detections each).
 """
@@ -33,9 +33,9 @@ from fovea_detr.runs.folder import COCO_METRICS, MATCHES, RunFolder
 
 IMAGES, DRAWS = 400, 400
 OF_IMAGE, OF_RUN = 0.10, 0.05  # sds of an image's score: by row and image; by run and image. Over 400: 0.005, 0.0025
-SPREADS = {"alike": (0.005,) * 4, "threefold": (0.005, 0.005, 0.005, 0.015)}
-TRUTH = (0.30, 0.30, 0.32, 0.33)  # AP of the rows; the first is the baseline
-NAMES = ("a", "b", "c", "d")
+SPREAD, SPREADS = 0.005, {"alike": 1, "threefold": 3}  # over seeds; times this in the last row
+TRUTH = (0.30, 0.30, 0.32, 0.33)  # AP of the rows, repeated; the first is the baseline
+SIZES = ((4, 3), (4, 5), (8, 2), (8, 3), (16, 2), (16, 3))  # rows and seeds
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,17 @@ class Study:
     on_images: dict[str, float]
 
 
-def made_study(draw: np.random.Generator, truth: Sequence[float], spreads: Sequence[float], seeds: int) -> Study:
+def made_study(draw: np.random.Generator, truth: Sequence[float], widest: float, seeds: int) -> Study:
     weights = all_draws()
+    names = list(map(str, range(len(truth))))
     rows, on_images = {}, {}
-    for name, mean, spread in zip(NAMES, truth, spreads, strict=False):
+    for name, mean in zip(names, truth, strict=True):
+        spread = SPREAD * (widest if name == names[-1] else 1)
         of_images = mean + draw.normal(0, OF_IMAGE, IMAGES)
         scores = of_images + draw.normal(0, spread, (seeds, 1)) + draw.normal(0, OF_RUN, (seeds, IMAGES))
         rows[name] = Row(scores.mean(1).tolist(), scores @ weights)
         on_images[name] = float(of_images.mean())
-    return Study(rows, dict(zip(NAMES, truth, strict=False)), on_images)
+    return Study(rows, dict(zip(names, truth, strict=True)), on_images)
 
 
 @cache
@@ -64,10 +66,10 @@ def all_draws() -> np.ndarray:
     return np.concatenate(list(all_weights(IMAGES, DRAWS, SEED)), axis=1) / IMAGES
 
 
-def studies(number: int, truth: Sequence[float], spreads: Sequence[float], seeds: int) -> Iterator[Study]:
+def studies(number: int, truth: Sequence[float], widest: float, seeds: int) -> Iterator[Study]:
     """The i-th study is the same for any number of them."""
     for i in range(number):
-        yield made_study(np.random.default_rng([i, seeds]), truth, spreads, seeds)
+        yield made_study(np.random.default_rng([i, seeds]), truth, widest, seeds)
 
 
 def contains(interval: Interval | None, value: float) -> bool:
@@ -77,7 +79,7 @@ def contains(interval: Interval | None, value: float) -> bool:
 
 def missed(found: Mapping[str, Difference], study: Study) -> tuple[bool, bool]:
     """Whether any interval of the seeds, or of both, misses the true difference: on these images, or on all."""
-    base = NAMES[0]
+    base = next(iter(study.rows))
     by_seeds = [
         contains(one.seeds_interval, study.on_images[name] - study.on_images[base]) for name, one in found.items()
     ]
@@ -85,30 +87,35 @@ def missed(found: Mapping[str, Difference], study: Study) -> tuple[bool, bool]:
     return not all(by_seeds), not all(by_both)
 
 
-def coverage(number: int, spreads: Sequence[float], seeds: int) -> dict[str, float]:
-    """Shares of studies whose intervals hold the truth: of all rows at once, and of one planned contrast alone."""
-    all_rows, one_pair, dunnett = [], [], 0
-    for study in studies(number, TRUTH, spreads, seeds):
-        found = against(study.rows, NAMES[0])
-        dunnett += found[NAMES[1]].method.startswith("Dunnett")
+def coverage(number: int, widest: float, seeds: int, rows: int = 4) -> dict[str, float]:
+    """Shares of studies whose intervals hold the truth: of all rows at once, and of one planned contrast alone.
+
+    pooled: the share of comparisons by Dunnett.
+    """
+    all_rows, one_pair, dunnett = [], [], []
+    for study in studies(number, [TRUTH[i % len(TRUTH)] for i in range(rows)], widest, seeds):
+        first, *_, last = study.rows
+        found = against(study.rows, first)
+        dunnett += [one.method.startswith("Dunnett") for one in found.values()]
         all_rows.append(missed(found, study))
-        (pair,) = planned([(NAMES[0], NAMES[-1])], study.rows)
-        one_pair.append(missed({NAMES[-1]: pair}, study))
+        (pair,) = planned([(first, last)], study.rows)
+        one_pair.append(missed({last: pair}, study))
     several, single = 1 - np.mean(all_rows, axis=0), 1 - np.mean(one_pair, axis=0)
-    columns = ("all rows: seeds", "all rows: both", "one pair: seeds", "one pair: both", "by Dunnett")
-    return dict(zip(columns, (*several.tolist(), *single.tolist(), dunnett / number), strict=True))
+    columns = ("all rows: seeds", "all rows: both", "one pair: seeds", "one pair: both", "pooled")
+    return dict(zip(columns, (*several.tolist(), *single.tolist(), float(np.mean(dunnett))), strict=True))
 
 
-def false_verdicts(number: int, spreads: Sequence[float], seeds: int) -> dict[str, float]:
+def false_verdicts(number: int, widest: float, seeds: int, rows: int = 4) -> dict[str, float]:
     """Shares of studies without any true difference in which some row gets a verdict all the same."""
     here, anywhere = 0, 0
-    for study in studies(number, (TRUTH[0],) * 4, spreads, seeds):
+    for study in studies(number, TRUTH[:1] * rows, widest, seeds):
         centred = {  # no difference on these images, either
             name: Row([value - study.on_images[name] + TRUTH[0] for value in row.values])
             for name, row in study.rows.items()
         }
-        here += any(one.is_resolved for one in against(centred, NAMES[0]).values())
-        anywhere += any(one.verdict in (BETTER, WORSE) for one in against(study.rows, NAMES[0]).values())
+        first = next(iter(study.rows))
+        here += any(one.is_resolved for one in against(centred, first).values())
+        anywhere += any(one.verdict in (BETTER, WORSE) for one in against(study.rows, first).values())
     return {"false: these images": here / number, "false: in general": anywhere / number}
 
 
@@ -142,11 +149,13 @@ def main() -> None:
         for line in times():
             print(line, flush=True)
         return
-    for seeds in (3, 5):
-        for name, spreads in SPREADS.items():
-            shares = coverage(options.studies, spreads, seeds) | false_verdicts(options.studies, spreads, seeds)
-            cells = ", ".join(f"{key} {100 * share:.1f} %" for key, share in shares.items())
-            print(f"{seeds} seeds, {name}: {cells}", flush=True)
+    for rows, seeds in SIZES:
+        for name, widest in SPREADS.items():
+            shares = coverage(options.studies, widest, seeds, rows)
+            shares |= false_verdicts(options.studies, widest, seeds, rows)
+            cells = " | ".join(f"{100 * share:.1f}" for share in shares.values())
+            print(f"| {rows} rows, {seeds} seeds, {name} | {cells} |", flush=True)
+    print(f"{time.process_time():.0f} CPU seconds")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pair:
-    """b minus a. shared: the spread of the whole study; None: the two rows' own, by Welch."""
+    """b minus a. shared: the spread of the study, if both rows fit it; None: their own, by Welch."""
 
     a: Row
     b: Row

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 
-from scipy import stats
-
-from analysis.statistics.seeds import LEVEL
+from analysis.statistics.seeds import LEVEL, beyond
 
 POWER = 0.8
 MOST = 10_000  # seeds
@@ -40,4 +38,4 @@ def _smallest(seeds: int, sd: float, images_se: float, level: float) -> float:
     by_seeds = 2 * sd**2 / seeds
     whole = by_seeds + images_se**2
     df = 2 * (seeds - 1) * (whole / by_seeds) ** 2 if by_seeds else math.inf
-    return float(stats.t.isf(level / 2, df) + stats.t.ppf(POWER, df)) * math.sqrt(whole)
+    return (beyond(level / 2, df) + beyond(1 - POWER, df)) * math.sqrt(whole)

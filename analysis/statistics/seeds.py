@@ -15,11 +15,10 @@ from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 LEVEL = 0.05
-UNLIKE = 3.0  # sds that differ by this factor are not pooled,
-WIDE = 1.3  # nor is one that is this much above the pooled sd; without this rule intervals cover 90 to 93 %
+PRELIMINARY = 0.25  # level of the tests before pooling: at 0.05 they find too few unlike spreads of two or three seeds
 FLOOR = 0.01  # a row whose mean is below it has not learned: its spread is not that of the others
 Values = Sequence[float]
 
@@ -52,11 +51,16 @@ class Contrast:
     @property
     def p(self) -> float:
         """Two-sided, not corrected."""
-        return float(2 * stats.t.sf(abs(self.delta) / self.se, self.df))
+        return float(2 * special.stdtr(self.df, -abs(self.delta) / self.se))
 
     def interval(self, level: float = LEVEL) -> Interval:
-        half = float(stats.t.isf(level / 2, self.df)) * self.se
+        half = beyond(level / 2, self.df) * self.se
         return Interval(self.delta - half, self.delta + half)
+
+
+def beyond(share: float, df: float) -> float:
+    """Student's t that this share of its distribution exceeds: scipy.stats.t.isf without its checks of arguments."""
+    return -float(special.stdtrit(df, share))
 
 
 def pooled(rows: Sequence[Values]) -> Spread:
@@ -67,13 +71,25 @@ def pooled(rows: Sequence[Values]) -> Spread:
     return Spread(math.sqrt(squares / df) if df else math.nan, df)
 
 
-def can_be_pooled(rows: Sequence[Values]) -> bool:
-    """Whether the sds of the rows are alike: less than threefold, none far above the pooled; no row at the floor."""
+def fit_the_pool(rows: Sequence[Values]) -> list[bool]:
+    """Which rows have the spread of the study, so that they share the pooled one when they are compared.
+
+    None if a row is at the floor, or if Bartlett's test finds the spreads unlike (M. S. Bartlett, Proc. R. Soc. 1937):
+    it knows the numbers of rows and seeds, so that sds that differ threefold by chance are no matter. Not a row that is
+    wider than the others: s_k^2 over their pooled variance, by F (W. G. Cochran, Annals of Eugenics 1941). The level of
+    both: H. Bozivich, T. A. Bancroft, H. O. Hartley, Ann. Math. Statist. 1956.
+    """
     several = [row for row in rows if len(row) > 1]
-    if not several or any(fmean(row) < FLOOR for row in several):
-        return False
-    sds = [math.sqrt(variance(row)) for row in several]
-    return max(sds) <= min(UNLIKE * min(sds), WIDE * pooled(several).sd)
+    dfs, squares = [len(row) - 1 for row in several], [(len(row) - 1) * variance(row) for row in several]
+    if len(several) < 2 or min(map(fmean, several)) < FLOOR or min(squares) == 0:
+        return [False] * len(rows)
+    if float(stats.bartlett(*several).pvalue) <= PRELIMINARY:
+        return [False] * len(rows)
+    places = range(len(several))
+    rest_dfs, rests = ([sum(own[:i] + own[i + 1 :]) for i in places] for own in (dfs, squares))
+    ratios = [squares[i] / dfs[i] / (rests[i] / rest_dfs[i]) for i in places]
+    fits = iter(special.fdtrc(dfs, rest_dfs, ratios) > PRELIMINARY)
+    return [len(row) > 1 and bool(next(fits)) for row in rows]
 
 
 def contrast(a: Values, b: Values, shared: Spread | None) -> Contrast | None:
@@ -110,16 +126,16 @@ def _dunnett_level(others: tuple[int, ...], baseline: int) -> float:
     return float(2 * stats.t.sf((found.high[0] - found.low[0]) / 2 / se, spread.df))
 
 
-def holm_levels(ps: Sequence[float]) -> list[float]:
+def holm_levels(ps: Sequence[float], others: int = 0) -> list[float]:
     """The level of each interval that excludes 0 exactly where Holm's test rejects: LEVEL / (m - i) for the i-th p.
 
-    From the first p that is not rejected on, all have its level.
+    From the first p that is not rejected on, all have its level. others: comparisons of the same family, judged apart.
     """
     order, levels = np.argsort(ps, kind="stable"), [LEVEL] * len(ps)
     level = 0.0
     for i, place in enumerate(order.tolist()):
         if i == 0 or ps[order[i - 1]] <= level:
-            level = LEVEL / (len(ps) - i)
+            level = LEVEL / (len(ps) + others - i)
         levels[place] = level
     return levels
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from html import unescape
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -204,17 +204,14 @@ def test_header_and_names_stay_and_the_metric_comes_first(page_file, tab, width)
     assert tab.ask(f"getComputedStyle({wide}.querySelector('thead th')).position") == "sticky"
 
 
-AXE = Path(os.environ.get("AXE_CORE", ""))  # axe.min.js of the npm package axe-core
-
-
 @needs_chromium
-@pytest.mark.skipif(not AXE.is_file(), reason="needs AXE_CORE=PATH of axe.min.js: npm pack axe-core")
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [380, 1400])
 def test_axe_finds_no_fault(page_file, forty, tab, width, dark):
+    axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     for file in (page_file, forty):
         tab.open(file, width, dark=dark)
-        tab.ask(AXE.read_text() + "; 0")
+        tab.ask(axe + "; 0")
         found = tab.ask("axe.run().then(r => r.violations.map(v => `${v.impact} ${v.id}: ${v.nodes[0].html}`))")
         assert found == []
 

@@ -16,6 +16,7 @@ from analysis.statistics.seeds import (
     contrast,
     discovery_levels,
     dunnett_level,
+    fit_the_pool,
     holm_levels,
     pooled,
 )
@@ -34,6 +35,43 @@ def test_the_pooled_spread_is_that_of_an_analysis_of_variance() -> None:
     assert found.df == 4 + 4 + 4 + 0 + 1
     assert found.sd == pytest.approx(math.sqrt(within / 13), rel=1e-12)
     assert math.isnan(pooled([[0.1], [0.2]]).sd)
+
+
+def fits_by_hand(rows: list[list[float]]) -> list[bool]:
+    """Bartlett's statistic and Cochran's ratio, written out."""
+    v, n = np.array([stdev(row) ** 2 for row in rows]), np.array([len(row) for row in rows])
+    df = n - 1
+    whole = (df * v).sum() / df.sum()
+    statistic = df.sum() * math.log(whole) - (df * np.log(v)).sum()
+    statistic /= 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(rows) - 1))
+    if stats.chi2.sf(statistic, len(rows) - 1) <= 0.25:
+        return [False] * len(rows)
+    rest = ((df * v).sum() - df * v) / (df.sum() - df)
+    return (stats.f.sf(v / rest, df, df.sum() - df) > 0.25).tolist()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_fit_the_pool_as_by_hand(seed: int) -> None:
+    made = [*rows(seed, *[0.01] * 6, n=2).values(), *rows(seed + 100, 0.01, 0.02, n=4).values()]
+    found = fit_the_pool([*made, [0.4]])
+    assert found == [*fits_by_hand(made), False], "one seed has no spread"
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_how_many_alike_rows_fit_does_not_depend_on_their_number(count: int) -> None:
+    """Of two seeds: in nearly all studies of 16 rows some spreads differ threefold by chance."""
+    made = [list(rows(seed, *[0.01] * count, n=2).values()) for seed in range(200)]
+    ratios = [max(map(stdev, study)) / min(map(stdev, study)) for study in made]
+    assert np.mean([ratio > 3 for ratio in ratios]) > (0.75 if count == 4 else 0.99)
+    assert 0.5 < np.mean([fit_the_pool(study) for study in made]) < 0.7
+
+
+def test_no_row_fits_beside_one_at_the_floor_or_without_spread() -> None:
+    alike = [[0.4, 0.41, 0.42]] * 4
+    assert fit_the_pool(alike) == [True] * 4
+    for other in ([0.001, 0.002, 0.0], [0.3, 0.3, 0.3]):
+        assert fit_the_pool([*alike, other]) == [False] * 5
+    assert fit_the_pool([[0.4, 0.41]]) == [False], "nothing to pool it with"
 
 
 @pytest.mark.parametrize("n", [3, 5])

@@ -100,6 +100,20 @@ def test_the_intervals_by_hand() -> None:
     assert found.method == "t, pooled spread"
 
 
+def test_both_together_are_never_narrower_than_the_seeds_alone() -> None:
+    """Two close seeds a row: Satterthwaite's interval with the images would be narrower, and exclude 0."""
+    close, noise = [0.4000, 0.4002], np.random.default_rng(0).normal(0, 1e-4, 2000)
+    rows = {
+        name: Row([value + shift for value in close], np.array(close)[:, None] + shift + scale * noise)
+        for name, shift, scale in (("base", 0, 0), ("new", 0.0006, 1))
+    }
+    found = against(rows, "base")["new"]
+    assert found.seeds_interval is not None
+    assert not found.seeds_interval.excludes_zero
+    assert found.combined_interval == found.seeds_interval
+    assert not found.is_resolved
+
+
 def test_many_alike_rows_are_judged_by_dunnett() -> None:
     rows = {"base": row(0), **{f"new {i}": row(0.001 * i) for i in range(4)}}
     found = against(rows, "base")
@@ -122,6 +136,19 @@ def test_unlike_rows_and_rows_at_the_floor_are_judged_by_welch_with_holm(base: l
     for name, one in found.items():
         assert one.method == "Welch, Holm"
         assert one.is_resolved == rejected[name]
+
+
+def test_a_wide_row_is_judged_by_its_own_spread_and_the_others_by_the_pool() -> None:
+    middle = fmean(BASE)
+    wide = Row([middle + 1.6 * (value - middle) for value in BASE])
+    rows = {"base": row(0), "wide": wide, **{f"like {i}": row(0.001 * i) for i in range(4)}}
+    found = against(rows, "base")
+    assert found.pop("wide").method == "Welch, Holm"
+    assert {one.method for one in found.values()} == {"Dunnett, pooled spread"}
+    (alone,) = planned([("base", "wide")], rows)
+    welch: Any = stats.ttest_ind(wide.values, BASE, equal_var=False)
+    assert alone.method == "Welch"
+    assert alone.seeds_interval == pytest.approx(tuple(welch.confidence_interval()), rel=1e-9)
 
 
 def test_planned_contrasts_are_corrected_by_holm_with_the_spread_of_the_study() -> None:
