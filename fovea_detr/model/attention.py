@@ -38,15 +38,46 @@ class Attention(nn.Module):
         the scaled scores, which hides keys itself by -inf. At most one of the two is given.
         """
         assert may_attend is None or prior is None
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, ., D / H]
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = self.projected(query, key, value)
         dropout = self.dropout if self.training else 0.0
         if prior is not None:
             attended = attend(q, k, v, prior, dropout)
+        elif dropout > 0 and q.device.type == "cpu":
+            attended = dropped_attention(q, k, v, may_attend, dropout)
         else:
             attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> [B, H, n, D / H] each. Queries and keys from one tensor, as in self-attention, are one multiplication."""
+        hidden = query.shape[-1]
+        if query is not key:
+            weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+            q, k, v = map(functional.linear, (query, key, value), weights, biases)
+            return self.by_head(q), self.by_head(k), self.by_head(v)
+        (of_both, of_value), (bias, value_bias) = (
+            packed.split([2 * hidden, hidden]) for packed in (self.in_proj_weight, self.in_proj_bias)
+        )
+        both = functional.linear(query, of_both, bias).unflatten(-1, (2, self.heads, -1))
+        q, k = both.permute(2, 0, 3, 1, 4).unbind()
+        return q, k, self.by_head(functional.linear(value, of_value, value_bias))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[B, n, D] -> [B, H, n, D / H]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def dropped_attention(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor | None, dropout: float) -> Tensor:
+    """`scaled_dot_product_attention` with dropout on a CPU, where torch has no kernel of its own for it.
+
+    query [B, H, Q, d], key and value [B, H, K, d] -> [B, H, Q, d]; may_attend as in `Attention.forward`.
+    """
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    if may_attend is None:
+        mask, beta = q.new_empty(1), 0
+    else:
+        mask, beta = torch.zeros_like(may_attend, dtype=q.dtype).masked_fill_(~may_attend, float("-inf")), 1
+        mask = mask.expand(*query.shape[:2], -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), beta=beta, alpha=q.shape[-1] ** -0.5)
+    weights, _ = torch.native_dropout(scores.softmax(-1), dropout, train=True)
+    return torch.bmm(weights, v).unflatten(0, query.shape[:2])

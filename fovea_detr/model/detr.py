@@ -85,7 +85,7 @@ class DETR(nn.Module):
         cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
         memory = self.encoder(cells, position, is_padding.flatten(1))
         outputs, reference = self.decoder(self.query_embed.weight, memory, position, batch.sizes_hw, grid)
-        return self.heads(torch.stack(outputs), reference)
+        return self.heads(outputs, reference)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
         """outputs [L, B, Q, D], reference logits [B, Q, 2] or None -> Predictions in float32."""

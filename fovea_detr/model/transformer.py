@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
@@ -26,6 +27,13 @@ class FeedForward(nn.Module):
         return self.layers[-1](x)
 
 
+class Dropout(nn.Dropout):
+    """torch's dropout as one operation on a CPU, too, where torch takes four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.p, train=True)[0] if self.training and self.p > 0 else x
+
+
 class _Layer(nn.Module):
     """Base of encoder and decoder layers: residual blocks with the norm after (as published) or before."""
 
@@ -34,7 +42,7 @@ class _Layer(nn.Module):
         self.pre_norm = pre_norm
         self.linear1 = nn.Linear(hidden, feedforward)
         self.linear2 = nn.Linear(feedforward, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm1 = nn.LayerNorm(hidden)
         self.norm2 = nn.LayerNorm(hidden)
 
@@ -129,10 +137,10 @@ class Decoder(nn.Module):
         position: Tensor,
         sizes_hw: Tensor,
         grid: CellGrid,
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """query_embed [Q, D], memory and position [B, K, D], sizes_hw [B, 2] pixels.
 
-        Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
+        Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
         keys, reference, outputs = memory + position, None, []
@@ -145,5 +153,5 @@ class Decoder(nn.Module):
             else:
                 prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
                 content = layer(content, query_embed, memory, keys, prior=prior)
-            outputs.append(self.norm(content))
-        return outputs, reference
+            outputs.append(content)
+        return self.norm(torch.stack(outputs)), reference
