@@ -115,7 +115,9 @@ class _Tiles:
         """Each of the inputs, or of their gradients, in tiles; the prior's parts are laid along their columns or rows:
         x and xy_x [m, q, 1, columns], y and xy_y [m, q, rows, 1]."""
         query, key, value, *prior = flat
-        laid = (part if part is None else part.unsqueeze(end) for part, end in zip(prior, (-2, -1, -2, -1), strict=True))
+        laid = (
+            part if part is None else part.unsqueeze(end) for part, end in zip(prior, (-2, -1, -2, -1), strict=True)
+        )
         return [self.cut(query), self.cut_maps(key), self.cut_maps(value), *map(self.cut, laid)]
 
     def cut(self, x: Tensor | None) -> list[Any]:

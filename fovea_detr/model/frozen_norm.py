@@ -48,6 +48,8 @@ def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, 
     assert len({norm.eps for norm in norms}) == 1
     scale = weight * (variance + norms[0].eps).rsqrt()
     shift = bias - mean * scale
+    if torch.is_autocast_enabled(shift.device.type):  # all at once; the factors' products are float32
+        shift = shift.to(torch.get_autocast_dtype(shift.device.type))
     channels = [len(norm.weight) for norm in norms]  # type: ignore[arg-type]
     return list(zip(scale[:, None, None, None].split(channels), shift.split(channels), strict=True))
 

@@ -22,9 +22,10 @@ class FeedForward(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)  # linear layers of rows need no views
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        return self.layers[-1](x)
+            rows = layer(rows).relu()
+        return self.layers[-1](rows).unflatten(0, x.shape[:-1])
 
 
 class Dropout(nn.Dropout):
@@ -47,7 +48,8 @@ class _Layer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        rows = self.linear1(x.flatten(0, 1)).relu()
+        return self.linear2(self.dropout(rows)).unflatten(0, x.shape[:2])
 
     def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
@@ -143,6 +145,7 @@ class Decoder(nn.Module):
         Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
+        query_embed = query_embed.expand_as(content)  # once, so that its gradient is summed over the images once
         keys, reference, outputs = memory + position, None, []
         is_padding = grid.is_padding()
         may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
