@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench [--only PART ...] [--runs 5] [--full] [--name NAME] [--device cpu]
 
-Parts: core (prior + attention), criterion, optimizer, data, evaluation, backbone, step, tiny (the whole run of
-experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 to 19 with --full: 5000 images
-for the evaluation, three seeds for tiny. Prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
+Parts: core (prior + attention), operations (dispatched by a step), criterion, optimizer, data, evaluation, backbone,
+step, tiny (the whole run of experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 to 19
+with --full: 5000 images for the evaluation, three seeds for tiny. Prints one table and stores it as
+benchmarks/results/NAME.{md,json,png}.
 Exits with 1 if a part failed or missed its target.
 """
 
@@ -37,6 +38,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
     images, seeds = (5000, 3) if options.full else (1000, 1)
     return {
         "core": lambda: rows_of("core", runs=runs, device=device),
+        "operations": lambda: rows_of("operations"),
         "criterion": lambda: rows_of("criterion", runs=runs, device=device),
         "optimizer": lambda: rows_of("step", "optimizer_rows", runs=runs, device=device),
         "data": lambda: rows_of("data", runs=runs),

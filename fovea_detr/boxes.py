@@ -8,19 +8,20 @@ from torch import Tensor
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """[..., 4] (centre x, centre y, width, height) -> [..., 4] (left, top, right, bottom), in the same unit."""
-    centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return _join(centre - size / 2, centre + size / 2)
+    centre, size = boxes_cxcywh.split(2, dim=-1)
+    half = size / 2
+    return _join(centre - half, centre + half)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     """[..., 4] (left, top, right, bottom) -> [..., 4] (centre x, centre y, width, height), in the same unit."""
-    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    low, high = boxes_xyxy.split(2, dim=-1)
     return _join((low + high) / 2, high - low)
 
 
 def generalised_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Boxes broadcastable to [..., 4] each -> their generalised IoU [...], in -1..1."""
-    a_low, a_high, b_low, b_high = a_xyxy[..., :2], a_xyxy[..., 2:], b_xyxy[..., :2], b_xyxy[..., 2:]
+    (a_low, a_high), (b_low, b_high) = a_xyxy.split(2, dim=-1), b_xyxy.split(2, dim=-1)
     overlap = _area(a_low.maximum(b_low), a_high.minimum(b_high))
     hull = _area(a_low.minimum(b_low), a_high.maximum(b_high))
     union = _area(a_low, a_high) + _area(b_low, b_high) - overlap

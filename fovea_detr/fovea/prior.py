@@ -13,6 +13,7 @@ rounding centres and scales to bfloat16 costs up to 6e-2 of the output, and type
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,13 @@ class CellGrid:
     stride: int
     row_is_padding: Tensor | None = None
     column_is_padding: Tensor | None = None
+
+    @cached_property
+    def hidden(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of columns and rows, is_padding as [B, 1, 1, n]: once for all layers."""
+        sides = (self.column_is_padding, self.row_is_padding)
+        of_columns, of_rows = (None if side is None else side[:, None, None] for side in sides)
+        return of_columns, of_rows
 
     def is_padding(self) -> Tensor | None:
         """[B, rows, columns] bool, or None: no padding."""
@@ -101,11 +109,13 @@ class FoveaPrior(nn.Module):
         if self.first_cell:
             columns, rows = columns + self.first_cell, rows + self.first_cell
         x, y, xy_x, xy_y = self.log_prior_at(z, centres_cells, columns, rows)
-        return Separable(_hide(x, grid.column_is_padding), _hide(y, grid.row_is_padding), xy_x, xy_y)
+        of_columns, of_rows = grid.hidden
+        return Separable(_hide(x, of_columns), _hide(y, of_rows), xy_x, xy_y)
 
     def log_prior_at(self, z: Tensor, centres_cells: Tensor, x: Tensor, y: Tensor) -> Separable:
         """The log-prior at any positions: x [columns] and y [rows] in cells from the image's left and top edge."""
-        distance = self.dynamic_scale(z, centres_cells[..., 0:1] - x, centres_cells[..., 1:2] - y)
+        centre_x, centre_y = centres_cells.split(1, dim=-1)
+        distance = self.dynamic_scale(z, centre_x - x, centre_y - y)
         assert distance.xy_x is None or not self.dynamic_scale.per_axis, "a per_axis dynamic scale has no product term"
         of_x, of_y, xy_x, xy_y = self._select(distance)
         by = -self.divisor
@@ -119,8 +129,8 @@ class FoveaPrior(nn.Module):
 
 
 def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:
-    """part [B, H, Q, n], is_padding [B, n] -> the part with -inf on padding."""
-    return part if is_padding is None else part.masked_fill(is_padding[:, None, None], float("-inf"))
+    """part [B, H, Q, n], is_padding [B, 1, 1, n] -> the part with -inf on padding."""
+    return part if is_padding is None else part.masked_fill(is_padding, float("-inf"))
 
 
 def _selection(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:

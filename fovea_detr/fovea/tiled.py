@@ -7,7 +7,7 @@ et al., 2022), so it needs the memory of one tile and, with dropout, one byte pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ from fovea_detr.fovea.separable import Separable
 # Entries of a tile: on a CPU it fits into the second-level cache; on a GPU few large kernels are faster than many.
 TILE_ENTRIES = {"cpu": 2**19, "cuda": 2**26}
 LEVELS = 2**16  # dropout draws 16 bits per entry: a quarter of the time of a float; p is exact within 1e-5
-
-Tile = tuple[slice, slice]  # attention maps (of B * H), and their queries
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, prior: Separable, dropout: float) -> Tensor:
@@ -48,122 +46,137 @@ class _TiledAttention(Function):
         xy_y: Tensor | None,
         dropout: float,
     ) -> Tensor:
-        maps = _Maps(query, key, value, Separable(x, y, xy_x, xy_y))
-        dropped = round(dropout * LEVELS)
-        out, tiles = maps.query.new_empty(*maps.shape[:2], maps.value.shape[-1]), _tiles(maps)
-        scores, weights = maps.buffer(tiles), maps.buffer(tiles)
-        kept = torch.empty(maps.shape, dtype=torch.uint8, device=query.device) if dropped else None
-        for tile in tiles:
-            w = maps.weights(tile, scores, weights)
-            if kept is not None:
-                mask = _draw(dropped, _part(scores, tile))  # overwrites the scores, not needed any more
-                w.mul_(mask)
-                kept[tile] = mask
-            torch.bmm(w, maps.value[tile[0]], out=out[tile])
+        flat = [None if one is None else one.flatten(0, 1) for one in (query, key, value, x, y, xy_x, xy_y)]
+        tiles, dropped = _Tiles(flat), round(dropout * LEVELS)
+        out = query.new_empty(*tiles.shape[:2], value.shape[-1])
+        kept = query.new_empty(tiles.shape, dtype=torch.uint8) if dropped else None
         ctx.factor = LEVELS / (LEVELS - dropped)
-        out.mul_(ctx.factor)
+        for i, (of_out, of_kept) in enumerate(zip(tiles.cut(out), tiles.cut(kept), strict=True)):
+            w, scratch = tiles.weights(i)
+            if of_kept is not None:
+                mask = _draw(dropped, scratch)
+                w.mul_(mask)
+                of_kept.copy_(mask)
+            of_out.baddbmm_(w, tiles.value[i], beta=0, alpha=ctx.factor)
         ctx.leading = query.shape[:2]
-        ctx.save_for_backward(query, key, value, x, y, xy_x, xy_y, out, kept)
+        ctx.save_for_backward(*flat, out, kept)
         return out.unflatten(0, ctx.leading)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(gradients[0].device.type, enabled=False):
-            results = _gradients(ctx, gradients[0].flatten(0, 1).contiguous())
+            results = _gradients(ctx, gradients[0].flatten(0, 1))
         return *(None if one is None else one.unflatten(0, ctx.leading) for one in results), None
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
     """gradient [B * H, Q, d] of the output -> gradients of query, key, value, x, y, xy_x and xy_y."""
-    query, key, value, *prior, out, kept = ctx.saved_tensors
-    maps = _Maps(query, key, value, Separable(*prior))
-    results = [None if one is None else torch.zeros_like(one) for one in maps.tensors()]
-    tiles = _tiles(maps)
-    scores, weights, grad_weights = (maps.buffer(tiles) for _ in range(3))
+    *flat, out, kept = ctx.saved_tensors
+    tiles, results = _Tiles(flat), [None if one is None else torch.empty_like(one) for one in flat]
+    of_query, of_key, of_value, *of_prior = tiles.cut_inputs(results)
     # Softmax's derivative subtracts from a row its sum of weight x gradient, which equals gradient x output.
     row_sums = (gradient * out).sum(-1, keepdim=True)
-    gradient = gradient * ctx.factor
-    for tile in tiles:
-        maps_slice = tile[0]
-        w, g = maps.weights(tile, scores, weights), gradient[tile]
-        grad = torch.bmm(g, maps.value[maps_slice].transpose(1, 2), out=_part(grad_weights, tile))
+    buffer = torch.empty_like(tiles.scratch)
+    for i, (g, sums, of_kept) in enumerate(zip(*map(tiles.cut, (gradient, row_sums, kept)), strict=True)):
+        w, scratch = tiles.weights(i)
+        grad = _part(buffer, w.shape).baddbmm_(g, tiles.value[i].mT, beta=0, alpha=ctx.factor)
         kept_weights = w
-        if kept is not None:
-            mask = _part(scores, tile).copy_(kept[tile])
+        if of_kept is not None:
+            mask = scratch.copy_(of_kept)
             grad.mul_(mask)
             kept_weights = torch.mul(w, mask, out=mask)
-        results[2][maps_slice].baddbmm_(kept_weights.transpose(1, 2), g)  # type: ignore[index]
-        grad.sub_(row_sums[tile]).mul_(w)  # now the gradient of the scores
-        torch.bmm(grad, maps.key[maps_slice], out=results[0][tile])  # type: ignore[index]
-        results[1][maps_slice].baddbmm_(grad.transpose(1, 2), maps.query[tile])  # type: ignore[index]
-        maps.prior_gradients(grad, tile, results[3:])
-    results[0].mul_(maps.scale)  # type: ignore[union-attr]
+        beta = 0 if tiles.begins_a_map(i) else 1  # its first queries write, the others add
+        of_value[i].baddbmm_(kept_weights.mT, g, beta=beta, alpha=ctx.factor)
+        grad.sub_(sums).mul_(w)  # now the gradient of the scores
+        of_query[i].baddbmm_(grad, tiles.key[i], beta=0, alpha=tiles.scale)
+        of_key[i].baddbmm_(grad.mT, tiles.query[i], beta=beta, alpha=tiles.scale)
+        tiles.prior_gradients(grad, i, [parts[i] for parts in of_prior])
     return results
 
 
-class _Maps:
-    """The B * H attention maps of one call, flattened: query [n, Q, d] is scaled, key and value are [n, K, d]."""
+class _Tiles:
+    """The n = B * H attention maps of one call, cut: several whole maps a tile where they fit, else queries of one map.
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, prior: Separable) -> None:
-        self.scale = query.shape[-1] ** -0.5
-        self.query = (query * self.scale).flatten(0, 1)
-        self.key, self.value = (one.flatten(0, 1).contiguous() for one in (key, value))
-        self.prior = Separable(*(None if part is None else part.flatten(0, 1) for part in prior))  # type: ignore[arg-type]
-        self.shape = (self.query.shape[0], self.query.shape[1], self.key.shape[1])  # n, Q, K
-        self.grid = (self.prior.y.shape[-1], self.prior.x.shape[-1])
+    flat: query [n, Q, d], key and value [n, K, .], x, y, xy_x and xy_y [n, Q, .]. Each is kept as a list of views, one
+    for each tile; the first tile is the largest. scratch, of_weights: memory for the scores of one tile.
+    """
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return (self.query, self.key, self.value, *self.prior)
+    def __init__(self, flat: Sequence[Tensor | None]) -> None:
+        query, key, *_, y, _, _ = flat = list(flat)
+        assert query is not None and key is not None and y is not None  # noqa: PT018
+        self.scale, self.shape = query.shape[-1] ** -0.5, (query.shape[0], query.shape[1], key.shape[1])  # n, Q, K
+        self.rows = y.shape[-1]
+        self.maps, self.queries = _tile(*self.shape, TILE_ENTRIES.get(query.device.type, TILE_ENTRIES["cuda"]))
+        self.query, self.key, self.value, *self.prior = self.cut_inputs(flat)
+        self.scratch, self.of_weights = (query.new_empty(self.maps, self.queries, self.shape[2]) for _ in range(2))
 
-    def buffer(self, tiles: list[Tile]) -> Tensor:
-        maps, queries = tiles[0]  # the largest
-        return self.query.new_empty(maps.stop, queries.stop, self.shape[-1])
+    def cut_inputs(self, flat: Sequence[Tensor | None]) -> list[list[Any]]:
+        """Each of the inputs, or of their gradients, in tiles; the prior's parts are laid along their columns or rows:
+        x and xy_x [m, q, 1, columns], y and xy_y [m, q, rows, 1]."""
+        query, key, value, *prior = flat
+        laid = (
+            part if part is None else part.unsqueeze(end) for part, end in zip(prior, (-2, -1, -2, -1), strict=True)
+        )
+        return [self.cut(query), self.cut_maps(key), self.cut_maps(value), *map(self.cut, laid)]
 
-    def weights(self, tile: Tile, scores: Tensor, weights: Tensor) -> Tensor:
-        """A tile's attention weights, written into `weights`; `scores` is scratch memory."""
-        x, y, xy_x, xy_y = (None if part is None else part[tile] for part in self.prior)
-        scores, weights = _part(scores, tile), _part(weights, tile)
-        cells = scores.unflatten(-1, self.grid)
-        torch.add(y[..., :, None], x[..., None, :], out=cells)  # type: ignore[index]
-        if xy_x is not None and xy_y is not None:
-            cells.addcmul_(xy_x[..., None, :], xy_y[..., :, None])
-        scores.baddbmm_(self.query[tile], self.key[tile[0]].transpose(1, 2))
-        return torch.softmax(scores, -1, out=weights)
+    def cut(self, x: Tensor | None) -> list[Any]:
+        """[n, Q, ...] -> its tiles."""
+        of_maps = self.split(x, self.maps, 0)
+        return [tile for one in of_maps for tile in self.split(one, self.queries, 1)]
 
-    def prior_gradients(self, grad: Tensor, tile: Tile, results: list[Tensor | None]) -> None:
-        """grad [n, Q, K] of a tile's scores -> the gradients of the prior's parts, written into `results`."""
-        cells = grad.unflatten(-1, self.grid)
-        of_x, of_y, of_xy_x, of_xy_y = (None if one is None else one[tile] for one in results)
-        assert of_x is not None
-        assert of_y is not None
-        of_x.copy_(cells.sum(-2))
-        of_y.copy_(cells.sum(-1))
-        if of_xy_x is not None and of_xy_y is not None and self.prior.xy_x is not None and self.prior.xy_y is not None:
-            of_xy_x.copy_((self.prior.xy_y[tile][..., None, :] @ cells)[..., 0, :])
-            of_xy_y.copy_((cells @ self.prior.xy_x[tile][..., None])[..., 0])
+    def cut_maps(self, x: Tensor | None) -> list[Any]:
+        """[n, K, ...] -> of every tile all keys or values of its maps."""
+        each = range(-(-self.shape[1] // self.queries))
+        return [one for one in self.split(x, self.maps, 0) for _ in each]
+
+    def split(self, x: Tensor | None, size: int, dim: int) -> Sequence[Tensor | None]:
+        if x is None:
+            return [None] * -(-self.shape[dim] // size)
+        return [x] if size >= self.shape[dim] else x.split(size, dim)
+
+    def begins_a_map(self, tile: int) -> bool:
+        return tile % -(-self.shape[1] // self.queries) == 0
+
+    def weights(self, tile: int) -> tuple[Tensor, Tensor]:
+        """A tile's attention weights, and scratch memory of their shape."""
+        x, y, xy_x, xy_y = (part[tile] for part in self.prior)
+        shape = (*x.shape[:2], self.shape[2])
+        scores, weights = _part(self.scratch, shape), _part(self.of_weights, shape)
+        cells = scores.unflatten(-1, (self.rows, -1))
+        torch.add(y, x, out=cells)
+        if xy_x is not None:
+            cells.addcmul_(xy_x, xy_y)
+        scores.baddbmm_(self.query[tile], self.key[tile].mT, alpha=self.scale)
+        return torch.softmax(scores, -1, out=weights), scores
+
+    def prior_gradients(self, grad: Tensor, tile: int, results: Sequence[Tensor | None]) -> None:
+        """grad [m, q, K] of a tile's scores -> the gradients of the prior's parts, written into `results`."""
+        cells = grad.unflatten(-1, (self.rows, -1))
+        of_x, of_y, of_xy_x, of_xy_y = results
+        assert of_x is not None and of_y is not None  # noqa: PT018
+        torch.sum(cells, -2, keepdim=True, out=of_x)
+        torch.sum(cells, -1, keepdim=True, out=of_y)
+        if of_xy_x is not None and of_xy_y is not None:
+            xy_x, xy_y = (part[tile] for part in self.prior[2:])
+            of_xy_x.copy_(xy_y.mT @ cells)
+            of_xy_y.copy_(cells @ xy_x.mT)
 
 
-def _tiles(maps: _Maps) -> list[Tile]:
-    """Several whole maps per tile where they fit, else some queries of one map; the first tile is the largest."""
-    return list(_cut(*maps.shape, TILE_ENTRIES.get(maps.query.device.type, TILE_ENTRIES["cuda"])))
+def _tile(num_maps: int, num_queries: int, cells: int, entries: int) -> tuple[int, int]:
+    """-> maps and queries of a tile."""
+    maps = min(num_maps, max(1, entries // (num_queries * cells)))
+    return maps, num_queries if maps > 1 else min(num_queries, max(1, entries // cells))
 
 
-def _cut(num_maps: int, num_queries: int, cells: int, entries: int) -> Iterator[Tile]:
-    maps = max(1, entries // (num_queries * cells))
-    queries = num_queries if maps > 1 else min(num_queries, max(1, entries // cells))
-    for first in range(0, num_maps, maps):
-        for start in range(0, num_queries, queries):
-            yield slice(first, min(first + maps, num_maps)), slice(start, min(start + queries, num_queries))
-
-
-def _part(buffer: Tensor, tile: Tile) -> Tensor:
-    """The first entries of a buffer along both dimensions, as many as the tile has."""
-    return buffer[: tile[0].stop - tile[0].start, : tile[1].stop - tile[1].start]
+def _part(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first entries of a buffer along its first dimensions."""
+    return buffer if buffer.shape == tuple(shape) else buffer[: shape[0], : shape[1]]
 
 
 def _draw(dropped: int, out: Tensor) -> Tensor:
     """Write into `out` 0 (drop) with probability dropped / LEVELS, else 1 (keep)."""
     bits = torch.empty((out.numel() + 3) // 4, dtype=torch.int64, device=out.device).random_(-(2**63), None)
-    levels = bits.view(torch.int16)[: out.numel()].view(out.shape)
+    levels = bits.view(torch.int16)
+    levels = (levels if levels.numel() == out.numel() else levels[: out.numel()]).view(out.shape)
     return torch.ge(levels, dropped - LEVELS // 2, out=out)

@@ -38,15 +38,47 @@ class Attention(nn.Module):
         the scaled scores, which hides keys itself by -inf. At most one of the two is given.
         """
         assert may_attend is None or prior is None
-        weights = self.in_proj_weight.chunk(3)
-        biases = self.in_proj_bias.chunk(3)
-        q, k, v = (
-            functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, ., D / H]
-            for x, w, b in zip((query, key, value), weights, biases, strict=True)
-        )
+        q, k, v = self.projected(query, key, value)
         dropout = self.dropout if self.training else 0.0
         if prior is not None:
             attended = attend(q, k, v, prior, dropout)
+        elif dropout > 0 and q.device.type == "cpu":
+            attended = dropped_attention(q, k, v, may_attend, dropout)
         else:
             attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=may_attend, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        rows = attended.transpose(1, 2).reshape(-1, query.shape[-1])  # linear layers of [B * n, D] need no views
+        return self.out_proj(rows).unflatten(0, query.shape[:2])
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> [B, H, n, D / H] each. Queries and keys from one tensor, as in self-attention, are one multiplication."""
+        batch, hidden = len(query), query.shape[-1]
+        inputs, sizes = (
+            ((query, key, value), [hidden] * 3) if query is not key else ((key, value), [2 * hidden, hidden])
+        )
+        rows = [x.flatten(0, 1) for x in inputs]
+        first, *rest = map(functional.linear, rows, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes))
+        *more, v = (self.by_head(x, batch) for x in rest)
+        if more:
+            return self.by_head(first, batch), *more, v
+        q, k = first.view(batch, -1, 2, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4).unbind()
+        return q, k, v
+
+    def by_head(self, rows: Tensor, batch: int) -> Tensor:
+        """[B * n, D] -> [B, H, n, D / H]."""
+        return rows.view(batch, -1, self.heads, rows.shape[-1] // self.heads).transpose(1, 2)
+
+
+def dropped_attention(query: Tensor, key: Tensor, value: Tensor, may_attend: Tensor | None, dropout: float) -> Tensor:
+    """`scaled_dot_product_attention` with dropout on a CPU, where torch has no kernel of its own for it.
+
+    query [B, H, Q, d], key and value [B, H, K, d] -> [B, H, Q, d]; may_attend as in `Attention.forward`.
+    """
+    q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+    if may_attend is None:
+        mask, beta = q.new_empty(1), 0
+    else:
+        mask, beta = may_attend.log().to(q.dtype), 1  # 0, or -inf
+        mask = mask.expand(*query.shape[:2], -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(mask, q, k.transpose(1, 2), beta=beta, alpha=q.shape[-1] ** -0.5)
+    weights, _ = torch.native_dropout(scores.softmax(-1), dropout, train=True)
+    return torch.bmm(weights, v).unflatten(0, query.shape[:2])

@@ -123,7 +123,7 @@ class DETR(nn.Module):
         memory = self.encoder(cells, position, is_padding.flatten(1))
         priors: list[Separable] | None = [] if self.mask_prior else None
         outputs, reference = self.decoder(self.query_embed.weight, memory, position, batch.sizes_hw, grid, priors)
-        out = self.heads(torch.stack(outputs), reference)
+        out = self.heads(outputs, reference)
         if self.mask_head is None:
             return out, None
         prior = priors[0] if priors else None

@@ -33,20 +33,25 @@ class ConvNorm:
             return norm(conv(x))
         scale, shift = self.folded[norm]
         # Under autocast, too, the product is float32; autocast converts it once, for the convolution.
-        weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=self.memory_format)
+        weight = (conv.weight * scale).contiguous(memory_format=self.memory_format)
         return functional.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def scales_and_shifts(norms: Sequence[FrozenBatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
-    """Each norm as `x * scale + shift`, [channels] each: views of two tensors that hold all norms."""
+    """Each norm's factor on the weight of a convolution, [channels, 1, 1, 1], and its shift [channels].
+
+    They are views of two tensors that hold all norms.
+    """
     weight, bias, mean, variance = (
         torch.cat([getattr(norm, name) for norm in norms]) for name in ("weight", "bias", "running_mean", "running_var")
     )
     assert len({norm.eps for norm in norms}) == 1
     scale = weight * (variance + norms[0].eps).rsqrt()
     shift = bias - mean * scale
+    if torch.is_autocast_enabled(shift.device.type):  # all at once; the factors' products are float32
+        shift = shift.to(torch.get_autocast_dtype(shift.device.type))
     channels = [len(norm.weight) for norm in norms]  # type: ignore[arg-type]
-    return list(zip(scale.split(channels), shift.split(channels), strict=True))
+    return list(zip(scale[:, None, None, None].split(channels), shift.split(channels), strict=True))
 
 
 class BasicBlock(resnet.BasicBlock):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
@@ -21,9 +22,17 @@ class FeedForward(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)  # linear layers of rows need no views
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        return self.layers[-1](x)
+            rows = layer(rows).relu()
+        return self.layers[-1](rows).unflatten(0, x.shape[:-1])
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout as one operation on a CPU, too, where torch takes four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.p, train=True)[0] if self.training and self.p > 0 else x
 
 
 class _Layer(nn.Module):
@@ -34,12 +43,13 @@ class _Layer(nn.Module):
         self.pre_norm = pre_norm
         self.linear1 = nn.Linear(hidden, feedforward)
         self.linear2 = nn.Linear(feedforward, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm1 = nn.LayerNorm(hidden)
         self.norm2 = nn.LayerNorm(hidden)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        rows = self.linear1(x.flatten(0, 1)).relu()
+        return self.linear2(self.dropout(rows)).unflatten(0, x.shape[:2])
 
     def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
@@ -130,12 +140,13 @@ class Decoder(nn.Module):
         sizes_hw: Tensor,
         grid: CellGrid,
         priors: list[Separable] | None = None,
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """query_embed [Q, D], memory and position [B, K, D], sizes_hw [B, 2] pixels. priors: gets the last layer's.
 
-        Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
+        Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
+        query_embed = query_embed.expand_as(content)  # once, so that its gradient is summed over the images once
         keys, reference, outputs = memory + position, None, []
         is_padding = grid.is_padding()
         may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
@@ -148,5 +159,5 @@ class Decoder(nn.Module):
                 content = layer(content, query_embed, memory, keys, prior=prior)
                 if priors is not None:
                     priors[:] = [prior]
-            outputs.append(self.norm(content))
-        return outputs, reference
+            outputs.append(content)
+        return self.norm(torch.stack(outputs)), reference

@@ -110,14 +110,21 @@ def test_every_size_of_tile(entries: int, scale_type: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("maps", "queries", "cells", "entries"), list(itertools.product((1, 7), (1, 5), (1, 24), (1, 50, 300)))
 )
-def test_tiles_cover_every_query_of_every_map_once(maps: int, queries: int, cells: int, entries: int) -> None:
-    tiles = list(tiled._cut(maps, queries, cells, entries))
-    count = torch.zeros(maps, queries, dtype=torch.int64)
+def test_tiles_cover_every_query_of_every_map_once(
+    maps: int, queries: int, cells: int, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tiled.TILE_ENTRIES, "cpu", entries)
+    shapes = [(maps, queries, 2), (maps, cells, 2), (maps, cells, 2), (maps, queries, cells), (maps, queries, 1)]
+    tiles = tiled._Tiles([*map(torch.zeros, shapes), None, None])
+    count, of_maps = torch.zeros(maps, queries), torch.zeros(maps, cells)
     sizes = []
-    for tile in tiles:
-        count[tile] += 1
-        sizes.append(count[tile].shape)
+    for i, (tile, map_of_tile) in enumerate(zip(tiles.cut(count), tiles.cut_maps(of_maps), strict=True)):
+        tile += 1
+        map_of_tile[:] = 1 if tiles.begins_a_map(i) else map_of_tile + 1
+        assert len(tile) == len(map_of_tile)
+        sizes.append(tile.shape)
     assert (count == 1).all()
+    assert (of_maps == len(sizes) / len(tiles.split(count, tiles.maps, 0))).all()
     assert all(a <= b for size in sizes for a, b in zip(size, sizes[0], strict=True))
     assert math.prod(sizes[0]) * cells <= max(entries, cells)
 
