@@ -2,12 +2,12 @@
 
     python -m benchmarks.measure MODULE:FUNCTION '{"argument": 1}'      started by `fresh`; prints the result as JSON
 
-Time: both sides alternate in one process, so that other load on the machine affects both equally; the first pass is
-discarded and the median reported. On a CPU, time depends on whether glibc returns large blocks to the kernel, because
-zeroing new pages costs as much as the arithmetic. DEFAULT_MALLOC is glibc's default, which users get and the table's
-ratios use; KEPT makes glibc keep all memory, like a caching allocator, which leaves only the arithmetic. On some CPUs
-time also depends on denormals, which a Gaussian prior produces: our runs flush them, the published code does not. A
-second ratio in a note has KEPT and flushed denormals on both sides.
+Time: both sides alternate in one process, so that other load on the machine affects both equally, and on a CPU they are
+timed in CPU seconds; the first pass is discarded and the median reported. On a CPU, time depends on whether glibc
+returns large blocks to the kernel, because zeroing new pages costs as much as the arithmetic. DEFAULT_MALLOC is glibc's
+default, which users get and the table's ratios use; KEPT makes glibc keep all memory, like a caching allocator, which
+leaves only the arithmetic. On some CPUs time also depends on denormals, which a Gaussian prior produces: our runs flush
+them, the published code does not. A second ratio in a note has KEPT and flushed denormals on both sides.
 
 Memory: on a CPU the kernel's high-water mark of resident memory (VmHWM, which unlike ru_maxrss starts anew with the
 program) minus the resident memory before, in a separate process whose glibc returns every large block immediately, so
@@ -22,6 +22,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -45,8 +46,10 @@ Side = Callable[[], object]
 
 
 def medians(sides: Sequence[Side], runs: int, device: torch.device | str = "cpu") -> list[float]:
-    """The median seconds of each side; the sides alternate."""
-    rounds = [[seconds(side, torch.device(device)) for side in sides] for _ in range(runs + 1)]
+    """The median seconds of each side; the sides alternate. On a CPU they are this process's own CPU seconds."""
+    device = torch.device(device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    rounds = [[seconds(side, device, clock) for side in sides] for _ in range(runs + 1)]
     return [median(taken) for taken in zip(*rounds[1:], strict=True)]
 
 

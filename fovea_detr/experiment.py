@@ -344,6 +344,8 @@ def announce(trainer: Trainer) -> None:
     schedule, state = trainer.config.schedule, trainer.state
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     trainer.console.log(f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {trainer.batching}")
+    if trainer.device.type == "cpu":
+        trainer.console.log("next: one pass of the largest batch, for its memory; it takes as long as a step")
     if state.total_batch_size != schedule.usual_total_batch:
         is_larger = state.total_batch_size > schedule.usual_total_batch
         trainer.console.log(

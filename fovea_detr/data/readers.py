@@ -19,6 +19,7 @@ from fovea_detr.data.coco_json import load_coco
 from fovea_detr.data.file_names import resolve_names
 from fovea_detr.data.holdout import SplitName
 from fovea_detr.data.layouts import LAYOUTS, Source, locate, source_of
+from fovea_detr.data.parsed import once_parsed
 from fovea_detr.data.shapes.generate import generate
 from fovea_detr.errors import DataError
 
@@ -74,7 +75,8 @@ def describe_layout(data: Data) -> str:
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:
-    return read(locate(data, split))
+    source = locate(data, split)
+    return once_parsed(source, partial(read, source), Path(data.cache))
 
 
 def shapes(data: Data, split: SplitName) -> CocoSplit:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -118,14 +117,14 @@ def _matched(matches: list[list[Match]], objects: list[Target]) -> tuple[Tensor,
     Assembled on the host, where the targets are: three copies to the device instead of two per image.
     """
     pairs = [pair for images in matches for pair in images]
-    counts, starts = [len(queries) for queries, _ in pairs], np.cumsum([0, *map(len, objects)])
-    index = np.arange(len(pairs)).repeat(counts)
-    layer, image = np.divmod(index, len(objects))
-    queries, own = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
-    chosen = torch.from_numpy(own + starts[image])
+    counts = torch.tensor([len(queries) for queries, _ in pairs])
+    index = torch.arange(len(pairs)).repeat_interleave(counts)
+    layer, image = index // len(objects), index % len(objects)
+    starts = torch.tensor([0] + [len(target) for target in objects]).cumsum(0)
+    chosen = torch.cat([chosen for _, chosen in pairs]) + starts[image]
     labels = torch.cat([target.labels for target in objects])[chosen]
     boxes = torch.cat([target.boxes_cxcywh for target in objects]).float()[chosen]
-    return torch.from_numpy(np.stack((layer, image, queries))), labels, boxes
+    return torch.stack((layer, image, torch.cat([queries for queries, _ in pairs]))), labels, boxes
 
 
 def _sum_by_layer(values: Tensor, layer: Tensor, num_layers: int) -> Tensor:

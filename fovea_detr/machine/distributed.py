@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +17,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr.errors import UserError
+from fovea_detr.machine import mapped
 from fovea_detr.machine.rendezvous import connect
 from fovea_detr.runs.stop import Stopped
 
@@ -132,7 +132,7 @@ def first_on_node(function: Callable[[], T]) -> T:
 
 
 def once_per_node(function: Callable[[], T]) -> T:
-    """Call a function on each node's first rank; the other ranks get a copy of its value, through a temporary file.
+    """Call a function on each node's first rank; the other ranks map its value, in a temporary file.
 
     Errors: as with `first_on_node`. The value must be picklable.
     """
@@ -145,9 +145,9 @@ def once_per_node(function: Callable[[], T]) -> T:
         def write_or_read() -> T:
             if own[1] == 0:
                 value = function()
-                own[2].write_bytes(pickle.dumps(value, protocol=5))
+                mapped.write(value, own[2])
                 return value
-            return pickle.loads(file.read_bytes()) if file.is_file() else function()
+            return mapped.read(file) if file.is_file() else function()
 
         value = first_on_node(write_or_read)
         gather(None)  # the file is removed when every rank has read it

@@ -75,6 +75,9 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current position to the last epoch. Raises Stopped at a step boundary after a signal."""
         self.start()
+        if any(distributed.gather(self.stop.number)):  # during the preflight, which may take as long as a step
+            self.saver.save()
+            raise Stopped(self.stop.number or signal.SIGTERM)
         for _ in range(self.state.epoch, self.config.last_epoch):
             patience = self.config.train.early_stop
             if patience is not None and any(distributed.gather(self.state.has_stalled(patience))):

@@ -139,6 +139,13 @@ def test_the_table_is_stored_for_people_and_programs(tmp_path: Path) -> None:
     assert len(cells(rows[0])) == len(cells(rows[1]))
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("start", [0.0, 3.0])
+def test_the_exponent_of_growth_is_found_beside_a_fixed_cost(power: float, start: float) -> None:
+    sizes = [10, 40, 160, 640]
+    assert growth.exponent(sizes, [start + 0.2 * n**power for n in sizes]) == pytest.approx(power, abs=0.05)
+
+
 def test_the_figure_has_one_axis_per_quantity(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     points = [
