@@ -47,10 +47,10 @@ class Heads:
         self.plain_head.load_state_dict(self.head.state_dict())
 
     def ours(self) -> Tensor:
-        flat = [x.flatten(2).transpose(1, 2) for x in (self.memory, self.cells)]
+        memory, cells = (x.flatten(2).transpose(1, 2) for x in (self.memory, self.cells))
         padding = torch.zeros(1, *self.cells.shape[-2:], dtype=torch.bool, device=self.device)
         size = (self.pyramid[0].shape[-2], self.pyramid[0].shape[-1])
-        seen = Seen(self.decoded, *flat, padding, self.pyramid, None, size)
+        seen = Seen(self.decoded, memory, cells, padding, self.pyramid, None, size)
         out = Predictions(torch.zeros(1, 1, self.queries, 1), torch.zeros(1, 1, self.queries, 4))
         out.mask_head = masks_from(self.attention, self.head, seen)
         losses = mask_losses(out, self.targets, self.matches, self.num_boxes)
