@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,16 @@ from torch.multiprocessing.spawn import spawn
 
 from fovea_detr import experiment
 from fovea_detr.compose import load_config
+from fovea_detr.data.categories import Classes
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, in_published_names
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import config_text
+from fovea_detr.study.ready import make_ready
 from fovea_detr.training.checkpoint import load_weights
+from fovea_detr.training.console import Console
 from fovea_detr.training.frozen import DETECTOR, train_mode
+from fovea_detr.training.initial import Weights
 from fovea_detr.training.trained import as_trained
 from fovea_detr.types import Batch, Target
 from tests.model.builders import random_batch, small_config, small_model
@@ -73,7 +79,7 @@ def test_training_lowers_the_losses_of_the_masks(tmp_path: Path) -> None:
         assert target.masks is not None
         target.masks[:] = torch.arange(target.masks.shape[2]) < 30
     seen = []
-    for _ in range(30):
+    for _ in range(60):
         trainer.step()
         trainer.reports.read()
         seen.append(trainer.reports.latest)
@@ -200,8 +206,7 @@ def test_published_names_and_back() -> None:
 
 
 @pytest.mark.parametrize("make", [saved, published])
-def test_a_checkpoint_with_masks_fits_with_and_without(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_a_checkpoint_with_masks_fits_with_and_without(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(tmp_path / "a.pt", MASKS)
     model = small_model(MASKS, seed=1)
     assert load_weights(model, path).notes == []
@@ -214,8 +219,7 @@ def test_a_checkpoint_with_masks_fits_with_and_without(make: object, tmp_path: P
 
 
 @pytest.mark.parametrize("make", [saved, published])
-def test_a_detector_begins_stage_2(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_a_detector_begins_stage_2(make: Callable[..., Path], tmp_path: Path) -> None:
     path, model = make(tmp_path / "a.pt"), small_model(MASKS, FROZEN, seed=1)
     head = copy.deepcopy(model.get_submodule("mask_head").state_dict())
     report = load_weights(model, path)
@@ -295,3 +299,39 @@ def test_the_schedule_of_stage_2() -> None:
     schedule = load_config(["schedule=masks"]).schedule
     assert (schedule.epochs, schedule.lr_drop, schedule.lr, schedule.weight_decay) == (25, 15, 1e-4, 1e-4)
     assert (schedule.clip, schedule.total_batch, schedule.kind, schedule.name) == (0.1, 16, "step", "masks")
+
+
+def test_a_frozen_detector_needs_weights(tmp_path: Path) -> None:
+    config = load_config([MASKS, FROZEN])
+    for start in (lambda: experiment.run(config, "point"), lambda: make_ready([config])):
+        with pytest.raises(ConfigError, match=r"model.freeze_detector=true trains .*: add weights=PATH"):
+            start()
+    experiment.check_start(load_config([MASKS, FROZEN, f"weights={saved(tmp_path / 'a.pt')}"]))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({1: "cat", 2: "dog"}, None),
+        ({1: "cat", 2: "dog", 3: "cow"}, None),
+        ({1: "dog", 2: "cat"}, "its outputs are not the classes of the data: finetune"),
+        ({1: "cat"}, "(dog of the data not in it)"),
+    ],
+    ids=str,
+)
+def test_a_frozen_class_head_must_have_the_classes_of_the_data(
+    tmp_path: Path, names: dict[int, str], words: str | None
+) -> None:
+    """It is not trained: an output of another class would stay wrong."""
+    path = saved(tmp_path / "a.pt")
+    torch.save({**torch.load(path), "categories": names}, path)
+    overrides = [MASKS, FROZEN, f"weights={path}"]
+    weights = Weights.read(small_config(*overrides), Classes({1: "cat", 2: "dog"}, 5))
+    model, console = small_model(*overrides, seed=1), Console(RunFolder(tmp_path), "a", 1, enabled=False)
+    if words is None:
+        weights.load(model, console)
+        assert torch.equal(model.class_head.weight, small_model().class_head.weight)
+    else:
+        with pytest.raises(WeightsError) as caught:
+            weights.load(model, console)
+        assert words in str(caught.value)
