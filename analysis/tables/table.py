@@ -39,9 +39,12 @@ RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} |
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed. percent: AP as 41.0, else 0.410. tested: with verdicts and marks."""
+    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all`. percent: AP as 41.0, else 0.410.
 
-    metrics: tuple[str, ...] = ("AP", "AP50")
+    tested: with verdicts and marks. Raises UserError for an unknown metric.
+    """
+
+    metrics: Sequence[str] = ("AP", "AP50")
     baseline: str | None = None
     where: tuple[str, ...] = ()
     sort: str | None = None
@@ -52,14 +55,12 @@ class Options:
     tested: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.metrics, str):
+            names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
+            object.__setattr__(self, "metrics", tuple(names))
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"there is no metric {name}; choose from {', '.join(METRICS)}, or all")
-
-
-def metric_names(text: str) -> tuple[str, ...]:
-    """The value of --metrics: `all`, or `AP,AP50`."""
-    return tuple(METRICS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
 
 
 @dataclass
