@@ -130,14 +130,14 @@ def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
     shown = [*map(metric_column, metrics), LOSS]
     lines = [["epoch", *(f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A"))]]
     frames = [epochs_frame([row], []) for row in both]
-
-    def means(column: Column) -> list[dict[float, float]]:
-        known = [over_seeds(own, "epoch", column.name) if column.name in own else None for own in frames]
-        return [{} if own is None else dict(zip(own["epoch"], own["mean"], strict=True)) for own in known]
-
-    found = {column: means(column) for column in shown}
+    means = {
+        (column, i): over_seeds(own, "epoch", column.name).set_index("epoch")["mean"].to_dict()
+        for column in shown
+        for i, own in enumerate(frames)
+        if column.name in own
+    }
     for epoch in sorted({epoch for own in frames for epoch in own["epoch"].dropna()}):
-        cells = [_triple(column, *(own.get(epoch) for own in both_means)) for column, both_means in found.items()]
+        cells = [_triple(column, *(means.get((column, i), {}).get(epoch) for i in (0, 1))) for column in shown]
         lines.append([f"{epoch:.0f}", *(cell for triple in cells for cell in triple)])
     return lines
 

@@ -11,7 +11,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
 from analysis.tables.cells import Column, Value, data, metric_column, show
 from analysis.tables.comparison import find_row, with_differences, with_published
-from analysis.tables.filters import Condition, as_fractions, full_key, parse_conditions
+from analysis.tables.filters import Condition, as_fraction, full_key, parse_conditions
 from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
@@ -150,7 +150,7 @@ def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     numbers = dict.fromkeys([N.name, *METRICS, BEST, *(column.name for column in NUMBERS)])
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
-    asked = as_fractions(asked, (*METRICS, BEST))
+    asked = [as_fraction(one) if one.key in (*METRICS, BEST) else one for one in asked]
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}
