@@ -25,7 +25,7 @@ from analysis import script
 from analysis.output.formats import DATA, FORMATS, check_format, write
 from analysis.output.terminal import footer, render
 from analysis.reading.folders import find_runs
-from analysis.tables.table import Options, Table, make_table, metric_names
+from analysis.tables.table import Options, Table, make_table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add = whole.add_argument
     add("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     script.add_runs(whole)
-    add("--metrics", type=metric_names, default="AP,AP50", help=f"all, or some of {', '.join(METRICS)} (AP,AP50)")
+    add("--metrics", default="AP,AP50", help=f"all, or some of {', '.join(METRICS)} (AP,AP50)")
     add("--baseline", metavar="KEY=VALUE,...", help="differences to this row, each with its interval and verdict")
     add("--why", action="store_true", help="with --baseline: the parts of each verdict")
     add("--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP: 0.3")
@@ -98,8 +98,15 @@ def reasons(table: Table, given: argparse.Namespace) -> Iterator[str]:
 
 
 def options(given: argparse.Namespace) -> Options:
-    if given.why and not given.baseline:
-        raise UserError("--why tells the parts of differences: add --baseline KEY=VALUE")
+    endings = {path.suffix.lower() for path in given.to}
+    for asked, has_use, line in (
+        (given.why, given.baseline, "--why tells the parts of differences: add --baseline KEY=VALUE"),
+        (given.reverse, given.sort, "--reverse turns an order round: add --sort COLUMN"),
+        (given.since, ".html" in endings, "--since is for the page: add --to FILE.html"),
+        (given.siunitx, ".tex" in endings, "--siunitx is for LaTeX: add --to FILE.tex"),
+    ):
+        if asked and not has_use:
+            raise UserError(line)
     if given.plan is not None and not 0 < given.plan < 100:
         raise UserError(f"--plan {given.plan:g}: a difference in AP as the table prints it, above 0: --plan 0.3")
     named = {field.name for field in dataclasses.fields(Options)} & vars(given).keys()

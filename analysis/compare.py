@@ -23,7 +23,7 @@ from analysis.reading.settings import read_settings
 from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
-from analysis.tables.table import NUMBERS, Options, make_table, metric_names
+from analysis.tables.table import NUMBERS, Options, make_table
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import METRICS
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     script.add_runs(whole)
     whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
     given = whole.parse_args(arguments)
-    metrics = Options(metric_names(given.metrics)).metrics
+    metrics = Options(given.metrics).metrics
     rows, both = find(given.row, given.runs, given.study)
     print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
 
@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def find(names: Sequence[str], runs: Path, studies: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """-> the rows whose spread counts, and the two that are compared; a run is a row of its own."""
     folders = [next((path for path in (Path(name), runs / name) if path.is_dir()), None) for name in names]
+    for name, path in zip(names, folders, strict=True):
+        if path is None and "/" in name.partition("=")[0]:
+            raise UserError(f"{name}: no such run folder, neither here nor in {runs}")
     rows = make_table(find_runs(runs, studies), Options(tested=False)).rows if None in folders else []
     both = [
         find_row(rows, name, "") if path is None else as_row(path) for name, path in zip(names, folders, strict=True)
@@ -113,7 +116,8 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
     parts = {"difference, B minus A": found}
     found = verdicts.by_category(a, b)
     largest = sorted(found, key=lambda name: -abs(found[name].delta))[:MOST_CATEGORIES]
-    parts[f"by category, the {len(largest)} that differ most of {len(found)}"] = {name: found[name] for name in largest}
+    title = f"by category, the {len(largest)} that differ most of {len(found)}" if found else "by category"
+    parts[title] = {name: found[name] for name in largest}
     parts["AP50 lost to each of TIDE's error types, less is better"] = verdicts.by_error(a, b)
     for title, told in parts.items():
         yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())]
@@ -126,14 +130,14 @@ def curves(both: Sequence[Row], metrics: Sequence[str]) -> Lines:
     shown = [*map(metric_column, metrics), LOSS]
     lines = [["epoch", *(f"{column.title} {letter}" for column in shown for letter in ("A", "B", "B-A"))]]
     frames = [epochs_frame([row], []) for row in both]
-
-    def means(column: Column) -> list[dict[float, float]]:
-        known = [over_seeds(own, "epoch", column.name) if column.name in own else None for own in frames]
-        return [{} if own is None else dict(zip(own["epoch"], own["mean"], strict=True)) for own in known]
-
-    found = {column: means(column) for column in shown}
+    means = {
+        (column, i): over_seeds(own, "epoch", column.name).set_index("epoch")["mean"].to_dict()
+        for column in shown
+        for i, own in enumerate(frames)
+        if column.name in own
+    }
     for epoch in sorted({epoch for own in frames for epoch in own["epoch"].dropna()}):
-        cells = [_triple(column, *(own.get(epoch) for own in both_means)) for column, both_means in found.items()]
+        cells = [_triple(column, *(means.get((column, i), {}).get(epoch) for i in (0, 1))) for column in shown]
         lines.append([f"{epoch:.0f}", *(cell for triple in cells for cell in triple)])
     return lines
 

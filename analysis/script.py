@@ -7,15 +7,8 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from fovea_detr.errors import UserError
-
-Main = Callable[[Sequence[str] | None], None]
-
-
-class Script(Protocol):
-    def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -26,7 +19,7 @@ def add_runs(whole: argparse.ArgumentParser) -> None:
     whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
 
 
-def script(main: Main) -> Script:
+def script(main: Callable[[Sequence[str] | None], None]) -> Callable[..., int]:
     """`main` with an exit code: 1 after a user's error, which is one line, 130 after Ctrl-C."""
 
     @functools.wraps(main)

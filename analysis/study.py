@@ -79,14 +79,15 @@ class Study:
         """The table of the command, unrounded, metrics as fractions. options: those of tables/table.py, `Options`."""
         return _frames().table_frame(make_table(self.read.runs, Options(**options)))
 
-    def compare(self, a: str, b: str, metrics: Sequence[str] = ("AP",)) -> pd.DataFrame:
+    def compare(self, a: str, b: str, metrics: Sequence[str] = "AP") -> pd.DataFrame:
         """b minus a by metric, in fractions: difference, low, high (95 %), verdict, needs, method.
 
         a, b: the variant's name, or KEY=VALUE,... of a row. Raises UserError if it is none, or several.
         """
         from analysis.tables.verdicts import contrast  # only here: it loads scipy
 
-        found = contrast(self.rows, find_row(self.rows, a, ""), find_row(self.rows, b, ""), metrics)
+        names = Options(metrics).metrics
+        found = contrast(self.rows, find_row(self.rows, a, ""), find_row(self.rows, b, ""), names)
         return _frames().differences_frame(found)
 
 

@@ -1,6 +1,6 @@
 """Time and memory of the table for studies of several sizes; the target is 10,000 folders in 5 s and 200 MB.
 
-    python benchmarks/collect.py [--sizes 100 1000 10000] [--verdicts]
+    python -m benchmarks.collect [--sizes 100 1000 10000] [--verdicts]
 
 Generates run folders (3 seeds, 5 axes, 2 % of them broken) in a temporary folder and runs the command in a new process.
 "seconds" is its CPU time, the start of Python included; the last column is the time per additional folder. The folders
@@ -26,17 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.statistics.images import resample_once
+from benchmarks.evaluation import random_case
+from fovea_detr.evaluation.coco import GroundTruth
+from fovea_detr.evaluation.matches import Matches, write_matches
+from fovea_detr.evaluation.matching import matches_of
+from fovea_detr.runs.folder import RunFolder
+from tests.analysis.made_up import grid, write_run, write_study
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from analysis.statistics.images import resample_once  # noqa: E402
-from benchmarks.evaluation import random_case  # noqa: E402
-from fovea_detr.evaluation.coco import GroundTruth  # noqa: E402
-from fovea_detr.evaluation.matches import Matches, write_matches  # noqa: E402
-from fovea_detr.evaluation.matching import matches_of  # noqa: E402
-from fovea_detr.runs.folder import RunFolder  # noqa: E402
-from tests.analysis.made_up import grid, write_run, write_study  # noqa: E402
-
 RUNS = 33
 BASELINE = "model=fovea_r50,dynamic_scale=type1,mixture=none,schedule=50ep"
 

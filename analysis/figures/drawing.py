@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any, Literal
 
 import pandas as pd
@@ -18,6 +19,7 @@ from analysis.tables.frames import over_seeds
 from fovea_detr.config.groups import natural
 
 GREY = "#777777"
+WIDEST_NAME = 40  # characters in a line: a study of one row is named by all that was typed
 LEGEND_ROW_INCHES = 0.15
 OPEN = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}  # of a variant that has not finished
 
@@ -91,14 +93,16 @@ def add_legend(
     """Add a legend in as many columns as fit; the figure grows by its height."""
     if not handles:
         return
-    widest = max(len(handle.get_label()) for handle in handles)
+    lines = [handle.get_label().split("\n") for handle in handles]
+    widest = max(len(line) for own in lines for line in own)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.055 * widest + 0.5))))
-    rows = -(-len(handles) // columns)
+    rows = -(-len(handles) // columns) * max(map(len, lines))
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * rows + 0.1)
     figure.legend(handles=handles, loc=where, frameon=False, ncols=columns)
 
 
 def named_with_seeds(table: pd.DataFrame) -> dict[str, str]:
-    """The variants, each with its number of seeds if this is not the same for all."""
+    """The variants, each with its number of seeds if this is not the same for all, in lines of WIDEST_NAME."""
     counts = table.groupby("variant")["run"].nunique()
-    return {name: f"{name} (n={counts[name]})" if counts.nunique() > 1 else name for name in variants_of(table)}
+    names = {name: f"{name} (n={counts[name]})" if counts.nunique() > 1 else name for name in variants_of(table)}
+    return {name: fill(text, WIDEST_NAME) for name, text in names.items()}

@@ -130,4 +130,7 @@ def write(table: Table, path: Path, since: str | None = None, *, siunitx: bool =
         content = page(table, path, since).encode()
     else:
         content = to_latex(table, siunitx=siunitx) if suffix == ".tex" else WRITERS[suffix](table)
-    write_atomic(path, lambda file: file.write(content))
+    try:
+        write_atomic(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"--to {path}: cannot be written ({error.strerror})") from error

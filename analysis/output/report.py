@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from analysis.output.pictures import pictures
 from analysis.output.terminal import count_of, none_finished
 from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
-from analysis.tables.cells import Column, Value
+from analysis.tables.cells import Column
 from analysis.tables.frames import epochs_frame
 from analysis.tables.rows import BEST, Row, count_states, ranked
 from analysis.tables.table import NOTES, STATE, N, Table
@@ -60,11 +60,11 @@ def page(table: Table, path: Path, since: str | None = None) -> str:
         since=when,
         changes=changes,
         caption=CAPTION,
-        columns=(shown := columns_of(table)),
-        rows=[{"label": row.label, "cells": cells(table, row, shown)} | again(row, path) for row in table.rows],
+        table=table,
+        columns=columns_of(table),
+        again=[(row.label, again(row, path)) for row in table.rows],
         order=[row.label for row in best_first],
         pictures=pictures(best_first),
-        notes=table.notes,
         warnings=[*table.warnings, *none_finished(table.runs)],
         why=list(why(table.every, table.verdicts)),
         charts=charts.charts(table, epochs_frame(table.rows, [])),
@@ -99,17 +99,6 @@ def columns_of(table: Table) -> list[Column]:
     scores = table.columns[names.index(table.first_metric) : names.index(BEST)]
     head = [*scores, *(column for column in (N, STATE, NOTES) if column in table.columns)]
     return [NAME, *head, *(column for column in table.columns if column not in head)]
-
-
-def cells(table: Table, row: Row, shown: Sequence[Column]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"text": row.label, "value": row.label}]
-    for column in shown[1:]:
-        text, cell = table.text(row, column), row.cells.get(column.name)
-        kind = "number" if column.is_number else "text long" if len(text) > 15 else "text"
-        value = f"{cell.mean:.12g}" if isinstance(cell, Value) else text if column is NOTES else cell or ""
-        best = " best" if column.name in row.best else ""
-        found.append({"text": text, "value": value, "kind": kind + best, "is_notes": column is NOTES})
-    return found
 
 
 def again(row: Row, page_path: Path) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from analysis.reading.settings import SEED
 from analysis.tables.cells import Column, Value
 from analysis.tables.filters import parse_conditions
 from analysis.tables.published import published_for
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
 
 
 def find_row(rows: Sequence[Row], text: str, option: str = "--baseline ") -> Row:
-    """The only row of this label, or that matches `KEY=VALUE,...`. Raises UserError if none or several do."""
+    """The only row of this label, of parts of it, or that matches `KEY=VALUE,...`. UserError: none, or several."""
     found = [row for row in rows if row.label == text]
+    found = found or [row for row in rows if set(text.split(", ")) <= set(row.label.split(", "))]
     if not found and not any(sign in text for sign in "=<>"):
         known = "; ".join(row.label for row in rows[:8]) + ("; ..." if len(rows) > 8 else "")
         raise UserError(f"{option}{text}: there is no such row; name it KEY=VALUE, or as in {known}")
     if not found:
         keys = dict.fromkeys(key for row in rows for key in row.settings)
+        if SEED not in keys and re.search(rf"(^|,){SEED}\b", text):
+            raise UserError(f"{option}{text}: a row is all its seeds: leave {SEED} out")
         asked = parse_conditions([text], ["study", *keys])
         found = [row for row in rows if all(c.holds(({"study": row.study} | row.settings).get(c.key)) for c in asked)]
     if len(found) == 1:

@@ -62,12 +62,8 @@ def full_key(key: str, known: Iterable[str]) -> str:
     raise UserError(f"there is no {key}; choose from {near}{', ...' if len(known) > 6 else ''}")
 
 
-def as_fractions(conditions: Iterable[Condition], metrics: Iterable[str]) -> list[Condition]:
-    """Conditions on metrics, `AP>0.4` or `AP>40%`, in fractions. Raises UserError for `AP>40`."""
-    return [_as_fraction(one) if one.key in metrics else one for one in conditions]
-
-
-def _as_fraction(condition: Condition) -> Condition:
+def as_fraction(condition: Condition) -> Condition:
+    """A condition on a metric, `AP>0.4` or `AP>40%`, in fractions. Raises UserError for `AP>40`."""
     digits = condition.value.removesuffix("%")
     number = _number(digits)
     if number is None:

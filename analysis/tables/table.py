@@ -12,7 +12,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
 from analysis.tables.cells import Column, Value, data, metric_column, show
 from analysis.tables.comparison import find_row, with_differences, with_published
-from analysis.tables.filters import Condition, as_fractions, full_key, parse_conditions
+from analysis.tables.filters import Condition, as_fraction, full_key, parse_conditions
 from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
@@ -40,9 +40,12 @@ RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} |
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed. percent: AP as 41.0, else 0.410. tested: with verdicts and marks."""
+    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all`. percent: AP as 41.0, else 0.410.
 
-    metrics: tuple[str, ...] = ("AP", "AP50")
+    tested: with verdicts and marks. Raises UserError for an unknown metric.
+    """
+
+    metrics: Sequence[str] = ("AP", "AP50")
     baseline: str | None = None
     where: tuple[str, ...] = ()
     sort: str | None = None
@@ -53,16 +56,14 @@ class Options:
     tested: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.metrics, str):
+            names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
+            object.__setattr__(self, "metrics", tuple(names))
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(
                     f"there is no metric {name}; choose from {', '.join(METRICS)}, or all; others by --columns"
                 )
-
-
-def metric_names(text: str) -> tuple[str, ...]:
-    """The value of --metrics: `all`, or `AP,AP50`."""
-    return tuple(METRICS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
 
 
 @dataclass
@@ -152,7 +153,7 @@ def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     numbers = dict.fromkeys([N.name, *METRICS, BEST, *(column.name for column in NUMBERS)])
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
-    asked = as_fractions(asked, (*METRICS, BEST))
+    asked = [as_fraction(one) if one.key in (*METRICS, BEST) else one for one in asked]
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}

@@ -35,11 +35,14 @@ def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resample
     """
     found: dict[Path, Resamples] = {}
     names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
-    runs = [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
-    for run in tqdm(runs, desc="resampling images", unit="run", leave=False, disable=None):
+    for run in tqdm(with_matches(rows), desc="resampling images", unit="run", leave=False, disable=None):
         with noted(run):
             found |= resamples_of([run.path], names, run.path.parent / CACHE)
     return found
+
+
+def with_matches(rows: Iterable[Row]) -> list[Run]:
+    return [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
 
 
 @contextmanager
@@ -135,11 +138,9 @@ def by_error(a: Row, b: Row) -> dict[str, Difference]:
 
 
 def errors_of(row: Row) -> dict[str, list[float]]:
-    """The AP50 that each of TIDE's types of errors costs, by seed, of the runs with matches."""
+    """The AP50 that each of TIDE's types of errors costs, by seed, of the finished runs with matches."""
     found: dict[str, list[float]] = {}
-    for run in row.counted:
-        if not (run.path / MATCHES).exists():
-            continue
+    for run in with_matches([row]):
         with noted(run):
             for name, value in read_matches(run.path).errors_by_type.items():
                 found.setdefault(name, []).append(value)

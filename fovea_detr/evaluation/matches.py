@@ -17,6 +17,7 @@ import numpy as np
 
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import MATCHES, RunFolder
+from fovea_detr.runs.state import number
 
 VERSION = 1
 AREAS = ("all", "small", "medium", "large")
@@ -101,7 +102,8 @@ def refuse_other_ap(folder: RunFolder, ap: float) -> None:
 
 
 def _ap(result: Mapping[str, Any] | None) -> float:
-    return float(((result or {}).get("last") or {}).get("AP", math.nan))
+    last = (result or {}).get("last")
+    return number(last.get("AP")) if isinstance(last, Mapping) else math.nan
 
 
 def _read(path: Path) -> Matches:

@@ -39,6 +39,11 @@ def test_what_differs_and_the_curves_side_by_side(pair, tmp_path, capsys):
     assert ["outcome:", "no", "difference"] in lines
 
 
+def test_a_run_folder_that_is_not_there_is_named(pair, tmp_path, capsys):
+    assert compare.main([pair[0], "study/dynamic_scale=type9", "--runs", str(tmp_path)]) == 1
+    assert f"study/dynamic_scale=type9: no such run folder, neither here nor in {tmp_path}" in capsys.readouterr().err
+
+
 def test_a_run_with_itself_differs_in_nothing(pair, tmp_path, capsys):
     assert compare.main([str(tmp_path / pair[0])] * 2) == 0
     assert capsys.readouterr().out.count("no difference") == 3

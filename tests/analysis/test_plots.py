@@ -285,6 +285,14 @@ def test_an_error_is_one_line(seeds, tmp_path, capsys, monkeypatch, arguments, w
     assert error.count("\n") == 1
 
 
+def test_a_long_name_is_written_in_lines(write, tmp_path):
+    write("schedule.epochs=50", "schedule.lr_drop=40", "dynamic_scale=type1")
+    study = load(tmp_path / "runs")
+    (text,) = [text.get_text() for text in plots.learning_curves(study.epochs).legends[-1].get_texts()]
+    assert text.replace("\n", "") == study.rows[0].label
+    assert max(map(len, text.split("\n"))) <= 40
+
+
 def test_runs_without_an_evaluation_are_one_line(write, tmp_path, capsys):
     write(epochs=0)
     assert plots.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 1

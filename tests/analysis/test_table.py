@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import collect
+from analysis import collect, load
 from analysis.reading.folders import find_runs
 from analysis.statistics.seeds import fit_the_pool
 from analysis.tables import published
@@ -304,6 +304,10 @@ def test_where_may_choose_seeds(write, tmp_path):
         (["--columns", "AP,beauty"], "there is no beauty; choose from"),
         (["--why"], "add --baseline KEY=VALUE"),
         (["--plan", "-1"], "--plan -1: a difference in AP"),
+        (["--since", "yesterday"], "--since is for the page: add --to FILE.html"),
+        (["--siunitx"], "--siunitx is for LaTeX: add --to FILE.tex"),
+        (["--reverse"], "--reverse turns an order round: add --sort COLUMN"),
+        (["--baseline", "dynamic_scale=type1,seed=0"], "a row is all its seeds: leave seed out"),
         (["--since", "yesterday", "--to", "page.html"], "--since yesterday: write a date as 2026-11-20"),
         (["--sort", "beauty"], "there is no beauty; choose from"),
         (["--to", "results.docx"], "the file name must end in one of .csv, .md, .tex, .json, .parquet, .html"),
@@ -435,5 +439,19 @@ def test_one_seed_never_gets_a_verdict_or_a_mark(write, show):
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(UserError, match="there is no metric ap"):
-        Options(metrics=("ap",))
+    for metrics in (("ap",), "ap"):
+        with pytest.raises(UserError, match="there is no metric ap"):
+            Options(metrics=metrics)
+    assert Options("AP50,AP,AP50").metrics == ("AP50", "AP")
+
+
+def test_parts_of_a_rows_name_that_no_other_row_has_name_it(write, tmp_path):
+    for point in (["dynamic_scale=type1"], ["dynamic_scale=type2"], ["dynamic_scale=type2", "smooth=4"]):
+        write(*point)
+    study = load(tmp_path)
+    assert [row.label for row in study.rows] == ["smooth=4, type2", "smooth=8, type1", "smooth=8, type2"]
+    assert study.compare("type1", "smooth=4, type2", "AP").loc["AP", "difference"] == 0
+    with pytest.raises(UserError, match="type2 matches 2 rows"):
+        study.compare("type1", "type2")
+    with pytest.raises(UserError, match="there is no metric nope"):
+        study.compare("type1", "smooth=4, type2", ["nope"])

@@ -136,6 +136,14 @@ def test_what_is_read_is_what_was_written(kind: str, tmp_path: Path) -> None:
     assert found.categories == {1: "one", 17: "seventeen", 44: "forty-four", 90: "ninety"}
 
 
+@pytest.mark.parametrize("last", [None, "high", {"AP": "high"}, {"AP": None}])
+def test_a_result_whose_ap_is_no_number_has_other_matches(last: object, tmp_path: Path) -> None:
+    write_matches(RunFolder(tmp_path), made_matches())
+    (tmp_path / "result.json").write_text(json.dumps({"last": last}))
+    with pytest.raises(RunFolderError, match=r"result\.json nan: of another run"):
+        read_matches(tmp_path)
+
+
 def test_matches_of_another_run_are_refused(tmp_path: Path) -> None:
     written = made_matches()
     write_matches(RunFolder(tmp_path), written)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.statistics.power import MOST, detectable, plan
 from analysis.statistics.seeds import (
     LEVEL,
+    _bartlett,
     contrast,
     discovery_levels,
     dunnett_level,
@@ -38,14 +39,10 @@ def test_the_pooled_spread_is_that_of_an_analysis_of_variance() -> None:
 
 
 def fits_by_hand(rows: list[list[float]]) -> list[bool]:
-    """Bartlett's statistic and Cochran's ratio, written out."""
-    v, n = np.array([stdev(row) ** 2 for row in rows]), np.array([len(row) for row in rows])
-    df = n - 1
-    whole = (df * v).sum() / df.sum()
-    statistic = df.sum() * math.log(whole) - (df * np.log(v)).sum()
-    statistic /= 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(rows) - 1))
-    if stats.chi2.sf(statistic, len(rows) - 1) <= 0.25:
+    """Bartlett's test by scipy, and Cochran's ratio written out."""
+    if stats.bartlett(*rows).pvalue <= 0.25:
         return [False] * len(rows)
+    v, df = np.array([stdev(row) ** 2 for row in rows]), np.array([len(row) - 1 for row in rows])
     rest = ((df * v).sum() - df * v) / (df.sum() - df)
     return (stats.f.sf(v / rest, df, df.sum() - df) > 0.25).tolist()
 
@@ -55,6 +52,8 @@ def test_rows_fit_the_pool_as_by_hand(seed: int) -> None:
     made = [*rows(seed, *[0.01] * 6, n=2).values(), *rows(seed + 100, 0.01, 0.02, n=4).values()]
     found = fit_the_pool([*made, [0.4]])
     assert found == [*fits_by_hand(made), False], "one seed has no spread"
+    dfs, squares = np.array([len(row) - 1 for row in made]), [(len(row) - 1) * variance(row) for row in made]
+    assert _bartlett(dfs, np.array(squares)) == pytest.approx(stats.bartlett(*made).pvalue, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [4, 16])
