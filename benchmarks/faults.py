@@ -89,10 +89,13 @@ class Lab:
             self.cluster("start", "slurmdbd")
             self.has_accounting = True
 
-    def resume_nodes(self) -> None:
-        """As an administrator does: SLURM drains a node whose jobs did not die or whose prolog failed."""
+    def resume(self) -> None:
+        """As an administrator does: nodes that SLURM drained (two jobs of one id), jobs that it holds (not started)."""
         if self.ask_slurm("sinfo", "-h", "-t", "drain,down", "-o", "%n"):
             self.ask_slurm("scontrol", "update", "nodename=ALL", "state=resume")
+        for line in self.ask_slurm("squeue", "-h", "-r", "-t", "pending", "-o", "%i %r").splitlines():
+            if line.endswith("requeued held"):
+                self.ask_slurm("scontrol", "release", line.split()[0])
 
     def daemon(self, name: str) -> int:
         """Its pid; it writes the file anew after its start, and the file is empty for a moment."""

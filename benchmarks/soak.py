@@ -110,7 +110,7 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
         kinds = [*OF_A_POINT, *OF_ALL]
         for fault in lab.random.sample(kinds, len(kinds))[: count - len(done)]:
             time.sleep(lab.random.uniform(0, 3))
-            lab.resume_nodes()
+            lab.resume()
             targets = lab.random.sample(lab.targets, len(lab.targets))
             hit = next((target for target in targets if fault(lab, target)), None)
             if hit is not None:
@@ -123,7 +123,7 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
 def make_whole(lab: Lab) -> None:
     """The cluster runs, the disk has room, the configuration is the first one."""
     lab.start_accounting()
-    lab.resume_nodes()
+    lab.resume()
     lab.set_learning_rate(LEARNING_RATES[0])
 
 
@@ -134,7 +134,7 @@ def drained(lab: Lab) -> dict[Target, PointStatus]:
     while True:
         names = {one.name for target in lab.targets for one in target.study.submissions()}
         left = lab.queued(names)
-        lab.resume_nodes()
+        lab.resume()
         if not left and not any(process_of(target, "fovea_detr.study.job") for target in lab.targets):
             break
         assert time.monotonic() < end, f"still in the queue after {limit:.0f} s:\n{left}"

@@ -68,7 +68,9 @@ def in_full(
     if standing.is_live:
         by = "" if submission.user in ("", manifest.user()) else f"by {submission.user}"
         where = f"on {submission.cluster}" if job is None and submission.cluster else ""
-        return replace(standing, reason=", ".join(filter(None, (by, where, standing.reason))))
+        held = "held" in standing.reason.lower()  # SLURM's words: JobHeldUser, launch failed requeued held
+        release = f"`scontrol release {job.id}` lets it go on" if held and job is not None else ""
+        return replace(standing, reason=", ".join(filter(None, (by, where, standing.reason, release))))
     if standing.word == "preempted" and submission.kind == "slurm" and job is not None and job.state:
         says = ", ".join(filter(None, (job.state, job.reason)))
         return replace(standing, reason=f"{standing.reason}; its job has ended: SLURM says {says}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -83,6 +84,8 @@ def test_queued_jobs_run_the_code_of_their_submission(
     schedule = code / "conf/schedule/tiny.yaml"
     schedule.write_text(schedule.read_text().replace("lr: 1.5e-3", "lr: 1.0e-6"))
     (code / "fovea_detr/training/loop.py").write_text("raise RuntimeError('edited while it was queued')\n")
+    [status] = held.states(monkeypatch)
+    assert re.fullmatch(r"JobHeldUser, `scontrol release \d+_0` lets it go on", status.reason)
     held.slurm("scontrol", "release", held.submissions()[0].job or "")
     for study in (plain, held):
         assert [s.state for s in study.wait(monkeypatch).values()] == ["done"], study.log()
