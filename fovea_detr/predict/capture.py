@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
 from fovea_detr.fovea.separable import Separable
@@ -104,18 +103,14 @@ def attention_weights(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
-    _value: Tensor,
+    value: Tensor,
     *,
     may_attend: Tensor | None = None,
     prior: Separable | None = None,
 ) -> Tensor:
     """An Attention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
     assert isinstance(module, Attention)
-    weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
-    q, k = (
-        functional.linear(x, w, b).unflatten(-1, (module.heads, -1)).transpose(1, 2)
-        for x, w, b in zip((query, key), weights[:2], biases[:2], strict=True)
-    )
+    q, k, _ = module.projected(query, key, value)
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     if prior is not None:
         scores = scores + prior.dense()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import Attention, dropped_attention
+from fovea_detr.model.transformer import Dropout
 from tests import reference
 from tests.fovea.priors import assert_near, gradients, randomise
 
@@ -112,3 +114,37 @@ def test_dropout_only_while_training() -> None:
     assert not torch.equal(attention(query, key, value), attention(query, key, value))
     attention.eval()
     assert torch.equal(attention(query, key, value), attention(query, key, value))
+
+
+@pytest.mark.parametrize("masked", ["nothing", "padding", "some_keys"])
+def test_attention_with_dropout_is_the_formulas_with_what_was_dropped(masked: str) -> None:
+    """With the identity as values the output is the weights, and so the dropout mask; the same seed repeats it."""
+    draw = torch.Generator().manual_seed(4)
+    shapes = [(2, 3, NUM_QUERIES, 4), (2, 3, NUM_KEYS, 4), (2, 3, NUM_KEYS, 4)]
+    leaves = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
+    query, key, value = leaves
+    mask = {"nothing": None, "padding": ~padding()[:, None, None], "some_keys": some_keys(3)}[masked]
+
+    def dropped(values: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return dropped_attention(query, key, values, mask, 0.4)
+
+    identity = torch.eye(NUM_KEYS, dtype=torch.float64).expand(2, 3, -1, -1)
+    weights = functional.scaled_dot_product_attention(query, key, identity, attn_mask=mask)
+    keep = torch.where(weights > 0, dropped(identity) / weights, 0.0).detach()
+    assert ((keep == 0) | ((keep - 1 / 0.6).abs() < 1e-9)).all()
+    assert 0 < (keep == 0).sum() < keep.numel()
+    ours, theirs = dropped(value), (weights * keep) @ value
+    assert_near(ours, theirs, 1e-12)
+    for a, b in zip(gradients(ours, leaves), gradients(theirs, leaves), strict=True):
+        assert_near(a, b, 1e-12)
+
+
+def test_dropout_drops_the_fraction_asked_for_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.25), torch.ones(400, 500)
+    out = dropout(x)
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert out.mean().item() == pytest.approx(1, abs=0.01)
+    assert dropout.eval()(x) is x
+    assert Dropout(0.0)(x) is x
