@@ -10,7 +10,7 @@ Sizes and boxes carry their format in the name: `sizes_hw` is (height, width) in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,18 +46,24 @@ class Batch:
 
 @dataclass
 class Target:
-    """The objects of one image. labels: [T] int64 category ids. boxes_cxcywh: [T, 4] float32, fractions of it."""
+    """The objects of one image. labels: [T] int64 category ids. boxes_cxcywh: [T, 4] float32, fractions of it.
+
+    masks: [T, h, w] bool at the image's own size in the batch, in pixels; None: the data carry no masks.
+    """
 
     labels: Tensor
     boxes_cxcywh: Tensor
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
 
 def as_target(target: Target | Mapping[str, Tensor]) -> Target:
-    """A Target, or DETR's dict with `labels` [T] and `boxes` [T, 4] (cxcywh fractions) -> Target."""
-    return target if isinstance(target, Target) else Target(target["labels"], target["boxes"])
+    """A Target, or DETR's dict with `labels` [T], `boxes` [T, 4] (cxcywh fractions), perhaps `masks` -> Target."""
+    if isinstance(target, Target):
+        return target
+    return Target(target["labels"], target["boxes"], target.get("masks"))
 
 
 @dataclass
@@ -67,21 +73,38 @@ class Predictions:
     logits: [L, B, Q, C] before sigmoid or softmax.
     boxes_cxcywh: [L, B, Q, 4] in 0..1, fractions of each image's own unpadded size.
     activation: from logits to scores, "sigmoid" (focal loss) or "softmax" (the last class is "no object").
+    masks: [B, Q, h / 4, w / 4] logits of all queries of the last layer, at a quarter of the batch's padded size,
+        rounded up; None: not computed, or a model without masks.
+    mask_head: computes those of chosen queries, see `masks_of`; None: a model without masks.
     """
 
     logits: Tensor
     boxes_cxcywh: Tensor
     activation: str = "sigmoid"
+    masks: Tensor | None = None
+    mask_head: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+
+    def masks_of(self, queries: Sequence[Tensor]) -> list[Tensor]:
+        """queries: for each of the B images the chosen ones, [N] int64 on any device -> its logits [N, h / 4, w / 4].
+
+        Taken from `masks`, or else computed now for these queries alone, a few at a time, in memory that their number
+        does not change but for the result.
+        """
+        if self.masks is not None:
+            return [masks[chosen.to(masks.device)] for masks, chosen in zip(self.masks, queries, strict=True)]
+        assert self.mask_head is not None, "these are predictions of a model without masks"
+        return self.mask_head(queries)
 
 
 @dataclass
 class Detections:
     """The detections of one image, best first. scores: [N]. labels: [N] outputs. boxes_xyxy: [N, 4] pixels.
 
-    queries: [N] int64, the query of each.
+    queries: [N] int64, the query of each. masks: [N, H, W] bool, on the CPU, at the image's size; None: not asked for.
     """
 
     scores: Tensor
     labels: Tensor
     boxes_xyxy: Tensor
     queries: Tensor
+    masks: Tensor | None = None

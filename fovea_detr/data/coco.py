@@ -71,14 +71,15 @@ class CocoDataset(Dataset[Example]):
         ]
 
     def sample(self, index: int) -> Sample:
-        """The image as on disk but upright, and its boxes in pixels."""
+        """The image as on disk but upright, its boxes in pixels and, if they are wanted, its masks."""
         split, size_hw = self.annotations, self._size_hw(index)
         path = split.folder / split.file_names[index]
         image = decode(path)
         if tuple(image.shape[1:]) != size_hw:
             raise DataError(size_mismatch(size_hw, path) or f"{path}: changed while it was read")
         mine = slice(split.starts[index], split.starts[index + 1])
-        return Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
+        sample = Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
+        return sample if split.masks is None else split.masks[mine].added(sample)
 
     def _size_hw(self, index: int) -> tuple[int, int]:
         height, width = self.annotations.sizes_hw[index].tolist()
