@@ -8,6 +8,7 @@ import torch
 from hydra.utils import get_class
 from torch import nn
 
+from fovea_detr.config.checks import MASK_PARTS
 from fovea_detr.config.schema import Config
 from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.categories import COCO_CLASSES, Classes, merge_names
@@ -22,6 +23,7 @@ from fovea_detr.loss.criterion import Criterion
 from fovea_detr.loss.matcher import Matcher
 from fovea_detr.model.backbone import build_backbone
 from fovea_detr.model.detr import DETR
+from fovea_detr.model.masks import MaskAttention, MaskHead
 from fovea_detr.model.position import LearnedPosition, SinePosition
 from fovea_detr.model.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward
 from fovea_detr.training.frozen import freeze, frozen_parts
@@ -46,6 +48,10 @@ def build_model(config: Config) -> DETR:
         activation="sigmoid" if model.loss == "focal" else "softmax",
     )
     detr.config = config
+    if model.masks:  # after the rest, which is then initialised as without masks
+        detr.bbox_attention = MaskAttention(model.hidden, model.heads)
+        detr.mask_head = MaskHead(model.hidden, model.heads, backbone.channels)
+        detr.mask_prior, detr.detector_is_frozen = model.mask_prior == "last", model.freeze_detector
     freeze(detr, config)
     return detr
 
@@ -93,10 +99,10 @@ def build_prior(config: Config, layer: int) -> FoveaPrior:
 def build_criterion(config: Config) -> Criterion:
     """The loss of a configuration: `build_criterion(config)(predictions, targets)` -> Losses."""
     model = config.model
-    costs, weights = model.match_costs, model.loss_weights
+    costs, weights = model.match_costs, vars(model.loss_weights)
     return Criterion(
         Matcher(costs.classification, costs.l1, costs.giou, model.loss),
-        {"classification": weights.classification, "l1": weights.l1, "giou": weights.giou},
+        {part: weight for part, weight in weights.items() if model.masks or part not in MASK_PARTS},
         loss=model.loss,
         class_outputs=class_outputs(config),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, PANOPTIC, Cluster, Config, Data, Model, Schedule, Train, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, PANOPTIC, Cluster, Config, Data, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -20,6 +20,7 @@ CHOICES = {
     "model.batch_norm": ("frozen", "trainable"),
     "model.position": ("sine", "learned"),
     "model.loss": ("focal", "softmax"),
+    "model.mask_prior": ("none", "last"),
     "schedule.kind": ("step", "cosine"),
     "data.name": tuple(sorted(path.stem for path in (CONF_DIR / "data").glob("*.yaml"))),
     "data.recipe": ("coco", "tiny"),
@@ -27,6 +28,8 @@ CHOICES = {
     "evaluation.backend": ("hotcoco", "pycocotools"),
     "panoptic.score": ("softmax", "sigmoid"),
 }
+MASK_WIDTHS = 16  # the mask head halves the width down to a sixteenth
+MASK_PARTS = ("mask", "dice")
 FREEZABLE = ("backbone", "encoder", "decoder")
 PARTS = ("classification", "l1", "giou")
 AT_LEAST_ONE = ("model.hidden", "model.heads", "model.decoder_layers", "model.feedforward", "model.num_queries")
@@ -36,6 +39,7 @@ ABOVE_ZERO = ("fovea.smooth", "schedule.lr", "schedule.usual_lr", "checkpoint.mi
 ABOVE_ZERO += ("cluster.signal_minutes", "cluster.stall_minutes")
 AT_LEAST_ZERO = ("model.encoder_layers", "schedule.lr_backbone", "schedule.weight_decay", "schedule.clip")
 AT_LEAST_ZERO += tuple(f"model.{node}.{part}" for node in ("loss_weights", "match_costs") for part in PARTS)
+AT_LEAST_ZERO += tuple(f"model.loss_weights.{part}" for part in MASK_PARTS)
 AT_LEAST_ZERO += ("cluster.retries", "data.workers", "data.split_seed", "seed", "evaluation.timed_images")
 AT_LEAST_ZERO += ("evaluation.keep_matches",)
 DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
@@ -75,7 +79,7 @@ def check(config: Config) -> None:
         f"study={config.study} is a folder below runs={config.runs}: give it a name without / that begins with no dot",
     )
     _check_extend(config)
-    _check_train(config.train)
+    _check_train(config)
     _refuse(config.threads is not None and config.threads < 1, f"threads={config.threads} must be at least 1")
     _refuse(
         config.mode == "eval" and config.weights is None,
@@ -84,6 +88,11 @@ def check(config: Config) -> None:
     _refuse(
         config.compile and config.mode == "eval",
         "compile=true compiles training, and mode=eval trains nothing: leave compile out",
+    )
+    _refuse(
+        config.compile and config.model.freeze_detector,
+        "compile=true compiles the training of backbone and encoder, which model.freeze_detector=true does not train: "
+        "leave compile out",
     )
     _refuse(
         config.compile and not BACKBONES[config.model.backbone].compiles,
@@ -105,7 +114,12 @@ def _check_extend(config: Config) -> None:
     )
 
 
-def _check_train(train: Train) -> None:
+def _check_train(config: Config) -> None:
+    train = config.train
+    _refuse(
+        config.model.freeze_detector and train.freeze != "none",
+        f"train.freeze={train.freeze}: model.freeze_detector=true freezes these parts already: leave one of them out",
+    )
     unknown = [part for part in train.freeze.split("+") if part not in FREEZABLE]
     _refuse(
         train.freeze != "none" and bool(unknown),
@@ -149,6 +163,25 @@ def _check_model(model: Model) -> None:
     )
     _refuse(not 0 <= model.dropout < 1, f"model.dropout={model.dropout} must be in 0..1 (1 excluded)")
     _check_backbone(model)
+    _check_masks(model)
+
+
+def _check_masks(model: Model) -> None:
+    usual, values = leaves(Model(), "model"), leaves(model, "model")
+    for key in ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS)):
+        _refuse(
+            not model.masks and values[key] != usual[key],
+            f"{key}={str(values[key]).lower()} needs a mask head: add model.masks=true, or leave it out",
+        )
+    _refuse(
+        model.mask_prior != "none" and not model.fovea,
+        f"model.mask_prior={model.mask_prior} adds the fovea's prior, and model={model.name} has none: leave it out",
+    )
+    _refuse(
+        model.masks and model.hidden % MASK_WIDTHS != 0,
+        f"model.masks=true: the head's last width is model.hidden / {MASK_WIDTHS}, and model.hidden={model.hidden} is "
+        f"no multiple of {MASK_WIDTHS}",
+    )
 
 
 def _check_backbone(model: Model) -> None:
@@ -204,7 +237,8 @@ def _check_panoptic(config: Config) -> None:
     )
     chosen, threshold = panoptic.score, panoptic.threshold
     _refuse(
-        threshold is not None and not 0 <= threshold < 1, f"panoptic.threshold={threshold} is a score, 0..1 (1 excluded)"
+        threshold is not None and not 0 <= threshold < 1,
+        f"panoptic.threshold={threshold} is a score, 0..1 (1 excluded)",
     )
     if not config.model.masks or data.name not in PANOPTIC:
         return

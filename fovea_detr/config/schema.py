@@ -12,7 +12,10 @@ from typing import Any, Optional
 CONF_DIR = (Path(__file__).parent.parent / "conf").resolve()  # in a checkout, a link to its top folder conf/
 
 PANOPTIC = {"coco_panoptic", "shapes_panoptic"}  # the values of data.name that have panoptic annotations
-GENERATED = {"shapes", "shapes_panoptic"}  # the values of data.name that generate their images: they read no files, and no data.root
+GENERATED = {
+    "shapes",
+    "shapes_panoptic",
+}  # the values of data.name that generate their images: they read no files, and no data.root
 
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
@@ -24,10 +27,16 @@ INFRASTRUCTURE |= {"evaluation.backend"}  # both give the same numbers
 
 
 @dataclass
-class LossWeights:
+class MatchCosts:
     classification: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+
+
+@dataclass
+class LossWeights(MatchCosts):
+    mask: float = 1.0  # this and dice: with model.masks=true, of the last decoder layer
+    dice: float = 1.0
 
 
 @dataclass
@@ -49,8 +58,10 @@ class Model:
     pre_norm: bool = False
     loss: str = "focal"  # focal | softmax
     loss_weights: LossWeights = field(default_factory=LossWeights)
-    match_costs: LossWeights = field(default_factory=LossWeights)
+    match_costs: MatchCosts = field(default_factory=MatchCosts)
     masks: bool = False
+    mask_prior: str = "none"  # none | last
+    freeze_detector: bool = False  # train the mask head alone
 
 
 @dataclass

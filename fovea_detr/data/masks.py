@@ -9,18 +9,23 @@ import numpy as np
 
 from fovea_detr.data.flaws import Flaws
 from fovea_detr.data.image_table import Images
-from fovea_detr.data.samples import Sample
 
 
 class Masks(Protocol):
-    """The masks of A objects. An index selects objects, as in numpy; nothing is rasterised or decoded before `added`."""
+    """The masks of A objects. An index selects objects, as in numpy; nothing is rasterised or decoded before `drawn`.
+
+    give_boxes: the boxes of the objects come from their masks. are_kept: the masks are wanted, not the boxes alone.
+    """
+
+    give_boxes: bool
+    are_kept: bool
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: np.ndarray | slice, /) -> Masks: ...
 
-    def added(self, sample: Sample) -> Sample:
-        """The image of these objects with their masks. DataError: they cannot be read."""
+    def drawn(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """[A, h, w] bool, of the objects of one image of this size. DataError: they cannot be read."""
         ...
 
     def flaws(self) -> list[str]:

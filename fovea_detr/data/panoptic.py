@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from fovea_detr.data.columns import fields, integers
 from fovea_detr.data.flaws import Fate, Flaws, first_line
 from fovea_detr.data.headers import UNREADABLE
 from fovea_detr.data.image_table import MOST_HEADERS, Images, listed
 from fovea_detr.data.masks import MaskReader
-from fovea_detr.data.samples import Sample, SizeHW
 from fovea_detr.errors import DataError
 
 PNG_SIZE = "panoptic PNGs of another size than their image"
@@ -71,8 +68,7 @@ def as_objects(content: dict[str, Any]) -> dict[str, Any]:
 class Pngs:
     """The masks of A segments. An index selects segments, as in numpy. files: of N images; owners: [A], their places.
 
-    ids: [A] the segments' own. known: the ids of all segments of each file that the json lists. with_masks: a sample
-    keeps the masks; otherwise it has only the boxes that come from them.
+    ids: [A] the segments' own. known: the ids of all segments of each file that the json lists.
     """
 
     folder: Path
@@ -80,7 +76,8 @@ class Pngs:
     known: Sequence[np.ndarray]
     owners: np.ndarray
     ids: np.ndarray
-    with_masks: bool = True
+    are_kept: bool = True
+    give_boxes = True
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,23 +88,18 @@ class Pngs:
     def flaws(self) -> list[str]:
         return ["segments without an id of 1 to 2^24 - 1" if not 0 < i < 1 << 24 else "" for i in self.ids.tolist()]
 
-    def added(self, sample: Sample) -> Sample:
-        """The image of these segments with their boxes, and with their masks. DataError: the PNG does not fit."""
+    def drawn(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """[A, h, w] bool, of the segments of one image of this size. DataError: the PNG does not fit."""
         if not len(self):
-            masks = torch.zeros(0, *sample.size_hw, dtype=torch.bool)
-        else:
-            masks = self.masks(int(self.owners[0]), sample.size_hw)
-        return replace(sample, boxes_xyxy=inclusive_boxes(masks), masks=masks if self.with_masks else None)
-
-    def masks(self, file: int, size_hw: SizeHW) -> Tensor:
-        """[T, h, w] bool. DataError."""
+            return np.zeros((0, *size_hw), bool)
+        file = int(self.owners[0])
         path = self.folder / self.files[file]
         ids = read_ids(path)
         if ids.shape != size_hw:
             raise DataError(f"{path}: {_sizes(ids.shape, size_hw)}; get the panoptic annotations again")
         if wrong := _mismatch(ids, self.known[file]):
             raise DataError(f"{path}: {wrong}; get the panoptic annotations again")
-        return torch.from_numpy(ids == self.ids[:, None, None].astype(np.uint32))
+        return ids == self.ids[:, None, None].astype(np.uint32)
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -125,19 +117,15 @@ def as_png(ids: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([ids, ids >> 8, ids >> 16], axis=-1).astype(np.uint8))
 
 
-def inclusive_boxes(masks: Tensor) -> Tensor:
+def inclusive_boxes(masks: np.ndarray) -> np.ndarray:
     """[T, h, w] bool -> [T, 4] float32 (left, top, right, bottom): the first and the last column and row, as published.
 
-    So a mask of one pixel has a box without area; so has one of no pixel, at 0.
+    So a mask of one pixel has a box without area. Every mask has a pixel.
     """
-    sides = []
-    for axis in (1, 2):  # columns, then rows
-        found = masks.any(dim=axis).to(torch.uint8)
-        length, some = found.shape[1], found.any(dim=1)
-        last = length - 1 - found.flip(1).argmax(dim=1)
-        sides.append((found.argmax(dim=1) * some, last * some))
-    (left, right), (top, bottom) = sides
-    return torch.stack([left, top, right, bottom], dim=1).float()
+    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    low = [found.argmax(axis=1) for found in (columns, rows)]
+    high = [found.shape[1] - 1 - found[:, ::-1].argmax(axis=1) for found in (columns, rows)]
+    return np.stack([*low, *high], axis=1).astype(np.float32)
 
 
 class PngReader:

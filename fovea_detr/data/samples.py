@@ -68,7 +68,9 @@ def horizontal_flip(sample: Sample) -> Sample:
     left, top, right, bottom = sample.boxes_xyxy.unbind(1)
     width = sample.size_hw[1]
     boxes = torch.stack((width - right, top, width - left, bottom), dim=1)
-    return replace(sample, image=sample.image.flip(-1), boxes_xyxy=boxes, masks=_each(sample.masks, lambda m: m.flip(-1)))
+    return replace(
+        sample, image=sample.image.flip(-1), boxes_xyxy=boxes, masks=_each(sample.masks, lambda m: m.flip(-1))
+    )
 
 
 def crop(sample: Sample, window: Window) -> Sample:

@@ -11,13 +11,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 
 from fovea_detr.data.columns import fields
 from fovea_detr.data.flaws import Flaws
 from fovea_detr.data.image_table import Images
-from fovea_detr.data.samples import Sample, SizeHW
 
 # What is wrong with a mask, as a message names it.
 ABSENT = "objects without a mask (segmentation)"
@@ -48,6 +46,8 @@ class Segmentations:
     starts: np.ndarray  # [A] int64
     ends: np.ndarray  # [A] int64
     sizes_hw: np.ndarray
+    give_boxes = False
+    are_kept = True
 
     @classmethod
     def read(cls, entries: list[Any], rows: np.ndarray, images: Images, _: Flaws) -> Segmentations:
@@ -72,16 +72,16 @@ class Segmentations:
         for found, (height, width) in zip(self._parsed(), self.sizes_hw.tolist(), strict=True):
             yield _rle(found, height, width)
 
-    def added(self, sample: Sample) -> Sample:
-        """The image of these objects with their masks."""
-        return replace(sample, masks=decoded(list(self.rles()), sample.size_hw))
+    def drawn(self, size_hw: tuple[int, int]) -> np.ndarray:
+        """[A, h, w] bool, of the objects of one image of this size."""
+        return decoded(list(self.rles()), size_hw)
 
     def flaws(self) -> list[str]:
         """What is wrong with each mask; nothing for most."""
         sizes = self.sizes_hw.tolist()
         return [_flaw(found, height, width) for found, (height, width) in zip(self._parsed(), sizes, strict=True)]
 
-    def _parsed(self) -> Iterator[list[list[float]] | RunLengths | None | msgspec.ValidationError]:
+    def _parsed(self) -> Iterator[list[list[float]] | RunLengths | msgspec.ValidationError | None]:
         view = memoryview(self.text)
         for start, end in zip(self.starts.tolist(), self.ends.tolist(), strict=True):
             try:
@@ -90,11 +90,11 @@ class Segmentations:
                 yield error
 
 
-def decoded(rles: Sequence[Rle], size_hw: SizeHW) -> torch.Tensor:
+def decoded(rles: Sequence[Rle], size_hw: tuple[int, int]) -> np.ndarray:
     """[T, h, w] bool."""
     if not rles:
-        return torch.zeros(0, *size_hw, dtype=torch.bool)
-    return torch.from_numpy(coco_mask.decode(rles)).permute(2, 0, 1).contiguous().view(torch.bool)
+        return np.zeros((0, *size_hw), bool)
+    return np.ascontiguousarray(coco_mask.decode(rles).transpose(2, 0, 1)).view(bool)
 
 
 def _rle(found: Any, height: int, width: int) -> Rle:

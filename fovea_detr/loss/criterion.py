@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
 from fovea_detr.loss.focal import focal_loss
+from fovea_detr.loss.masks import mask_losses
 from fovea_detr.loss.matcher import Fetch, Match, Matcher
 from fovea_detr.machine import distributed
 from fovea_detr.types import Predictions, Target, as_target
@@ -24,6 +25,8 @@ from fovea_detr.types import Predictions, Target, as_target
 @dataclass
 class Losses:
     """by_layer: "classification", "l1", "giou" -> [L], unweighted; the last entry is the last decoder layer's.
+
+    With masks, also "mask" and "dice" -> [1], of the last layer alone.
 
     total: their weighted sum over parts and layers, to be differentiated. matches[layer][image]: (queries, objects).
     """
@@ -34,7 +37,10 @@ class Losses:
 
 
 class Criterion(nn.Module):
-    """weights: factors of the parts in the total. loss: "focal" or "softmax". no_object: its class weight (softmax)."""
+    """weights: factors of the parts in the total; with "mask" and "dice", predictions and targets must have masks.
+
+    loss: "focal" or "softmax". no_object: its class weight (softmax).
+    """
 
     class_weights: Tensor
 
@@ -56,12 +62,13 @@ class Criterion(nn.Module):
         fetch: Fetch | None = None,
         num_boxes: Tensor | None = None,
     ) -> Losses:
-        """targets: one per image, a Target or DETR's dict of `labels` and `boxes`; it may be empty.
+        """targets: one per image, a Target or DETR's dict of `labels`, `boxes` and perhaps `masks`; it may be empty.
 
         fetch: copies the matching costs to the host; None: `to_host`. num_boxes [1]: divides L1, GIoU and the focal
         loss; None: `mean_objects` of these targets, for a step without further micro-batches.
 
-        Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite.
+        Raises NonFiniteError if the predictions cannot be matched because they are NaN or infinite; DataError if masks
+        are to be learned and the targets have none.
         """
         device = predictions.logits.device
         objects = [as_target(target) for target in targets]
@@ -80,6 +87,8 @@ class Criterion(nn.Module):
             "l1": _sum_by_layer((matched - boxes).abs().sum(-1), layer, num_layers) / num_boxes,
             "giou": _sum_by_layer(1 - overlap, layer, num_layers) / num_boxes,
         }
+        if "mask" in self.weights:
+            by_layer |= mask_losses(predictions, objects, matches[-1], num_boxes)
         total = torch.stack([self.weights[part] * value.sum() for part, value in by_layer.items()]).sum()
         return Losses(by_layer, total, matches)
 

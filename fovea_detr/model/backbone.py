@@ -40,12 +40,16 @@ class Backbone(nn.Module):
         self.stride = stride
         self.channels_last: bool | None = None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] -> [B, channels, rows, columns]: the sides / stride, rounded up; by the tiny body, down."""
+    def forward(self, images: Tensor, pyramid: list[Tensor] | None = None) -> Tensor:
+        """[B, 3, h, w] -> [B, channels, rows, columns]: the sides / stride, rounded up; by the tiny body, down.
+
+        pyramid: gets the outputs of stages 2 to 5; those of 2 to 4 have strides of 4, 8 and 16 pixels, and an eighth, a
+        quarter and a half of the channels.
+        """
         last = self.channels_last
         if last is None:
             last = self.body.channels_last_on_cpu and images.device.type == "cpu"
-        return self.body(images, last)
+        return self.body(images, last, pyramid)
 
 
 class Body(nn.Module):
@@ -54,12 +58,12 @@ class Body(nn.Module):
     channels_last_on_cpu = False
     frozen_norms: tuple[FrozenBatchNorm2d, ...] = ()  # found once; a tuple is not registered in the state dict
 
-    def forward(self, images: Tensor, channels_last: bool = False) -> Tensor:
+    def forward(self, images: Tensor, channels_last: bool = False, pyramid: list[Tensor] | None = None) -> Tensor:
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return self.stages(images, ConvNorm(self.frozen_norms, channels_last))
+        return self.stages(images, ConvNorm(self.frozen_norms, channels_last), pyramid)
 
-    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm, pyramid: list[Tensor] | None) -> Tensor:
         raise NotImplementedError
 
     def find_frozen_norms(self) -> None:
@@ -87,13 +91,15 @@ class TinyBody(Body):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.find_frozen_norms()
 
-    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm, pyramid: list[Tensor] | None) -> Tensor:
         if min(images.shape[-2:]) < self.STEM:
             bottom, right = (max(0, self.STEM - side) for side in images.shape[-2:])
             images = functional.pad(images, (0, right, 0, bottom))
         x = conv_norm(images, self.conv1, self.bn1).relu_()
         for block in self.blocks:
             x = block(x, conv_norm)
+            if pyramid is not None:
+                pyramid.append(x)
         return x
 
 
@@ -111,11 +117,13 @@ class ResNetBody(Body):
         self.layer3, self.layer4 = resnet.layer3, resnet.layer4
         self.find_frozen_norms()
 
-    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:
+    def stages(self, images: Tensor, conv_norm: ConvNorm, pyramid: list[Tensor] | None) -> Tensor:
         x = self.maxpool(conv_norm(images, self.conv1, self.bn1).relu_())
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in layer:
                 x = block(x, conv_norm)
+            if pyramid is not None:
+                pyramid.append(x)
         return x
 
 
@@ -130,12 +138,16 @@ class FeaturesBody(Body):
     def __init__(self, name: str) -> None:
         super().__init__()
         network: Any = torchvision.models.get_model(name, weights=None)
-        self.features: nn.Module = network.features
+        self.features: nn.Sequential = network.features  # the stem, stage 2, a reduction, stage 3, ..., stage 5
         self.norm: nn.Module | None = getattr(network, "norm", None)  # Swin's, over channels in the last dimension
 
-    def stages(self, images: Tensor, conv_norm: ConvNorm) -> Tensor:  # noqa: ARG002
+    def stages(self, images: Tensor, conv_norm: ConvNorm, pyramid: list[Tensor] | None) -> Tensor:  # noqa: ARG002
         bottom, right = (-side % self.STRIDE for side in images.shape[-2:])
-        x = self.features(functional.pad(images, (0, right, 0, bottom)))
+        x = functional.pad(images, (0, right, 0, bottom))
+        for i, part in enumerate(self.features):
+            x = part(x)
+            if pyramid is not None and i % 2 == 1:
+                pyramid.append(x if self.norm is None else x.permute(0, 3, 1, 2))
         return x if self.norm is None else self.norm(x).permute(0, 3, 1, 2)
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +16,33 @@ from torch.nn import functional
 from fovea_detr.config.schema import Config
 from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.backbone import Backbone
+from fovea_detr.model.masks import MaskAttention, MaskHead
 from fovea_detr.model.pixels import normalised
 from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
 
+T = TypeVar("T")
+MASK_STRIDE = 4  # pixels of one cell of a mask
 CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin et al., focal loss)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the mask head sees of the detector. decoded [B, Q, D]: of the last layer, normed, as the class head sees it.
+
+    memory [B, K, D], cells [B, K, D] (before any position), is_padding [B, rows, columns], pyramid: C2, C3, C4. size:
+    (rows, columns) of the masks.
+    """
+
+    decoded: Tensor
+    memory: Tensor
+    cells: Tensor
+    is_padding: Tensor
+    pyramid: list[Tensor]
+    prior: Separable | None
+    size: tuple[int, int]
 
 
 class DETR(nn.Module):
@@ -54,6 +80,10 @@ class DETR(nn.Module):
         self.query_embed = nn.Embedding(num_queries, hidden)
         self.class_head = nn.Linear(hidden, class_outputs)
         self.box_head = FeedForward(hidden, hidden, 4, num_layers=3)
+        self.bbox_attention: MaskAttention | None = None  # this and `mask_head`: of a model with masks
+        self.mask_head: MaskHead | None = None
+        self.mask_prior = False  # whether the last layer's log-prior is added to the mask attention's scores
+        self.detector_is_frozen = False  # everything but these two: its forward pass then makes no graph
         self.register_buffer("has_reference", has_reference, persistent=False)
         self._reset_parameters()
 
@@ -69,11 +99,30 @@ class DETR(nn.Module):
         if self.activation == "sigmoid":
             nn.init.constant_(self.class_head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
-    def forward(self, batch: Batch) -> Predictions:
+    def forward(
+        self, batch: Batch, *, masks: bool | None = None, then: Callable[[Predictions], T] | None = None
+    ) -> Predictions | T:
+        """Predictions, or what `then` makes of them: DDP must see in its forward pass whatever training computes.
+
+        masks: whether to compute the masks of all queries, of a model with masks; None: in eval mode. Without them,
+        `Predictions.masks_of` computes those of chosen queries.
+        """
+        with torch.no_grad() if self.detector_is_frozen else nullcontext():
+            out, seen = self.detect(batch)
+        if seen is not None:
+            out.mask_head = self.masks(seen)
+            if masks or (masks is None and not self.training):
+                all_queries = torch.arange(out.logits.shape[2])
+                out.masks = torch.stack(out.mask_head([all_queries] * len(batch)))
+        return out if then is None else then(out)
+
+    def detect(self, batch: Batch) -> tuple[Predictions, Seen | None]:
+        """Logits and boxes; and of a model with masks, what its mask head sees."""
         images = normalised(batch.images, batch.sizes_hw)
         images = padded_to(images, self.sides_multiple) if self.training else images
-        features = self.backbone(images)  # [B, channels, rows, columns]
-        rows, columns = features.shape[-2:]
+        pyramid: list[Tensor] = []
+        features = self.backbone(images) if self.mask_head is None else self.backbone(images, pyramid)
+        rows, columns = features.shape[-2:]  # of [B, channels, rows, columns]
         of_rows, of_columns = (
             padding_of_cells(batch.sizes_hw[:, side], images.shape[2 + side], features.shape[2 + side])
             for side in (0, 1)
@@ -84,8 +133,24 @@ class DETR(nn.Module):
         position = self.position(is_padding)
         cells = self.input_proj(features).flatten(2).transpose(1, 2)  # [B, K, D]
         memory = self.encoder(cells, position, is_padding.flatten(1))
-        outputs, reference = self.decoder(self.query_embed.weight, memory, position, batch.sizes_hw, grid)
-        return self.heads(torch.stack(outputs), reference)
+        priors: list[Separable] | None = [] if self.mask_prior else None
+        outputs, reference = self.decoder(self.query_embed.weight, memory, position, batch.sizes_hw, grid, priors)
+        out = self.heads(torch.stack(outputs), reference)
+        if self.mask_head is None:
+            return out, None
+        prior = priors[0] if priors else None
+        height, width = batch.images.shape[-2:]
+        size = (-(-height // MASK_STRIDE), -(-width // MASK_STRIDE))
+        return out, Seen(outputs[-1], memory, cells, is_padding, pyramid[:3], prior, size)
+
+    def masks(self, seen: Seen) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        """-> `Predictions.mask_head`. What does not depend on the query is computed now, once an image."""
+        assert self.bbox_attention is not None
+        assert self.mask_head is not None
+        maps = self.bbox_attention(seen.decoded, seen.memory, seen.is_padding.flatten(1), seen.prior)
+        cells = seen.cells.transpose(1, 2).unflatten(-1, seen.is_padding.shape[1:])
+        images = self.mask_head.of_images(maps, cells, seen.pyramid)
+        return partial(self.mask_head.of_queries, images, size=seen.size)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
         """outputs [L, B, Q, D], reference logits [B, Q, 2] or None -> Predictions in float32."""

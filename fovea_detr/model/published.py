@@ -1,4 +1,7 @@
-"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision and transformers have their own."""
+"""Published checkpoint names <-> ours. DETR and SMCA share one naming; torchvision and transformers have their own.
+
+A published model with masks has `detr.` before its detector's names.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ RENAMED = (
     (".point3.", ".prior.dynamic_scale.scale."),
 )
 TORCHVISION = ("layer1.0.conv1.weight", "features.0.0.weight")  # a ResNet has the first, ConvNeXt and Swin the second
-WRAPPERS = {"module", "_orig_mod", "model", "net", "network", "detector"}
+WITH_MASKS, DETECTOR = ("bbox_attention.", "mask_head."), "detr."
+WRAPPERS = {"module", "detr", "_orig_mod", "model", "net", "network", "detector"}
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
@@ -43,6 +47,17 @@ def published_name(ours: str) -> str:
         elif ours.startswith(mine):
             ours = theirs + ours.removeprefix(mine)
     return ours
+
+
+def in_published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of ours, with the names that the published code gives its tensors."""
+    prefix = DETECTOR if any(is_of_masks(name) for name in state) else ""
+    return {name if is_of_masks(name) else prefix + published_name(name): value for name, value in state.items()}
+
+
+def is_of_masks(name: str) -> bool:
+    """Whether a tensor belongs to the mask attention or the mask head, by our name, which is the published one."""
+    return name.startswith(WITH_MASKS)
 
 
 def is_torchvision(state: Mapping[str, Tensor]) -> bool:
@@ -66,6 +81,8 @@ def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     like of a Lightning module.
     """
     state = _without_wrappers(state)
+    if any(is_of_masks(name) for name in state):
+        state = {name.removeprefix(DETECTOR): value for name, value in state.items()}
     if is_torchvision(state):
         return {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith(CLASSIFIERS)}
     if is_transformers(state):

@@ -129,8 +129,9 @@ class Decoder(nn.Module):
         position: Tensor,
         sizes_hw: Tensor,
         grid: CellGrid,
+        priors: list[Separable] | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
-        """query_embed [Q, D], memory and position [B, K, D], sizes_hw [B, 2] pixels.
+        """query_embed [Q, D], memory and position [B, K, D], sizes_hw [B, 2] pixels. priors: gets the last layer's.
 
         Returns every layer's normalised output, L times [B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
@@ -145,5 +146,7 @@ class Decoder(nn.Module):
             else:
                 prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
                 content = layer(content, query_embed, memory, keys, prior=prior)
+                if priors is not None:
+                    priors[:] = [prior]
             outputs.append(self.norm(content))
         return outputs, reference

@@ -7,9 +7,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fovea_detr.config.schema import Config
 
+# Of a model with masks, all but its mask attention and head.
+DETECTOR = ("backbone", "position", "input_proj", "encoder", "decoder", "query_embed", "class_head", "box_head")
+
 
 def frozen_parts(config: Config) -> list[str]:
     """The names of the modules: of `train.freeze`, and the backbone where `schedule.lr_backbone` is 0."""
+    if config.model.freeze_detector:
+        return list(DETECTOR)
     named = [part for part in config.train.freeze.split("+") if part != "none"]
     return sorted({*named, *(["backbone"] if config.schedule.lr_backbone == 0 else [])})
 

@@ -34,7 +34,7 @@ from fovea_detr.training.samples import write_samples
 from fovea_detr.training.saver import BEST, Saver
 from fovea_detr.training.split import Split
 from fovea_detr.training.state import TrainState
-from fovea_detr.types import Batch, Target
+from fovea_detr.types import Batch, Predictions, Target
 
 
 @dataclass
@@ -136,10 +136,14 @@ class Trainer:
 
     def losses_of(self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor) -> Losses:
         """The forward pass of a micro-batch. Raises NonFiniteError."""
-        with autocast(self.device, self.config.precision):
-            predictions = self.wrapped(batch.to(self.device))
+
+        def criterion(predictions: Predictions) -> Losses:
+            with autocast(self.device, "fp32"):
+                return self.criterion(predictions, targets, self.reports.fetch, num_boxes)
+
         try:
-            losses = self.criterion(predictions, targets, self.reports.fetch, num_boxes)
+            with autocast(self.device, self.config.precision):
+                losses = self.wrapped(batch.to(self.device), then=criterion)
         except NonFiniteError as error:
             self.reports.check()  # an error of the step before comes first
             raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
