@@ -229,7 +229,7 @@ def _check_panoptic(config: Config) -> None:
     _refuse(data.masks != config.model.masks, f"data.masks={data.masks} follows model.masks: leave it out")
     _refuse(
         data.val_fraction > 0 and data.name == "coco_panoptic",
-        f"data.val_fraction={data.val_fraction} does not work with data=coco_panoptic, whose splits have their own files",
+        f"data.val_fraction={data.val_fraction} does not work with data=coco_panoptic: its splits have their own files",
     )
     _refuse(
         data.panoptic_root is not None and data.name != "coco_panoptic",
@@ -244,8 +244,8 @@ def _check_panoptic(config: Config) -> None:
         return
     _refuse(
         (chosen == "softmax") != (config.model.loss == "softmax"),
-        f"panoptic.score={chosen} does not work with model.loss={config.model.loss}: the published merge needs the class "
-        '"no object", which a focal loss does not have; for it, set panoptic.score=sigmoid panoptic.threshold=SCORE',
+        f"panoptic.score={chosen} does not work with model.loss={config.model.loss}: the published merge needs the "
+        'class "no object", which a focal loss does not have; set panoptic.score=sigmoid panoptic.threshold=SCORE for it',
     )
     _refuse(
         chosen == "sigmoid" and threshold is None,

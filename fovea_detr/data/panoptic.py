@@ -1,4 +1,4 @@
-"""Panoptic annotations in COCO's format: a json of segments and a folder of PNGs whose colours are the segments' ids."""
+"""Panoptic annotations in COCO's format: a json of segments and a folder of PNGs whose colours are their ids."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class PngReader:
         for kind, examples in found.items():
             flaws.add(kind, Fate.REFUSED, examples)
 
-    def _wrong(self, file: int, size_hw: SizeHW) -> list[tuple[str, str]]:
+    def _wrong(self, file: int, size_hw: tuple[int, int]) -> list[tuple[str, str]]:
         """What is wrong with one PNG: kinds, each with its example."""
         path = self.folder / self.names[file]
         try:

@@ -24,8 +24,8 @@ SizeHW = tuple[int, int]  # pixels
 class Sample:
     """image: [3, h, w] uint8. boxes_xyxy: [T, 4] float32, left, top, right, bottom in pixels. labels: [T] int64.
 
-    masks: [T, h, w] bool; None where they are not wanted. The image's memory is interleaved (h, w, 3), as decoded: torchvision's uint8 resize is twice as fast on it as on
-    separate planes, with the same pixels.
+    masks: [T, h, w] bool; None where they are not wanted. The image's memory is interleaved (h, w, 3), as decoded:
+    torchvision's uint8 resize is twice as fast on it as on separate planes, with the same pixels.
     """
 
     image: Tensor
@@ -74,7 +74,7 @@ def horizontal_flip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, window: Window) -> Sample:
-    """Boxes are clipped to the window; objects whose box has no area then are removed, whatever is left of their mask."""
+    """Boxes are clipped to the window; objects whose box then has no area are removed, whatever their mask has."""
     top, left, height, width = window.top, window.left, window.height, window.width
     corner, limits = (torch.tensor(pair * 2, dtype=torch.float32) for pair in ([left, top], [width, height]))
     boxes = (sample.boxes_xyxy - corner).clamp(min=torch.zeros(4), max=limits)

@@ -32,7 +32,7 @@ class _Shape:
 
 
 def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]], list[np.ndarray]]:
-    """One image, its annotations (without ids) and the visible part of each, [h, w] bool: a function of the arguments."""
+    """One image, its annotations (without ids) and the visible part of each, [h, w] bool, from the arguments only."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_wh = SIZES_WH[rng.integers(len(SIZES_WH))]
     crowd = _crowd(rng, size_wh) if index % CROWD_EVERY == 0 else []

@@ -1,8 +1,8 @@
 """A generated data set in COCO's layout: coloured shapes on dull backgrounds, for an ablation in minutes on a CPU.
 
 Six categories differ in outline and hue. An image holds 2 to 6 objects with boxes that overlap by at most a quarter of
-the smaller one; polygons are amodal (they include covered parts), and `generate_masks` writes what is visible. Every twentieth image also holds a crowd of tiny
-shapes with one run-length mask. An image depends on (seed, split, index) only.
+the smaller one; polygons are amodal (they include covered parts); `generate_masks` writes the visible ones. Every
+twentieth image also holds a crowd of tiny shapes with one run-length mask. An image depends on (seed, split, index).
 """
 
 from __future__ import annotations
