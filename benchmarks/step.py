@@ -34,6 +34,7 @@ from fovea_detr.build import build_criterion, build_model, class_outputs
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
 from fovea_detr.machine.device import seconds
+from fovea_detr.machine.distributed import WithLosses
 from fovea_detr.model.detr import DETR
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.console import Console
@@ -81,7 +82,7 @@ class Sides:
         folder, state = RunFolder(Path(self.folder.name) / "run"), TrainState(self.model, self.optimizer)
         criterion, console = build_criterion(self.config).to(self.device), Console(folder, "step", 1, enabled=False)
         self.trainer = Trainer(self.config, folder, self.device, state, criterion, console)
-        self.trainer.wrapped = wrap(self.model)
+        self.trainer.wrapped = wrap(WithLosses(self.model))
         self.batch, self.targets = pinned(collate_images(self.images), self.device), as_targets(self.objects)
 
     def _build_plain(self, model: torch.nn.Module, wrap: Wrap) -> None:

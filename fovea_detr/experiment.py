@@ -322,9 +322,10 @@ def load_initial_weights(
 
 
 def wrap_for_ranks(config: Config, model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """DDP around the model; with a single process the model itself."""
+    """The module that training calls: the model with its losses, with several processes inside DDP."""
+    whole = distributed.WithLosses(model)
     if not distributed.is_active():
-        return model
+        return whole
     # The search for unused parameters keeps DDP from regrouping its buckets after the first step, so that a resumed run
     # adds the ranks' gradients in the same order as an undisturbed one.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
@@ -332,7 +333,7 @@ def wrap_for_ranks(config: Config, model: torch.nn.Module, device: torch.device)
     # Its new name, forward_sync_buffers, does not exist in the older versions of torch that are allowed.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     statistics = config.model.batch_norm == "trainable"  # the only buffers that training changes
-    return DistributedDataParallel(model, find_unused_parameters=fixed_order, broadcast_buffers=statistics)
+    return DistributedDataParallel(whole, find_unused_parameters=fixed_order, broadcast_buffers=statistics)
 
 
 def announce(trainer: Trainer) -> None:

@@ -66,6 +66,21 @@ def as_target(target: Target | Mapping[str, Tensor]) -> Target:
     return Target(target["labels"], target["boxes"], target.get("masks"))
 
 
+class MasksWhenRead:
+    """A dataclass's field: the value that it was given, or the masks of all queries, computed when it is first read."""
+
+    def __get__(self, owner: Predictions | None, _: type | None = None) -> Tensor | None:
+        if owner is None:
+            return None  # the field's default
+        if owner.__dict__["_masks"] is None and owner.mask_head is not None:
+            everything = torch.arange(owner.logits.shape[2])
+            owner.masks = torch.stack(owner.mask_head([everything] * owner.logits.shape[1]))
+        return owner.__dict__["_masks"]
+
+    def __set__(self, owner: Predictions, value: Tensor | None) -> None:
+        owner.__dict__["_masks"] = value
+
+
 @dataclass
 class Predictions:
     """The model's output of every decoder layer; the last layer's is the result.
@@ -74,26 +89,30 @@ class Predictions:
     boxes_cxcywh: [L, B, Q, 4] in 0..1, fractions of each image's own unpadded size.
     activation: from logits to scores, "sigmoid" (focal loss) or "softmax" (the last class is "no object").
     masks: [B, Q, h / 4, w / 4] logits of all queries of the last layer, at a quarter of the batch's padded size,
-        rounded up; None: not computed, or a model without masks.
-    mask_head: computes those of chosen queries, see `masks_of`; None: a model without masks.
+        rounded up; computed when they are first read. None: a model without masks.
+    mask_head: computes the masks of chosen queries, see `masks_of`; None: a model without masks.
     """
 
     logits: Tensor
     boxes_cxcywh: Tensor
     activation: str = "sigmoid"
-    masks: Tensor | None = None
+    masks: MasksWhenRead = MasksWhenRead()
     mask_head: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        return self.mask_head is not None or self.masks is not None
 
     def masks_of(self, queries: Sequence[Tensor]) -> list[Tensor]:
         """queries: for each of the B images the chosen ones, [N] int64 on any device -> its logits [N, h / 4, w / 4].
 
-        Taken from `masks`, or else computed now for these queries alone, a few at a time, in memory that their number
-        does not change but for the result.
+        Computed for these queries alone, a few at a time, in memory that their number does not change but for the
+        result; taken from `masks`, if these have been given or read.
         """
-        if self.masks is not None:
-            return [masks[chosen.to(masks.device)] for masks, chosen in zip(self.masks, queries, strict=True)]
-        assert self.mask_head is not None, "these are predictions of a model without masks"
-        return self.mask_head(queries)
+        if self.mask_head is not None and self.__dict__["_masks"] is None:
+            return self.mask_head(queries)
+        assert self.masks is not None, "these are predictions of a model without masks"
+        return [masks[chosen.to(masks.device)] for masks, chosen in zip(self.masks, queries, strict=True)]
 
 
 @dataclass

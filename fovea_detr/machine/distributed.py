@@ -167,6 +167,20 @@ def stop_together(function: Callable[[], T]) -> T:
     return cast(T, value)
 
 
+class WithLosses(torch.nn.Module):
+    """A model and the losses of its output in one forward pass: the only place where DDP looks for used parameters.
+
+    A part of the model that runs after the matching, on matched queries alone, is called while losses are computed.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any, losses: Callable[[Any], T]) -> T:
+        return losses(self.model(batch))
+
+
 def gradients_kept_local(wrapped: torch.nn.Module) -> AbstractContextManager[None]:
     """In the block, DistributedDataParallel adds up gradients on each rank without averaging them over the ranks."""
     return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()

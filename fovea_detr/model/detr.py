@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from fovea_detr.model.pixels import normalised
 from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
 
-T = TypeVar("T")
 MASK_STRIDE = 4  # pixels of one cell of a mask
 CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin et al., focal loss)
 
@@ -99,22 +97,12 @@ class DETR(nn.Module):
         if self.activation == "sigmoid":
             nn.init.constant_(self.class_head.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
-    def forward(
-        self, batch: Batch, *, masks: bool | None = None, then: Callable[[Predictions], T] | None = None
-    ) -> Predictions | T:
-        """Predictions, or what `then` makes of them: DDP must see in its forward pass whatever training computes.
-
-        masks: whether to compute the masks of all queries, of a model with masks; None: in eval mode. Without them,
-        `Predictions.masks_of` computes those of chosen queries.
-        """
+    def forward(self, batch: Batch) -> Predictions:
         with torch.no_grad() if self.detector_is_frozen else nullcontext():
             out, seen = self.detect(batch)
         if seen is not None:
             out.mask_head = self.masks(seen)
-            if masks or (masks is None and not self.training):
-                all_queries = torch.arange(out.logits.shape[2])
-                out.masks = torch.stack(out.mask_head([all_queries] * len(batch)))
-        return out if then is None else then(out)
+        return out
 
     def detect(self, batch: Batch) -> tuple[Predictions, Seen | None]:
         """Logits and boxes; and of a model with masks, what its mask head sees."""

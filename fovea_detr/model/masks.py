@@ -89,12 +89,16 @@ class MaskHead(nn.Module):
         return OfImages(maps.unflatten(-1, cells.shape[-2:]), share, adapted)
 
     def of_queries(self, images: OfImages, queries: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        """queries: B times [N] int64 -> B times their logits [N, *size] in float32, in the precision of `images`."""
+        """queries: B times [N] int64 -> B times their logits [N, *size], float32.
+
+        Computed in the precision of `images`, and without a graph if these have none.
+        """
         largest = images.adapted[-1][0].numel()
         rows = max(1, CHUNK // largest)
         dtype, device = images.cells.dtype, images.cells.device
         found: list[Tensor] = []
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        has_graph = torch.is_grad_enabled() and images.cells.requires_grad
+        with torch.set_grad_enabled(has_graph), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             for image, chosen in enumerate(queries):
                 maps = images.maps[image, chosen.to(device, non_blocking=True)]
                 parts = [fitted(self(part, images, image), size) for part in maps.split(rows)]

@@ -42,7 +42,7 @@ from fovea_detr.types import Batch, Predictions, Target
 class Trainer:
     """One run on this rank. All ranks call the same methods in the same order; only rank 0 writes files.
 
-    train: None with mode=eval. wrapped: the module that training calls: DDP around `state.model` with several ranks.
+    train: None with mode=eval. wrapped: the module that training calls: `WithLosses`, with several ranks inside DDP.
     compiled: with compile=true. peak_memory_bytes: of the largest batch, see preflight.py.
     """
 
@@ -59,7 +59,7 @@ class Trainer:
     peak_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        self.wrapped: nn.Module = self.state.model
+        self.wrapped: nn.Module = distributed.WithLosses(self.state.model)
         self.batching = Batching.of(self.config, distributed.world_size())
         self.reports = StepReports(self.state.add_losses)
         gpus = distributed.world_size() if self.device.type == "cuda" else 0
@@ -144,7 +144,7 @@ class Trainer:
 
         try:
             with autocast(self.device, self.config.precision):
-                losses = self.wrapped(batch.to(self.device), then=criterion)
+                losses = self.wrapped(batch.to(self.device), criterion)
         except NonFiniteError as error:
             self.reports.check()  # an error of the step before comes first
             raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
