@@ -245,7 +245,7 @@ def _check_panoptic(config: Config) -> None:
     _refuse(
         (chosen == "softmax") != (config.model.loss == "softmax"),
         f"panoptic.score={chosen} does not work with model.loss={config.model.loss}: the published merge needs the "
-        'class "no object", which a focal loss does not have; set panoptic.score=sigmoid panoptic.threshold=SCORE for it',
+        'class "no object", which a focal loss does not have; set panoptic.score=sigmoid panoptic.threshold=SCORE',
     )
     _refuse(
         chosen == "sigmoid" and threshold is None,

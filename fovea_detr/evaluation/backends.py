@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import hotcoco
+import hotcoco.mask
 import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
-from pycocotools import mask as coco_mask
 
 
 class Boxes(NamedTuple):
@@ -37,8 +37,8 @@ class Boxes(NamedTuple):
     def with_areas_of_masks(self) -> Boxes:
         """For an evaluation of masks, in which those of the detections count."""
         assert self.masks is not None
-        areas = coco_mask.area(self.masks.tolist()) if len(self.masks) else self.areas
-        return self._replace(areas=np.asarray(areas, np.float64))
+        areas = hotcoco.mask.area(self.masks.tolist())  # pycocotools fails on more than 255
+        return self._replace(areas=np.array(areas, np.float64))
 
 
 class Split(NamedTuple):

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by hotcoco, from files that other tools read."""
+"""Panoptic quality (Kirillov et al., Panoptic Segmentation, CVPR 2019), by hotcoco, from files of COCO's format."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
         matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
         samples/          IMAGE_ID.jpg: predictions on a few validation images, after the last evaluation
-        predictions.json  with evaluation.save_predictions: boxes; with masks predictions_segm.json, and with panoptic data
-                          predictions_panoptic.json and the folder predictions_panoptic/ of its PNGs
+        predictions.json  with evaluation.save_predictions: boxes; predictions_segm.json: masks;
+                          predictions_panoptic.json and predictions_panoptic/: panoptic segments and their PNGs
         tracker.json      by the name of a tracker, by which id it finds this run
 
 Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed. A process that has
