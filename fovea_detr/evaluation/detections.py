@@ -74,11 +74,10 @@ def detect(
     image_ids, rows = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, 6, dtype=torch.float64, device=device)]
     rles: list[Rle] = []
     maps: list[PanopticMap] = []
-    options = {"masks": False} if masks else {}  # masks are computed below, of a few queries at a time
     for batch, _ in batches:
         before_each()
         with autocast(device, precision):
-            predictions = model(batch.to(device), **options)
+            predictions = model(batch.to(device))
         *best, queries = _best(predictions, batch.original_sizes_hw)
         of_images = _rows(*best)
         image_ids.append(torch.tensor(batch.image_ids).repeat_interleave(of_images.shape[1]))
