@@ -19,7 +19,7 @@ GENERATED = {
 
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
-INFRASTRUCTURE |= {"data.panoptic_root"}  # as data.root
+INFRASTRUCTURE |= {"data.panoptic_root", "data.masks"}  # as data.root; it follows model.masks
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.keep_matches"}

@@ -112,8 +112,12 @@ class GroundTruth:
         boxes = column("bbox", np.float64).reshape(-1, 4)
         images = self.numbers(column("image_id", np.int64))
         categories = _places(self.category_ids, column("category_id", np.int64)) + 1
-        masks = column("segmentation", object) if all("segmentation" in one for one in annotations) else None
+        masks = column("segmentation", object) if all(map(_has_rle, annotations)) else None
         return Boxes(images, categories, boxes, column("area", np.float64), column("iscrowd", bool), None, masks)
+
+
+def _has_rle(annotation: dict[str, Any]) -> bool:
+    return isinstance(annotation.get("segmentation"), dict)
 
 
 def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
