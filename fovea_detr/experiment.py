@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fovea_detr import build
 from fovea_detr.config.batching import Batching
+from fovea_detr.config.checks import check_start
 from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco import CocoDataset
@@ -57,6 +58,7 @@ def run(config: Config, point: str, host: Host | None = None, folder: RunFolder 
     folder: that folder, if the caller has opened it.
     Raises UserError for errors that a user can fix. A run stopped by a signal exits with 128 + its number.
     """
+    check_start(config)
     folder, host = folder or RunFolder(Path(config.runs) / config.study / point), host or Host()
     device = choose_device(config, host.gpus_asked)
     if config.threads is not None:

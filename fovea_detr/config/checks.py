@@ -102,6 +102,14 @@ def check(config: Config) -> None:
     _refuse(missing, f"weights={config.weights}: there is no such file")
 
 
+def check_start(config: Config) -> None:
+    """What a run needs that its configuration alone, as in a checkpoint, does not: ConfigError."""
+    _refuse(
+        config.model.freeze_detector and config.mode == "train" and config.weights is None,
+        "model.freeze_detector=true trains the mask head of a trained detector: add weights=PATH, its checkpoint",
+    )
+
+
 def _check_extend(config: Config) -> None:
     extend, epochs = config.extend, config.schedule.epochs
     if extend is None:

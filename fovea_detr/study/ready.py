@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fovea_detr.config.checks import check_start
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.training.trackers import refuse_missing
@@ -18,10 +19,12 @@ FETCH = "import sys; from fovea_detr.training.checkpoint import pretrained_state
 
 
 def make_ready(configs: Sequence[Config]) -> None:
-    """Raise UserError if these runs lack data, weights or the package of their tracker.
+    """Raise UserError if these runs lack data, weights, a detector or the package of their tracker.
 
     ImageNet weights that are not cached are fetched.
     """
+    for config in configs:
+        check_start(config)
     for name, python in {(config.tracker, config.cluster.python) for config in configs}:
         if python is None:  # else the jobs have packages of their own
             refuse_missing(name)

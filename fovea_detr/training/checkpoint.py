@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fovea_detr.data.categories import ClassMap
 from fovea_detr.errors import WeightsError
 from fovea_detr.model.detr import DETR
-from fovea_detr.model.published import in_our_names, is_torchvision
+from fovea_detr.model.published import in_our_names, is_of_masks, is_torchvision
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.files import read, read_state_dict, tensors_of
 from fovea_detr.training.trained import model_differences, trained_config
@@ -60,7 +60,8 @@ def load_weights(
     source: a path, the content of a checkpoint, or a state dict. other_classes: finetuning: a class head of another
     size is skipped and reported, and so are other settings, instead of an error. backbone_alone: a torchvision network,
     which fills only the backbone, is accepted. classes: with other_classes, the outputs of the head to take over.
-    name: of the source, for messages.
+    name: of the source, for messages. A mask head that the model does not have is left out, with a note; one that the
+    file does not have stays as initialised in finetuning, and with model.freeze_detector=true.
     Raises WeightsError, one line, where anything else does not fit: the model is then unchanged.
     """
     name = name or ("a state dict" if isinstance(source, Mapping) else str(source))
@@ -74,6 +75,9 @@ def load_weights(
     theirs, ours = in_our_names(theirs), model.state_dict()
     report = Loaded(name, loaded=0)
     compare_settings(content, model, report, refuse=not other_classes)
+    built = model.config if isinstance(model, DETR) else None
+    begins_stage_2 = built is not None and built.model.freeze_detector and built.mode == "train"
+    _fit_masks(theirs, ours, report, may_lack=other_classes or only_backbone or begins_stage_2)
     if classes is not None:
         take_classes(theirs, ours, classes, report)
     _take_out_other_shapes(theirs, ours, report, other_classes)
@@ -83,6 +87,20 @@ def load_weights(
     model.load_state_dict(known, strict=False)
     report.loaded = len(known)
     return report
+
+
+def _fit_masks(theirs: dict[str, Tensor], ours: Mapping[str, Tensor], report: Loaded, *, may_lack: bool) -> None:
+    """Leave out a mask head that the model does not have. WeightsError: the file has none, and `may_lack` is false."""
+    in_file, in_model = (any(is_of_masks(name) for name in state) for state in (theirs, ours))
+    if in_file and not in_model:
+        report.notes.append("its mask head is left out, for the model has none (model.masks=false)")
+        for key in [key for key in theirs if is_of_masks(key)]:
+            del theirs[key]
+    if in_model and not in_file and not may_lack:
+        raise WeightsError(
+            f"{report.source}: it has no mask head (bbox_attention, mask_head): train one with mode=train "
+            "model.freeze_detector=true, or set model.masks=false"
+        )
 
 
 def _take_out_other_shapes(
@@ -102,7 +120,12 @@ def _refuse_other_model(
 ) -> None:
     """Raise WeightsError for tensors that the model does not have, and for tensors of the model that are missing."""
     unknown = [key for key in theirs if key not in ours]
-    lacking = [key for key in report.missing if not (only_backbone and not key.startswith("backbone."))]
+    has_masks = any(is_of_masks(key) for key in theirs)
+
+    def is_needed(key: str) -> bool:
+        return key.startswith("backbone.") if only_backbone else has_masks or not is_of_masks(key)
+
+    lacking = [key for key in report.missing if is_needed(key)]
     for keys, what in ((unknown, "the model has no"), (lacking, "the file has no")):
         counted = [key for key in keys if not key.endswith("num_batches_tracked")]
         if counted:

@@ -12,6 +12,7 @@ from fovea_detr.config.schema import Config
 from fovea_detr.data.categories import Classes, ClassMap, match, some
 from fovea_detr.errors import WeightsError
 from fovea_detr.machine import distributed
+from fovea_detr.model.detr import DETR
 from fovea_detr.training import checkpoint
 from fovea_detr.training.console import Console
 from fovea_detr.training.files import read
@@ -47,8 +48,14 @@ class Weights:
         return cls(path, content, evaluates, number, mapped)
 
     def load(self, model: nn.Module, console: Console) -> None:
-        """To evaluate, everything must fit. To finetune, classes of the same names keep their outputs of the head."""
-        training = not self.evaluates
+        """To evaluate, or as a frozen detector, everything must fit, and in the same order: WeightsError.
+
+        To finetune, classes of the same names keep their outputs of the head.
+        """
+        frozen = not self.evaluates and isinstance(model, DETR) and model.detector_is_frozen
+        if frozen:
+            self._refuse_other_classes()
+        training = not self.evaluates and not frozen
         by_name = self.classes is not None and self.classes.by_name
         loaded = checkpoint.load_weights(
             model,
@@ -61,6 +68,16 @@ class Weights:
         console.log(loaded.describe())
         if self.evaluates and self.classes is not None:
             console.log(self.classes.describe())
+
+    def _refuse_other_classes(self) -> None:
+        """WeightsError if the outputs of the class head, which is not trained, are not the classes of the data."""
+        found = self.classes
+        if found is not None and (found.ours or any(theirs != ours for theirs, ours in found.pairs.items())):
+            lacking = f" ({some(found.ours)} of the data not in it)" if found.ours else ""
+            raise WeightsError(
+                f"{self.path}: with model.freeze_detector=true its class head is not trained, and its outputs are not "
+                f"the classes of the data{lacking}: finetune a detector on these data first, without masks"
+            )
 
 
 def load_backbone(config: Config, model: nn.Module, console: Console) -> None:

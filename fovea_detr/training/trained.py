@@ -20,6 +20,8 @@ from fovea_detr.training.files import read, tensors_of
 
 # Settings of the model that change no evaluation.
 OF_TRAINING = ("model.backbone_weights", "model.batch_norm", "model.dropout", "model.loss_weights", "model.match_costs")
+OF_TRAINING += ("model.freeze_detector",)
+OF_MASKS = ("masks", "mask_prior", "freeze_detector", "loss_weights")  # keys of `model` that need a mask head
 ARGUMENTS = {  # of the published training script -> keys of `model`
     "hidden_dim": "hidden",
     "nheads": "heads",
@@ -32,6 +34,7 @@ ARGUMENTS = {  # of the published training script -> keys of `model`
     "position_embedding": "position",
     "backbone": "backbone",
     "dilation": "dc5",
+    "masks": "masks",
 }
 MIXTURE_ARGUMENTS = ("head_mixture", "query_mixture")
 MIXTURES = {(False, False): "none", (True, False): "head", (False, True): "query", (True, True): "head_query"}
@@ -80,12 +83,13 @@ def class_names(content: Mapping[str, Any]) -> dict[int, str] | None:
 
 
 def model_settings(config: Config) -> dict[str, str]:
-    """The settings that a model's outputs depend on, besides its weights."""
+    """The settings that a model's outputs depend on, besides its weights and what their names show."""
     nodes = ("model", "fovea", *AXES) if config.model.fovea else ("model",)
+    shown = ("model.masks",) if config.model.masks else ("model.masks", "model.mask_prior")
     return {
         key: value
         for key, value in settings(config).items()
-        if key.split(".")[0] in nodes and key != "model" and not key.startswith(OF_TRAINING)
+        if key.split(".")[0] in nodes and key != "model" and not key.startswith((*OF_TRAINING, *shown))
     }
 
 
@@ -137,6 +141,8 @@ def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
         evaluation = replace(evaluation, batch_size=trained.evaluation.batch_size)
     data = replace(data, masks=trained.model.masks)
     model = replace(trained.model, backbone_weights=config.model.backbone_weights)
+    if "model.masks" in typed and not config.model.masks:
+        model = replace(model, **{key: getattr(config.model, key) for key in OF_MASKS})
     return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
 
 
