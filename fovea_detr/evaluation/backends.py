@@ -97,7 +97,8 @@ def _reference_index(split: Split, boxes: Boxes) -> Any:
     columns["iscrowd"] = boxes.crowds.astype(int)
     lists = {key: column.tolist() for key, column in columns.items() if column is not None}
     lines = [dict(zip(lists, line, strict=True)) for line in zip(*lists.values(), strict=True)]
-    index.dataset = {"images": images, "annotations": lines, "categories": categories}
+    sized = [{**one, "height": 0, "width": 0} for one in images]  # asked for, not used: every mask is run lengths
+    index.dataset = {"images": sized, "annotations": lines, "categories": categories}
     with contextlib.redirect_stdout(io.StringIO()):
         index.createIndex()
     return index
