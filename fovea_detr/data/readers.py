@@ -63,6 +63,9 @@ def fingerprints(data: Data) -> dict[str, str]:
 
     Nothing without a root: generated data are a function of the configuration.
     """
+    if data.name == "coco_panoptic":
+        files = [(split, panoptic_files_of(data, split).annotations) for split in get_args(SplitName)]
+        return {split: cached_fingerprint(path) for split, path in files if path.is_file()}
     if data.name == "coco" or data.root is None:
         return {split: one.fingerprint() for split, one in sources(data).items() if one.annotations.is_file()}
     found: dict[str, str] = {}
@@ -83,8 +86,11 @@ def coco(data: Data, split: SplitName) -> CocoSplit:
 
 def coco_panoptic(data: Data, split: SplitName) -> CocoSplit:
     source = locate(data, split)
-    files = panoptic_files(Path(data.panoptic_root or data.root or "").expanduser(), split)
-    return read_panoptic(files, source, split, masks=data.masks)
+    return read_panoptic(panoptic_files_of(data, split), source, split, masks=data.masks)
+
+
+def panoptic_files_of(data: Data, split: SplitName) -> PanopticFiles:
+    return panoptic_files(Path(data.panoptic_root or data.root or "").expanduser(), split)
 
 
 def shapes(data: Data, split: SplitName) -> CocoSplit:
