@@ -17,8 +17,11 @@ class Masks(Protocol):
     give_boxes: the boxes of the objects come from their masks. are_kept: the masks are wanted, not the boxes alone.
     """
 
-    give_boxes: bool
-    are_kept: bool
+    @property
+    def give_boxes(self) -> bool: ...
+
+    @property
+    def are_kept(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

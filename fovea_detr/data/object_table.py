@@ -30,7 +30,9 @@ class Objects:
     masks: Masks | None = None  # of A, if they are wanted
 
     def __getitem__(self, rows: np.ndarray) -> Objects:
-        return Objects(**{name: column if column is None else column[rows] for name, column in vars(self).items()})
+        columns: dict[str, Any] = vars(self)
+        chosen: dict[str, Any] = {name: None if one is None else one[rows] for name, one in columns.items()}
+        return Objects(**chosen)
 
 
 @dataclass

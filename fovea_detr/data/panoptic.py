@@ -122,7 +122,7 @@ def inclusive_boxes(masks: np.ndarray) -> np.ndarray:
 
     So a mask of one pixel has a box without area. Every mask has a pixel.
     """
-    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     low = [found.argmax(axis=1) for found in (columns, rows)]
     high = [found.shape[1] - 1 - found[:, ::-1].argmax(axis=1) for found in (columns, rows)]
     return np.stack([*low, *high], axis=1).astype(np.float32)

@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from pycocotools import mask as coco_mask
+import pycocotools.mask
 
 from fovea_detr.data.columns import fields
 from fovea_detr.data.flaws import Flaws
 from fovea_detr.data.image_table import Images
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 # What is wrong with a mask, as a message names it.
 ABSENT = "objects without a mask (segmentation)"

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional
 
 from fovea_detr.types import Predictions
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 AT_ONCE = 1 << 24  # values of masks that are resized at once: 64 MiB in float32
 SizeHW = tuple[int, int]  # pixels

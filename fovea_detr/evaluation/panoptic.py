@@ -105,7 +105,7 @@ def merged(
         equal = [place for place, other in enumerate(labels) if other == label]
         ids[np.isin(ids, equal)] = equal[0]
     while True:
-        final = np.asarray(Image.fromarray(ids).resize(final_hw[::-1], Image.Resampling.NEAREST))
+        final = np.asarray(Image.fromarray(ids).resize((final_hw[1], final_hw[0]), Image.Resampling.NEAREST))
         areas = np.bincount(final.ravel(), minlength=len(labels))[: len(labels)]
         kept = np.flatnonzero(areas > SMALLEST).tolist()
         if len(kept) == len(labels):

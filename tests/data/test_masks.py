@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch.nn import functional
 
 from fovea_detr.config.schema import Data
@@ -30,6 +30,8 @@ from fovea_detr.data.transforms import eval_transform, train_transform
 from fovea_detr.data.worst import worst_batch
 from fovea_detr.errors import DataError
 from tests.data.builders import annotation_path, box, edit, write_coco
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "masks" / "targets.npz")
 TRIANGLE = [4.0, 4.0, 30.0, 6.0, 12.0, 28.0]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +20,8 @@ from fovea_detr.evaluation import panoptic_quality
 from fovea_detr.evaluation.masks import encoded_masks
 from fovea_detr.types import Predictions
 from tests.evaluation.golden_masks import FOLDER, from_json, predictions, stored
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 
 def tags(kind: str) -> list[str]:
@@ -155,8 +157,8 @@ def test_cropping_first_equals_a_batch_of_one() -> None:
 
 
 def twice(out: Predictions, masks: Tensor) -> Predictions:
-    parts = [part.repeat(1, 2, 1, 1) for part in (out.logits, out.boxes_cxcywh)]
-    return Predictions(*parts, "softmax", masks.repeat(2, 1, 1, 1))
+    logits, boxes = (part.repeat(1, 2, 1, 1) for part in (out.logits, out.boxes_cxcywh))
+    return Predictions(logits, boxes, "softmax", masks.repeat(2, 1, 1, 1))  # type: ignore[arg-type]
 
 
 # ---- panoptic quality ------------------------------------------------------------------------------------------------

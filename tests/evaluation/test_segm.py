@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,6 +21,8 @@ from fovea_detr.evaluation.detections import in_category_ids
 from fovea_detr.runs.folder import SEGM_METRICS, RunFolder
 from fovea_detr.training.predictions import MASKS, write_found
 from tests.predictions import TWELVE
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 SIZE = (120, 160)
 
@@ -44,7 +46,9 @@ def made(seed: int, *, times: int) -> tuple[dict[str, Any], DetectionTable]:
             for _ in range(times):
                 found = coco_mask.encode(disc(centre + rng.normal(0, radius / 6, 2), radius * rng.uniform(0.8, 1.25)))
                 score, label = float(np.float32(rng.random())), category if rng.random() < 0.8 else 9
-                rows.append([*(np.float32(rng.uniform(0, 90, 4))), score, label])  # the box is not the mask's
+                rows.append(
+                    [*rng.uniform(0, 90, 4).astype(np.float32).tolist(), score, label]
+                )  # the box is not the mask's
                 image_ids.append(image)
                 masks.append(found)
     content = {"images": [{"id": i, "height": 120, "width": 160} for i in (7, 1, 3, 20)], "annotations": annotations}

@@ -21,7 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run with 11 validation images, evaluated by 1, 2 and 3 ranks."""
     runs = tmp_path_factory.mktemp("panoptic")
     common = ("experiment=tiny_masks", "data.val_images=11", "data.train_images=96", f"data.cache={runs / 'cache'}")
-    common += (f"runs={runs}", "evaluation.timed_images=1", "panoptic.threshold=0.05")
+    common += (f"runs={runs}", "evaluation.timed_images=1")
     run_well(*common, "schedule.epochs=3", "evaluation.every=3", "study=trained")
     weights = only_folder(runs, "trained").checkpoint_path
     for ranks in (1, 2, 3):
@@ -56,11 +56,10 @@ def test_panoptic_quality_is_the_formulas_on_the_written_files(runs: Path) -> No
     by_image = {one["image_id"]: one for one in found["annotations"]}
     counts: dict[int, list[float]] = {one["id"]: [0.0, 0.0, 0.0, 0.0] for one in truth["categories"]}
     for one in truth["annotations"]:
-        sides = (
-            (one, truth_root / "panoptic_val2017"),
-            (by_image[one["image_id"]], folder.path / "predictions_panoptic"),
-        )
-        count_image(*((side["segments_info"], read_ids(place / side["file_name"])) for side, place in sides), counts)
+        other = by_image[one["image_id"]]
+        true_ids = read_ids(truth_root / "panoptic_val2017" / one["file_name"])
+        ids = read_ids(folder.path / "predictions_panoptic" / other["file_name"])
+        count_image((one["segments_info"], true_ids), (other["segments_info"], ids), counts)
     qualities = [iou / (tp + fp / 2 + fn / 2) for iou, tp, fp, fn in counts.values() if tp + fp + fn]
     stored = (folder.result() or {})["last"]
     assert stored["PQ"] == pytest.approx(np.mean(qualities), rel=0, abs=1e-12)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+import pycocotools.mask
 
 from fovea_detr.data.panoptic import as_png
 from fovea_detr.data.shapes.drawing import CATEGORIES
+
+coco_mask: Any = pycocotools.mask  # its type hints know no lists
 
 BACKGROUND = len(CATEGORIES) + 1  # the id of the stuff
 
