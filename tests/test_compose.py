@@ -68,7 +68,7 @@ def axes(config: Config) -> tuple[Any, ...]:
         ("smooth=5", "any other number: fovea.smooth="),
         ("schedule=", "choose 50ep, 150ep"),
         ("experiment=nope", "focal_300_type1_no_scale"),
-        ("sweeps=nope", "choose dynamic_scale, mixture"),
+        ("sweeps=nope", "choose dynamic_scale, masks, mixture"),
         ("model.hidden=big", "model.hidden: Value 'big' of type 'str' could not be converted to Integer"),
         ("schedule.epochs=1.5", "schedule.epochs: Value '1.5' of type 'float'"),
         ("model.dc5=maybe", "not a valid bool"),

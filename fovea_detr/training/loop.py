@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
@@ -29,6 +29,7 @@ from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console
 from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
+from fovea_detr.training.predictions import write_found
 from fovea_detr.training.reports import StepReports, average_over_ranks, last_layer, location
 from fovea_detr.training.samples import write_samples
 from fovea_detr.training.saver import BEST, Saver
@@ -184,7 +185,7 @@ class Trainer:
         table = gather_detections(distributed.stop_together(detect))
         metrics: dict[str, Any] = {}
         if distributed.rank() == 0:
-            metrics = coco_metrics(val.ground_truth, table)
+            metrics = val.metrics(table)
             self.keep(table, val.ground_truth, metrics["AP"])
         return metrics, {"evaluation_seconds": time.monotonic() - begin}
 
@@ -193,7 +194,7 @@ class Trainer:
         evaluation, epoch = self.config.evaluation, self.state.epoch + 1
         if evaluation.save_predictions:
             refuse_other_ap(self.folder, ap)
-            self.folder.write_predictions(table.results())
+            write_found(self.folder, table, self.val and self.val.panoptic_truth)
         is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
         is_last |= self.state.has_stalled(self.config.train.early_stop, ap)
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fovea_detr.errors import WeightsError
+from fovea_detr.runs.folder import ALL_METRICS, BY_CATEGORY
 from fovea_detr.training.optim import refuse_other_groups
 
 
@@ -114,4 +115,4 @@ class TrainState:
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name.startswith(("AP", "AR"))}
+    return {name: value for name, value in line.items() if name in ALL_METRICS or name.endswith(BY_CATEGORY)}
