@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench [--only PART ...] [--runs 5] [--full] [--name NAME] [--device cpu]
 
-Parts: core (prior + attention), criterion, optimizer, data, evaluation, backbone, step, tiny (the whole run of
+Parts: core (prior + attention), criterion, optimizer, data, evaluation, backbone, masks, step, tiny (the whole run of
 experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores, 12 to 19 with --full: 5000 images
 for the evaluation, three seeds for tiny. Prints one table and stores it as benchmarks/results/NAME.{md,json,png}.
 Exits with 1 if a part failed or missed its target.
@@ -42,6 +42,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
         "data": lambda: rows_of("data", runs=runs),
         "evaluation": lambda: rows_of("evaluation", runs=1, images=images),
         "backbone": lambda: rows_of("backbone", runs=runs),
+        "masks": lambda: rows_of("masks", runs=max(2, runs // 2), device=device),
         "step": lambda: rows_of("step", "whole_rows", runs=max(2, runs // 2), device=device),
         "tiny": lambda: rows_of("tiny", seeds=seeds),
         "gpu": lambda: rows_of("gpu", runs=runs),

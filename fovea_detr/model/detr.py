@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,30 +14,13 @@ from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.backbone import Backbone
-from fovea_detr.model.masks import MaskAttention, MaskHead
+from fovea_detr.model.masks import MaskAttention, MaskHead, Seen, masks_from
 from fovea_detr.model.pixels import normalised
 from fovea_detr.model.transformer import Decoder, Encoder, FeedForward
 from fovea_detr.types import Batch, Predictions
 
 MASK_STRIDE = 4  # pixels of one cell of a mask
 CLASS_PRIOR = 0.01  # the probability of any class at the start of training (Lin et al., focal loss)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the mask head sees of the detector. decoded [B, Q, D]: of the last layer, normed, as the class head sees it.
-
-    memory [B, K, D], cells [B, K, D] (before any position), is_padding [B, rows, columns], pyramid: C2, C3, C4. size:
-    (rows, columns) of the masks.
-    """
-
-    decoded: Tensor
-    memory: Tensor
-    cells: Tensor
-    is_padding: Tensor
-    pyramid: list[Tensor]
-    prior: Separable | None
-    size: tuple[int, int]
 
 
 class DETR(nn.Module):
@@ -100,8 +80,8 @@ class DETR(nn.Module):
     def forward(self, batch: Batch) -> Predictions:
         with torch.no_grad() if self.detector_is_frozen else nullcontext():
             out, seen = self.detect(batch)
-        if seen is not None:
-            out.mask_head = self.masks(seen)
+        if seen is not None and self.bbox_attention is not None and self.mask_head is not None:
+            out.mask_head = masks_from(self.bbox_attention, self.mask_head, seen)
         return out
 
     def detect(self, batch: Batch) -> tuple[Predictions, Seen | None]:
@@ -130,15 +110,6 @@ class DETR(nn.Module):
         height, width = batch.images.shape[-2:]
         size = (-(-height // MASK_STRIDE), -(-width // MASK_STRIDE))
         return out, Seen(outputs[-1], memory, cells, is_padding, pyramid[:3], prior, size)
-
-    def masks(self, seen: Seen) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        """-> `Predictions.mask_head`. What does not depend on the query is computed now, once an image."""
-        assert self.bbox_attention is not None
-        assert self.mask_head is not None
-        maps = self.bbox_attention(seen.decoded, seen.memory, seen.is_padding.flatten(1), seen.prior)
-        cells = seen.cells.transpose(1, 2).unflatten(-1, seen.is_padding.shape[1:])
-        images = self.mask_head.of_images(maps, cells, seen.pyramid)
-        return partial(self.mask_head.of_queries, images, size=seen.size)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:
         """outputs [L, B, Q, D], reference logits [B, Q, 2] or None -> Predictions in float32."""

@@ -8,8 +8,9 @@ of the first convolution, which is linear. Parameters are named as published, in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,23 @@ from fovea_detr.fovea.separable import Separable
 
 GROUPS = 8  # of a GroupNorm; fewer, which is ours, where 8 does not divide the width
 CHUNK = 1 << 25  # values of the largest activation that are computed at once: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the mask head sees of the detector. decoded [B, Q, D]: of the last layer, normed, as the class head sees it.
+
+    memory [B, K, D], cells [B, K, D] (before any position), is_padding [B, rows, columns], pyramid: C2, C3, C4. size:
+    (rows, columns) of the masks.
+    """
+
+    decoded: Tensor
+    memory: Tensor
+    cells: Tensor
+    is_padding: Tensor
+    pyramid: list[Tensor]
+    prior: Separable | None
+    size: tuple[int, int]
 
 
 class MaskAttention(nn.Module):
@@ -114,6 +132,13 @@ class MaskHead(nn.Module):
             x = functional.interpolate(x, size=adapted.shape[-2:], mode="nearest")
             x = gn(lay(x + adapted[image])).relu()
         return self.out_lay(x)
+
+
+def masks_from(attention: MaskAttention, head: MaskHead, seen: Seen) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """-> `Predictions.mask_head`. What does not depend on the query is computed now, once an image."""
+    maps = attention(seen.decoded, seen.memory, seen.is_padding.flatten(1), seen.prior)
+    cells = seen.cells.transpose(1, 2).unflatten(-1, seen.is_padding.shape[1:])
+    return partial(head.of_queries, head.of_images(maps, cells, seen.pyramid), size=seen.size)
 
 
 def conv3x3(before: int, width: int) -> nn.Conv2d:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import backbone, bench, core, criterion, evaluation, gpu, growth, step, tiny
+from benchmarks import backbone, bench, core, criterion, evaluation, gpu, growth, masks, step, tiny
 from benchmarks.measure import GIVEN_BACK, MIB, fresh, host_reads, operations, peak_bytes
 from benchmarks.report import NO_REASON, Row, cells, machine, markdown, store
 from fovea_detr.model.backbone import build_backbone
@@ -33,6 +33,16 @@ def test_both_sides_of_the_attention_compute_the_same(kind: str, what: str) -> N
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_both_sides_of_the_mask_head_compute_the_same() -> None:
+    case = masks.Heads(9, size_hw=(64, 96))
+    torch.testing.assert_close(case.ours(), case.plain(), rtol=1e-5, atol=1e-6)
+    for ours, plain in ((case.attention, case.plain_attention), (case.head, case.plain_head)):
+        theirs = dict(plain.named_parameters())
+        largest = max(float(p.grad.abs().max()) for p in theirs.values() if p.grad is not None)
+        for name, parameter in ours.named_parameters():
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("loss", ["focal", "softmax"])

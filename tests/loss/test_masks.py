@@ -92,7 +92,10 @@ def test_the_obvious_formula_pixel_by_pixel() -> None:
     own = torch.rand(1, 10, 14, generator=torch.Generator().manual_seed(1)) < 0.4
     other = torch.zeros(0, 12, 15, dtype=torch.bool)  # without objects; the batch's common size counts
     targets = [Target(torch.zeros(1), torch.zeros(1, 4), own), Target(torch.zeros(0), torch.zeros(0, 4), other)]
-    matches = [(torch.tensor([1]), torch.tensor([0])), (torch.zeros(0, dtype=torch.int64),) * 2]
+    matches = [
+        (torch.tensor([1]), torch.tensor([0])),
+        (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)),
+    ]
     found = mask_losses(predictions_of(masks.repeat(2, 1, 1, 1)), targets, matches, torch.tensor([3.0]))
     x = functional.interpolate(masks[:, 1:], (12, 15), mode="bilinear", align_corners=False)[0, 0].numpy()
     t = np.zeros((12, 15))
@@ -118,4 +121,9 @@ def test_a_batch_without_objects_has_no_loss_and_a_gradient_of_zero() -> None:
 def test_targets_without_masks_are_refused() -> None:
     target = Target(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
     with pytest.raises(DataError, match="the targets have no masks"):
-        mask_losses(predictions_of(torch.zeros(1, 1, 2, 2)), [target], [(torch.zeros(1).long(),) * 2], torch.ones(1))
+        mask_losses(
+            predictions_of(torch.zeros(1, 1, 2, 2)),
+            [target],
+            [(torch.zeros(1).long(), torch.zeros(1).long())],
+            torch.ones(1),
+        )

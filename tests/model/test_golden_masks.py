@@ -99,7 +99,8 @@ def images(stored: dict[str, Any]) -> Batch:
 
 
 def targets(stored: dict[str, Any]) -> list[dict[str, Tensor]]:
-    rng, made = np.random.default_rng(7), []
+    rng = np.random.default_rng(7)
+    made: list[dict[str, Tensor]] = []
     for i, (height, width) in enumerate(stored["sizes"].tolist()):
         n = [3, 5, 0][i % 3]
         cxcy, wh = rng.uniform(0.2, 0.8, (n, 2)), rng.uniform(0.05, 0.35, (n, 2))
@@ -124,7 +125,7 @@ def test_logits_boxes_and_masks(case: Case) -> None:
 
 
 def test_maps_of_the_mask_attention(case: Case) -> None:
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     assert case.model.bbox_attention is not None
     handle = case.model.bbox_attention.register_forward_hook(lambda _, __, maps: seen.append(maps))
     case.model(images(case.stored))

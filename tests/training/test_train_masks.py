@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,8 +206,7 @@ def test_published_names_and_back() -> None:
 
 
 @pytest.mark.parametrize("make", [saved, published])
-def test_a_checkpoint_with_masks_fits_with_and_without(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_a_checkpoint_with_masks_fits_with_and_without(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(tmp_path / "a.pt", MASKS)
     model = small_model(MASKS, seed=1)
     assert load_weights(model, path).notes == []
@@ -219,8 +219,7 @@ def test_a_checkpoint_with_masks_fits_with_and_without(make: object, tmp_path: P
 
 
 @pytest.mark.parametrize("make", [saved, published])
-def test_a_detector_begins_stage_2(make: object, tmp_path: Path) -> None:
-    assert callable(make)
+def test_a_detector_begins_stage_2(make: Callable[..., Path], tmp_path: Path) -> None:
     path, model = make(tmp_path / "a.pt"), small_model(MASKS, FROZEN, seed=1)
     head = copy.deepcopy(model.get_submodule("mask_head").state_dict())
     report = load_weights(model, path)
