@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fovea_detr.compose import load_config
     from fovea_detr.data.loader import collate_images as collate
     from fovea_detr.evaluation.detections import postprocess
+    from fovea_detr.evaluation.panoptic import panoptic
     from fovea_detr.predict.predictor import load_run
     from fovea_detr.training.checkpoint import load_weights
 
@@ -25,10 +26,12 @@ _HOMES = {
     "load_config": ("fovea_detr.compose", "load_config"),
     "load_run": ("fovea_detr.predict.predictor", "load_run"),
     "load_weights": ("fovea_detr.training.checkpoint", "load_weights"),
+    "panoptic": ("fovea_detr.evaluation.panoptic", "panoptic"),
     "postprocess": ("fovea_detr.evaluation.detections", "postprocess"),
 }
 
-__all__ = ["build_criterion", "build_model", "collate", "load_config", "load_run", "load_weights", "postprocess"]
+__all__ = ["build_criterion", "build_model", "collate", "load_config", "load_run", "load_weights"]
+__all__ += ["panoptic", "postprocess"]
 
 
 def __getattr__(name: str) -> Any:

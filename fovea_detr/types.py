@@ -119,10 +119,11 @@ class Predictions:
 class Detections:
     """The detections of one image, best first. scores: [N]. labels: [N] outputs. boxes_xyxy: [N, 4] pixels.
 
-    queries: [N] int64, the query of each.
+    queries: [N] int64, the query of each. masks: [N, H, W] bool, on the CPU, at the image's size; None: not asked for.
     """
 
     scores: Tensor
     labels: Tensor
     boxes_xyxy: Tensor
     queries: Tensor
+    masks: Tensor | None = None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fovea_detr.config.backbones import BACKBONES
-from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, Cluster, Config, Data, Model, Schedule, leaves
+from fovea_detr.config.schema import AXES, CONF_DIR, GENERATED, PANOPTIC, Cluster, Config, Data, Model, Schedule, leaves
 from fovea_detr.errors import ConfigError
 
 CHOICES = {
@@ -26,6 +26,7 @@ CHOICES = {
     "data.recipe": ("coco", "tiny"),
     "data.check": ("quick", "full"),
     "evaluation.backend": ("hotcoco", "pycocotools"),
+    "panoptic.score": ("softmax", "sigmoid"),
 }
 MASK_WIDTHS = 16  # the mask head halves the width down to a sixteenth
 MASK_PARTS = ("mask", "dice")
@@ -42,7 +43,7 @@ AT_LEAST_ZERO += tuple(f"model.loss_weights.{part}" for part in MASK_PARTS)
 AT_LEAST_ZERO += ("cluster.retries", "data.workers", "data.split_seed", "seed", "evaluation.timed_images")
 AT_LEAST_ZERO += ("evaluation.keep_matches",)
 DATA_FILES = ("data.root", "data.train.annotations", "data.train.images", "data.val.annotations", "data.val.images")
-DATA_FILES += ("data.val_fraction",)
+DATA_FILES += ("data.val_fraction", "data.panoptic_root")
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
@@ -71,6 +72,7 @@ def check(config: Config) -> None:
     _check_schedule(config.schedule)
     _check_axes(config)
     _check_data(config.data)
+    _check_panoptic(config)
     _check_cluster(config.cluster)
     _refuse(
         not re.fullmatch(r"[^./\\][^/\\]*", config.study),
@@ -236,6 +238,41 @@ def _check_data(data: Data) -> None:
     _refuse(data.subset is not None and data.subset < 1, f"data.subset={data.subset} must be at least 1; null: all")
     _refuse(data.num_classes is not None and data.num_classes < 1, "data.num_classes must be at least 1")
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
+
+
+def _check_panoptic(config: Config) -> None:
+    panoptic, data = config.panoptic, config.data
+    _refuse(data.masks != config.model.masks, f"data.masks={data.masks} follows model.masks: leave it out")
+    _refuse(
+        data.val_fraction > 0 and data.name == "coco_panoptic",
+        f"data.val_fraction={data.val_fraction} does not work with data=coco_panoptic: its splits have their own files",
+    )
+    _refuse(
+        data.panoptic_root is not None and data.name != "coco_panoptic",
+        f"data.panoptic_root={data.panoptic_root} is read by data=coco_panoptic alone: add that, or leave it out",
+    )
+    chosen, threshold = panoptic.score, panoptic.threshold
+    _refuse(
+        threshold is not None and not 0 <= threshold < 1,
+        f"panoptic.threshold={threshold} is a score, 0..1 (1 excluded)",
+    )
+    if not config.model.masks or data.name not in PANOPTIC:
+        return
+    _refuse(
+        (chosen == "softmax") != (config.model.loss == "softmax"),
+        f"panoptic.score={chosen} does not work with model.loss={config.model.loss}: the published merge needs the "
+        'class "no object", which a focal loss does not have; set panoptic.score=sigmoid panoptic.threshold=SCORE',
+    )
+    _refuse(
+        chosen == "sigmoid" and threshold is None,
+        "panoptic.score=sigmoid needs a panoptic.threshold=SCORE of its own: 0.85 was chosen for softmax",
+    )
+    size = config.evaluation.batch_size
+    _refuse(
+        size > 1 and not panoptic.crop,
+        f"evaluation.batch_size={size} stretches the masks of padded images in the published panoptic merge: set "
+        "evaluation.batch_size=1, or panoptic.crop=true (this project's own: the padding is cut off first)",
+    )
 
 
 def _check_data_files(data: Data, files: dict[str, str | float | None]) -> None:

@@ -37,7 +37,7 @@ def with_local(composed: DictConfig, typed: Sequence[str]) -> DictConfig:
         return composed
     given = {override.lstrip("+~").partition("=")[0] for override in typed}
     values = local_values()
-    if os.environ.get(ROOT) and name == "coco":
+    if os.environ.get(ROOT) and name in ("coco", "coco_panoptic"):
         values["data.root"] = os.environ[ROOT]
     named = ("data.root", "data.train.annotations", "data.val.annotations")
     if any(OmegaConf.select(composed, key) for key in named):

@@ -12,10 +12,15 @@ from typing import Any, Optional
 _PACKAGED = Path(__file__).parent.parent / "conf"  # in a checkout a link to ../conf, or a file if its zip lost the link
 CONF_DIR = (_PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf").resolve()
 
-GENERATED = {"shapes"}  # the values of data.name that generate their images: they read no files, and no data.root
+PANOPTIC = {"coco_panoptic", "shapes_panoptic"}  # the values of data.name that have panoptic annotations
+GENERATED = {
+    "shapes",
+    "shapes_panoptic",
+}  # the values of data.name that generate their images: they read no files, and no data.root
 
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}
+INFRASTRUCTURE |= {"data.panoptic_root", "data.masks"}  # as data.root; it follows model.masks
 INFRASTRUCTURE |= {"data.train", "data.val"}  # paths: the fingerprint of their content is part of a run
 INFRASTRUCTURE |= {"data.workers", "data.check", "data.max_flawed", "evaluation.save_predictions"}
 INFRASTRUCTURE |= {"evaluation.keep_matches", "evaluation.losses"}
@@ -93,6 +98,8 @@ class SplitFiles:
 class Data:
     name: str = "coco"
     root: Optional[str] = None  # noqa: UP045
+    panoptic_root: Optional[str] = None  # noqa: UP045 - None: as root
+    masks: bool = False  # follows model.masks
     train: SplitFiles = field(default_factory=SplitFiles)
     val: SplitFiles = field(default_factory=SplitFiles)
     val_fraction: float = 0.0  # 0: the validation set has a file of its own
@@ -122,6 +129,13 @@ class Evaluation:
     save_predictions: bool = False
     keep_matches: int = 0  # epochs between stored matches; those of the last evaluation are always stored
     timed_images: int = 100
+
+
+@dataclass
+class Panoptic:
+    score: str = "softmax"  # softmax | sigmoid
+    threshold: Optional[float] = None  # noqa: UP045 - None: 0.85, of score=softmax
+    crop: bool = False
 
 
 @dataclass
@@ -182,6 +196,7 @@ class Config:
     train: Train = field(default_factory=Train)
     data: Data = field(default_factory=Data)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    panoptic: Panoptic = field(default_factory=Panoptic)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     cluster: Cluster = field(default_factory=Cluster)
 

@@ -1,6 +1,6 @@
 """Check a data set: list every flaw of its annotations, without training.
 
-    python -m fovea_detr.data check ROOT [--data NAME] [--val-fraction SHARE] [--max-flawed SHARE] [--full]
+    python -m fovea_detr.data check ROOT [--data NAME] [--masks] [--val-fraction SHARE] [--max-flawed SHARE] [--full]
 
 ROOT is what data.root would be, NAME what data would be (coco, or a reader of your own). Exit code 0: no flaws, or only
 ones that are corrected on reading (small clips and the like); 1: flawed objects are left out or clipped, fewer than
@@ -25,7 +25,8 @@ from fovea_detr.errors import DataError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    data = Data(options.data, options.root, val_fraction=options.val_fraction, max_flawed=options.max_flawed)
+    data = Data(options.data, options.root, options.panoptic_root, options.masks)
+    data.val_fraction, data.max_flawed = options.val_fraction, options.max_flawed
     found = [check(data, split, full=options.full) for split in get_args(SplitName)]
     sys.exit(max(check_classes(split for split, _ in found), *(code for _, code in found)))
 
@@ -45,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--max-flawed", type=float, default=Data.max_flawed, help="share of the objects, 0..1 (default: %(default)s)"
     )
+    verb.add_argument("--masks", action="store_true", help="also the masks of the objects")
+    verb.add_argument("--panoptic-root", metavar="DIR", help="data.panoptic_root, with --data coco_panoptic")
     verb.add_argument("--full", action="store_true", help="also decode every image")
     return whole
 

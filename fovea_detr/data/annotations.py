@@ -14,7 +14,10 @@ import numpy as np
 from fovea_detr.data.categories import Classes
 from fovea_detr.data.coco_json import collector_paused
 from fovea_detr.data.flaws import Flaws
+from fovea_detr.data.masks import MaskReader, Masks
 from fovea_detr.data.object_table import Objects
+from fovea_detr.data.panoptic import PanopticFiles
+from fovea_detr.data.segmentations import Segmentations
 from fovea_detr.data.tables import Tables
 
 
@@ -39,23 +42,34 @@ class CocoSplit:
     fingerprint: str  # of the annotations, 16 hex digits
     objects: Objects
     flaws: Flaws
+    masks: Masks | None = None  # of A, if they are wanted
+    panoptic: PanopticFiles | None = None  # where the objects are the segments of these
+    truth: CocoSplit | None = None  # what boxes and masks are evaluated against, if it is not `objects`
 
     @classmethod
     def of(
-        cls, path: Path, folder: Path, content: Callable[[], dict[str, Any]], fingerprint: str | None = None
+        cls,
+        path: Path,
+        folder: Path,
+        content: Callable[[], dict[str, Any]],
+        fingerprint: str | None = None,
+        masks: MaskReader | None = None,
+        *,
+        with_crowds: bool = False,
     ) -> CocoSplit:
         """Convert the annotations that `content()` returns, in the format of COCO's instances_*.json.
 
         `content` is called once, and what it returns is not kept. folder: of the images. fingerprint: None for one of
-        the content itself. DataError: not in this format at all; every other flaw is listed in `flaws`.
+        the content itself. masks: reads those of the objects. with_crowds: train on them, too. DataError: not in this
+        format at all; every other flaw is listed in `flaws`.
         """
         with collector_paused():
             annotations = content()
-            tables = Tables.parse(path, folder, annotations)
+            tables = Tables.parse(path, folder, annotations, masks)
             fingerprint = fingerprint or hash_of(annotations)
             del annotations
         images, objects, classes = tables.images, tables.objects, Classes.of(tables.categories)
-        trained = np.flatnonzero(~objects.is_crowd)
+        trained = np.flatnonzero(~objects.is_crowd | with_crowds)
         trained = trained[np.argsort(objects.rows[trained], kind="stable")]
         return cls(
             path=path,
@@ -71,6 +85,7 @@ class CocoSplit:
             fingerprint=fingerprint,
             objects=objects,
             flaws=tables.flaws,
+            masks=None if objects.masks is None else objects.masks[trained],
         )
 
     @property
@@ -89,8 +104,7 @@ class CocoSplit:
 
     def first(self, number: int) -> CocoSplit:
         """The first images of the file, or all if there are fewer, with their objects; same classes and fingerprint."""
-        kept, end = self.objects.rows < number, self.starts[min(number, len(self.image_ids))]
-        objects = Objects(**{name: column[kept] for name, column in vars(self.objects).items()})
+        kept, end = self.objects.rows < number, int(self.starts[min(number, len(self.image_ids))])
         return replace(
             self,
             image_ids=self.image_ids[:number],
@@ -99,11 +113,14 @@ class CocoSplit:
             labels=self.labels[:end],
             boxes_xyxy=self.boxes_xyxy[:end],
             starts=self.starts[: number + 1],
-            objects=objects,
+            objects=self.objects[kept],
+            masks=None if self.masks is None else self.masks[:end],
         )
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's dict for COCOeval, with the boxes and areas of the file. Annotations are numbered from 1."""
+        """COCO's dict for COCOeval, with the boxes, areas and masks of the file. Annotations are numbered from 1."""
+        if self.truth is not None:
+            return _of_images(self.truth.ground_truth(), self.image_ids.tolist())
         table = self.objects
         columns = (self.image_ids[table.rows], table.labels, table.boxes_xywh, table.areas, table.is_crowd.astype(int))
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
@@ -111,7 +128,7 @@ class CocoSplit:
         return {
             "info": {},
             "images": [{"id": i} for i in self.image_ids.tolist()],
-            "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
+            "annotations": _with_rles([dict(zip(keys, row, strict=True)) for row in rows], table.masks),
             "categories": [{"id": i, "name": self.classes.labels[i]} for i in self.categories],
         }
 
@@ -127,6 +144,19 @@ class CocoSplit:
                 f"model.num_queries={num_queries}; the most are {most}, in {self.file_names[int(counts.argmax())]}: "
                 f"the rest cannot be found: set model.num_queries={most} or more"
             )
+
+
+def _with_rles(annotations: list[dict[str, Any]], masks: Masks | None) -> list[dict[str, Any]]:
+    if not isinstance(masks, Segmentations):
+        return annotations
+    return [{**one, "segmentation": rle} for one, rle in zip(annotations, masks.rles(), strict=True)]
+
+
+def _of_images(content: dict[str, Any], image_ids: list[int]) -> dict[str, Any]:
+    """The ground truth of these images; those that it does not list hold no object."""
+    wanted = set(image_ids)
+    annotations = [one for one in content["annotations"] if one["image_id"] in wanted]
+    return {**content, "images": [{"id": i} for i in image_ids], "annotations": annotations}
 
 
 def hash_of(content: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.flaws import EXAMPLES
 from fovea_detr.data.headers import size_mismatch
+from fovea_detr.data.masks import Masks
+from fovea_detr.data.panoptic import inclusive_boxes
 from fovea_detr.data.pixels import decode
 from fovea_detr.data.samples import Sample, as_target
 from fovea_detr.data.transforms import Transform, drawn_hw, draws
@@ -71,18 +73,26 @@ class CocoDataset(Dataset[Example]):
         ]
 
     def sample(self, index: int) -> Sample:
-        """The image as on disk but upright, and its boxes in pixels."""
+        """The image as on disk but upright, its boxes in pixels and, if they are wanted, its masks."""
         split, size_hw = self.annotations, self._size_hw(index)
         path = split.folder / split.file_names[index]
         image = decode(path)
         if tuple(image.shape[1:]) != size_hw:
             raise DataError(size_mismatch(size_hw, path) or f"{path}: changed while it was read")
         mine = slice(split.starts[index], split.starts[index + 1])
-        return Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
+        sample = Sample(image, torch.from_numpy(split.boxes_xyxy[mine]), torch.from_numpy(split.labels[mine]))
+        return sample if split.masks is None else with_masks(sample, split.masks[mine])
 
     def _size_hw(self, index: int) -> tuple[int, int]:
         height, width = self.annotations.sizes_hw[index].tolist()
         return height, width
+
+
+def with_masks(sample: Sample, masks: Masks) -> Sample:
+    """An image with the masks of its objects, or with the boxes that come from them. DataError: they cannot be read."""
+    drawn = masks.drawn(sample.size_hw)
+    boxes_xyxy = torch.from_numpy(inclusive_boxes(drawn)) if masks.give_boxes else sample.boxes_xyxy
+    return replace(sample, boxes_xyxy=boxes_xyxy, masks=torch.from_numpy(drawn) if masks.are_kept else None)
 
 
 def check_images(dataset: CocoDataset, threads: int = 4) -> None:

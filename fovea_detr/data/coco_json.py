@@ -30,18 +30,29 @@ class Entry(TypedDict, total=False):
     name: Any
 
 
+class MaskEntry(Entry, total=False):
+    segmentation: msgspec.Raw  # JSON, as it stands in the file
+
+
 class Content(TypedDict, total=False):
     images: list[Entry]
     annotations: list[Entry]
     categories: list[Entry]
 
 
-def load_coco(path: Path) -> Any:
-    """COCO's dict. What is no strict JSON (NaN), or of other types, is read as a whole. DataError: no JSON at all."""
+class MaskContent(Content, total=False):
+    annotations: list[MaskEntry]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+def load_coco(path: Path, *, masks: bool = False) -> Any:
+    """COCO's dict. What is no strict JSON (NaN), or of other types, is read as a whole. DataError: no JSON at all.
+
+    masks: with the masks of the annotations.
+    """
     text = path.read_bytes()
     with collector_paused():
         try:
-            return msgspec.json.decode(text, type=Content)
+            return msgspec.json.decode(text, type=MaskContent if masks else Content)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _load_any(path, text)
 

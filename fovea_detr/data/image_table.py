@@ -82,7 +82,7 @@ def _repeated(
 def check_files(images: Images, folder: Path, flaws: Flaws) -> None:
     """Lists each folder once instead of calling stat for every image; reads the headers of a small split."""
     parts = [os.path.split(name) for name in images.file_names]
-    present = {parent: _listed(folder, parent) for parent in {parent for parent, _ in parts}}
+    present = {parent: listed(folder, parent) for parent in {parent for parent, _ in parts}}
     found = np.array([name in present[parent] for parent, name in parts], bool)
     flaws.add(
         f"image files that are not in {folder}", Fate.REFUSED, np.flatnonzero(~found), images.file_names.__getitem__
@@ -105,7 +105,7 @@ def check_files(images: Images, folder: Path, flaws: Flaws) -> None:
     flaws.add("images of another size than annotated", Fate.REFUSED, others)
 
 
-def _listed(folder: Path, parent: str) -> set[str]:
+def listed(folder: Path, parent: str) -> set[str]:
     path = os.path.join(folder, parent)
     if not os.path.isdir(path):
         return set()

@@ -85,7 +85,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """Of the annotation file, and of what is chosen from it: 16 hex digits. Nothing is parsed."""
-        whole = _fingerprint(self.annotations, self.annotations.stat().st_mtime_ns)
+        whole = cached_fingerprint(self.annotations)
         return hashlib.sha256(f"{whole} {self.holdout}".encode()).hexdigest()[:16] if self.holdout else whole
 
     def __str__(self) -> str:
@@ -93,9 +93,13 @@ class Source:
         return f"{self.layout}, {self.annotations}, images in {self.images}{part}"
 
 
+def cached_fingerprint(file: Path) -> str:
+    """Of a file's content; read once for all points of a sweep."""
+    return _fingerprint(file, file.stat().st_mtime_ns)
+
+
 @cache
 def _fingerprint(file: Path, _modified: int) -> str:
-    """Of a file's content, read once for all points of a sweep."""
     return file_fingerprint(file)
 
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -99,8 +100,8 @@ class Loader:
         self._own_pixels += pack.own_pixels
         self._all_pixels += pack.images[:, 0].numel()
         batch = Batch(pack.images, pack.sizes_hw, pack.original_sizes_hw, tuple(pack.image_ids))
-        parts = zip(pack.labels.split(pack.objects), pack.boxes_cxcywh.split(pack.objects), strict=True)
-        return batch, [Target(labels, boxes) for labels, boxes in parts]
+        parts = zip(pack.labels.split(pack.objects), pack.boxes_cxcywh.split(pack.objects), _masks(pack), strict=True)
+        return batch, [Target(*one) for one in parts]
 
 
 class _Draws:
@@ -137,6 +138,7 @@ class _Pack(NamedTuple):
     boxes_cxcywh: Tensor
     objects: list[int]
     own_pixels: int  # without padding
+    mask_bits: Tensor | None = None  # [bytes] uint8: the masks of each image, eight pixels a byte
 
 
 def _pack(examples: list[Example | DataError]) -> _Pack | DataError:
@@ -156,7 +158,26 @@ def _pack(examples: list[Example | DataError]) -> _Pack | DataError:
         boxes,
         [len(target) for target in targets],
         sum(e.image[0].numel() for e in good),
+        _bits([t.masks for t in targets]),
     )
+
+
+def _bits(masks: Sequence[Tensor | None]) -> Tensor | None:
+    packed = [np.packbits(one.numpy()) for one in masks if one is not None]
+    return torch.from_numpy(np.concatenate(packed)) if packed else None
+
+
+def _masks(pack: _Pack) -> Iterator[Tensor | None]:
+    """The masks [T, h, w] of each image."""
+    at = 0
+    for count, (height, width) in zip(pack.objects, pack.sizes_hw.tolist(), strict=True):
+        if pack.mask_bits is None:
+            yield None
+            continue
+        pixels = count * height * width
+        bits = pack.mask_bits[at : at + -(-pixels // 8)].numpy()
+        at += len(bits)
+        yield torch.from_numpy(np.unpackbits(bits, count=pixels)).view(torch.bool).view(count, height, width)
 
 
 def _ignore_signals(_worker: int) -> None:

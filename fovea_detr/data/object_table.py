@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from fovea_detr.data.columns import Column, fields, flags, integers, numbers, quadruples
 from fovea_detr.data.flaws import Fate, Flaws, shown
 from fovea_detr.data.image_table import Images
+from fovea_detr.data.masks import MaskReader, Masks
 
 ROUNDING = 1.0  # pixels by which a box may reach out of its image without being listed; it is clipped
 KEPT_SHARE = 0.9  # of its area; a box of which clipping leaves no more than this counts as flawed
@@ -26,6 +27,12 @@ class Objects:
     boxes_xyxy: np.ndarray  # [A, 4] float32 pixels, clipped to the image: what is trained on
     areas: np.ndarray  # [A] float64 pixels, as in the file; of the box where the file has none
     is_crowd: np.ndarray  # [A] bool
+    masks: Masks | None = None  # of A, if they are wanted
+
+    def __getitem__(self, rows: np.ndarray) -> Objects:
+        columns: dict[str, Any] = vars(self)
+        chosen: dict[str, Any] = {name: None if one is None else one[rows] for name, one in columns.items()}
+        return Objects(**chosen)
 
 
 @dataclass
@@ -36,6 +43,7 @@ class ObjectParser:
     owners: Column
     images: Images
     flaws: Flaws
+    mask_reader: MaskReader | None = None
     rows: np.ndarray = field(init=False)  # [A] of the images; -1: unknown
 
     def parse(self, categories: dict[int, str]) -> Objects:
@@ -59,7 +67,18 @@ class ObjectParser:
         clipped, areas, is_empty = self._clip(boxes[kept], kept)
         kept, clipped, areas = (column[~is_empty] for column in (kept, clipped, areas))
         areas = self._areas(kept, areas)
-        return Objects(self.rows[kept], labels[kept], boxes[kept], clipped, areas, is_crowd[kept])
+        objects = Objects(self.rows[kept], labels[kept], boxes[kept], clipped, areas, is_crowd[kept])
+        return objects if self.mask_reader is None else self._with_masks(objects, kept, self.mask_reader)
+
+    def _with_masks(self, objects: Objects, kept: np.ndarray, read: MaskReader) -> Objects:
+        """With their masks; those without a usable one are listed and left out."""
+        masks = read([self.entries[i] for i in kept], objects.rows, self.images, self.flaws)
+        found = np.array(masks.flaws(), str)
+        for kind in np.unique(found[found != ""]).tolist():
+            everywhere = np.zeros(len(self.entries), bool)
+            everywhere[kept] = found == kind
+            self._list(kind, everywhere)
+        return replace(objects, masks=masks)[np.flatnonzero(found == "")]
 
     def _list(self, kind: str, mask: np.ndarray, fate: Fate = Fate.LEFT_OUT) -> np.ndarray:
         self.flaws.add(kind, fate, np.flatnonzero(mask), self.name)

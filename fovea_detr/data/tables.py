@@ -11,6 +11,7 @@ import numpy as np
 from fovea_detr.data.columns import Column, fields, integers
 from fovea_detr.data.flaws import Fate, Flaws
 from fovea_detr.data.image_table import Images, check_files, parse_images
+from fovea_detr.data.masks import MaskReader
 from fovea_detr.data.object_table import ObjectParser, Objects
 from fovea_detr.errors import DataError
 
@@ -27,15 +28,18 @@ class Tables:
     flaws: Flaws
 
     @classmethod
-    def parse(cls, path: Path, folder: Path, content: Any) -> Tables:
-        """content: COCO's dict. folder: of the images. path: for messages. DataError: not COCO's format at all."""
+    def parse(cls, path: Path, folder: Path, content: Any, masks: MaskReader | None = None) -> Tables:
+        """content: COCO's dict. folder: of the images. path: for messages. DataError: not COCO's format at all.
+
+        masks: reads those of the objects; None for boxes alone.
+        """
         images, annotations, categories = (_entries(path, content, k) for k in ("images", "annotations", "categories"))
         flaws = Flaws(path, objects=len(annotations), images=len(images))
         names = _parse_categories(categories, flaws)
         image_ids, owners = _ids(images, annotations, flaws)
         table = parse_images(images, image_ids, flaws)
         check_files(table, folder, flaws)
-        return cls(table, ObjectParser(annotations, owners, table, flaws).parse(names), names, flaws)
+        return cls(table, ObjectParser(annotations, owners, table, flaws, masks).parse(names), names, flaws)
 
 
 def _entries(path: Path, content: Any, key: str) -> list[Any]:

@@ -22,6 +22,7 @@ class WorstBatch:
 
     sizes_hw: tuple[Size, ...]
     objects: tuple[int, ...]
+    masks: bool = False  # whether the objects have them
 
     @property
     def padded_hw(self) -> Size:
@@ -38,7 +39,12 @@ class WorstBatch:
             torch.randint(256, (3, *size_hw), generator=generator, dtype=torch.uint8) for size_hw in self.sizes_hw
         ]
         boxes = [0.25 + 0.5 * torch.rand(count, 4, generator=generator) for count in self.objects]
-        return collate_images(images), [Target(torch.zeros(len(b), dtype=torch.int64), b) for b in boxes]
+        drawn = [
+            torch.rand(count, *size_hw, generator=generator) < 0.5 if self.masks else None
+            for count, size_hw in zip(self.objects, self.sizes_hw, strict=True)
+        ]
+        labels = [torch.zeros(count, dtype=torch.int64) for count in self.objects]
+        return collate_images(images), [Target(*one) for one in zip(labels, boxes, drawn, strict=True)]
 
 
 def worst_batch(dataset: CocoDataset, batch_size: int) -> WorstBatch:
@@ -48,7 +54,9 @@ def worst_batch(dataset: CocoDataset, batch_size: int) -> WorstBatch:
     """
     sizes = largest_padding(dataset, min(batch_size, 2))
     counts = np.sort(np.diff(dataset.annotations.starts))[::-1][:batch_size].tolist()
-    return WorstBatch((*sizes, *[sizes[0]] * (batch_size - len(sizes))), tuple(counts))
+    masks = dataset.annotations.masks
+    with_masks = masks is not None and masks.are_kept
+    return WorstBatch((*sizes, *[sizes[0]] * (batch_size - len(sizes))), tuple(counts), with_masks)
 
 
 def largest_padding(dataset: CocoDataset, num_images: int) -> tuple[Size, ...]:

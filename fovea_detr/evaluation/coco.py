@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from fovea_detr.data.annotations import collector_paused
 from fovea_detr.evaluation.backends import BACKENDS, Boxes, Split
-from fovea_detr.runs.folder import COCO_METRICS, Metric
+from fovea_detr.evaluation.quality import PanopticMap
+from fovea_detr.runs.folder import COCO_METRICS, SEGM, Metric
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,22 @@ class DetectionTable:
 
     image_ids: [N] int64; not a column of the rows, because float64 cannot represent every integer above 2^53.
     rows: [N, 6] float64: x, y, width, height in pixels of the image on disk, score, category id.
+    masks: [N] run lengths, as pycocotools has them, on the host; None for boxes alone. maps: of each image, where
+    panoptic quality is evaluated.
     """
 
     image_ids: Tensor
     rows: Tensor
+    masks: np.ndarray | None = None
+    maps: list[PanopticMap] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, places: Tensor) -> DetectionTable:
+        """These rows, [n] int64, in this order."""
+        masks = None if self.masks is None else self.masks[places.numpy(force=True)]
+        return DetectionTable(self.image_ids[places], self.rows[places], masks, self.maps)
 
     def of_image(self, image_id: int) -> Tensor:
         """[n, 6] on the CPU: the rows of one image."""
@@ -42,6 +53,14 @@ class DetectionTable:
         columns = (self.image_ids, self.rows[:, 5].long(), self.rows[:, :4], self.rows[:, 4])
         keys = ("image_id", "category_id", "bbox", "score")
         return [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+    def mask_results(self) -> Iterator[dict[str, Any]]:
+        """As in a COCO results file of masks, which has no boxes: with one, its area would count as the mask's."""
+        assert self.masks is not None
+        columns = (self.image_ids.tolist(), self.rows[:, 5].long().tolist(), self.masks, self.rows[:, 4].tolist())
+        for image_id, category_id, rle, score in zip(*columns, strict=True):
+            mask = {"size": rle["size"], "counts": rle["counts"].decode()}
+            yield {"image_id": image_id, "category_id": category_id, "segmentation": mask, "score": score}
 
 
 class GroundTruth:
@@ -61,12 +80,14 @@ class GroundTruth:
         self.backend = backend
         self.index = BACKENDS[backend].truth(self.split, self.objects)
 
-    def evaluate(self, table: DetectionTable) -> Any:
-        """COCOeval on boxes, evaluated and accumulated."""
+    def evaluate(self, table: DetectionTable, kind: str = "bbox") -> Any:
+        """COCOeval, evaluated and accumulated. kind: on boxes (bbox) or on masks (segm)."""
         with collector_paused(), contextlib.redirect_stdout(io.StringIO()):
             backend = BACKENDS[self.backend]
-            found = backend.found(self.split, self.index, self.boxes_of(table))
-            evaluation = backend.evaluation(self.index, found)
+            boxes = self.boxes_of(table)
+            boxes = boxes.with_areas_of_masks() if kind == "segm" else boxes._replace(masks=None)
+            found = backend.found(self.split, self.index, boxes)
+            evaluation = backend.evaluation(self.index, found, kind=kind)
             evaluation.accumulate()
         return evaluation
 
@@ -77,7 +98,8 @@ class GroundTruth:
         rows, image_ids = rows[known], table.image_ids.numpy(force=True)[known]
         areas, none = rows[:, 2] * rows[:, 3], np.zeros(len(rows), bool)
         categories = _places(self.category_ids, rows[:, 5].astype(np.int64)) + 1
-        return Boxes(self.numbers(image_ids), categories, rows[:, :4], areas, none, rows[:, 4])
+        masks = None if table.masks is None else table.masks[known]
+        return Boxes(self.numbers(image_ids), categories, rows[:, :4], areas, none, rows[:, 4], masks)
 
     def numbers(self, image_ids: np.ndarray) -> np.ndarray:
         """[N] image ids -> [N] the numbers of these images."""
@@ -90,7 +112,12 @@ class GroundTruth:
         boxes = column("bbox", np.float64).reshape(-1, 4)
         images = self.numbers(column("image_id", np.int64))
         categories = _places(self.category_ids, column("category_id", np.int64)) + 1
-        return Boxes(images, categories, boxes, column("area", np.float64), column("iscrowd", bool))
+        masks = column("segmentation", object) if all(map(_has_rle, annotations)) else None
+        return Boxes(images, categories, boxes, column("area", np.float64), column("iscrowd", bool), None, masks)
+
+
+def _has_rle(annotation: dict[str, Any]) -> bool:
+    return isinstance(annotation.get("segmentation"), dict)
 
 
 def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -101,8 +128,15 @@ def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
-    """COCO_METRICS by name, and AP_by_category {category name: AP}; -1 where undefined."""
-    evaluation = truth.evaluate(table)
+    """COCO_METRICS by name, and AP_by_category {category name: AP}; -1 where undefined. With masks also segm_AP, ..."""
+    metrics = _metrics(truth, truth.evaluate(table))
+    if table.masks is not None:
+        of_masks = _metrics(truth, truth.evaluate(table, "segm"))
+        metrics |= {f"{SEGM}{name}": value for name, value in of_masks.items()}
+    return metrics
+
+
+def _metrics(truth: GroundTruth, evaluation: Any) -> dict[str, Any]:
     metrics: dict[str, Any] = {metric.name: _mean(_values(evaluation, metric)) for metric in COCO_METRICS}
     precision = _values(evaluation, Metric("AP", "precision"))
     metrics["AP_by_category"] = {

@@ -1,14 +1,16 @@
-"""Boxes, names and scores drawn on a picture."""
+"""Boxes, names, scores and masks drawn on a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")  # white text reads
+MASK_SHARE = 0.5  # of a mask's colour in its pixels
 
 
 class Mark(NamedTuple):
@@ -17,6 +19,15 @@ class Mark(NamedTuple):
     box_xyxy: Sequence[float]
     text: str
     colour: int = 0
+
+
+def blended(pixels: Tensor, masks: Tensor, colours: Sequence[int]) -> Tensor:
+    """pixels [3, h, w] uint8, masks [N, h, w] bool, the number of each's colour -> pixels, the first mask on top."""
+    found = pixels.clone()
+    for mask, colour in reversed(list(zip(masks, colours, strict=True))):
+        tone = torch.tensor(ImageColor.getrgb(COLOURS[colour % len(COLOURS)]))[:, None]
+        found[:, mask] = ((1 - MASK_SHARE) * pixels[:, mask] + MASK_SHARE * tone).to(torch.uint8)
+    return found
 
 
 def draw_boxes(pixels: Tensor, marks: Sequence[Mark]) -> Image.Image:

@@ -3,8 +3,9 @@
     python -m fovea_detr.predict RUN PICTURES... [--to predictions] [--threshold 0.5] [--fovea]
 
 RUN is a run folder or a checkpoint (with the overrides of its training as --set KEY=VALUE where it does not say them).
-PICTURES are files, folders and patterns. Written to --to: each picture with its boxes, names and scores;
-predictions.json, COCO results with the name of each file, boxes as x, y, width, height in pixels; with --fovea, a
+PICTURES are files, folders and patterns. Written to --to: each picture with its boxes, names, scores and masks (of a
+model that has them); predictions.json, COCO results with the name of each file, boxes as x, y, width, height in pixels,
+masks as run lengths (RLE); with --fovea, a
 picture for each of the best detections (or of --queries) with the last decoder layer's fovea as a heat map.
 Exit code 1: a picture could not be read; the others are done.
 """
@@ -22,7 +23,8 @@ from tqdm import tqdm
 
 from fovea_detr import cli
 from fovea_detr.errors import DataError, UserError, tell
-from fovea_detr.evaluation.drawing import Mark, draw_boxes
+from fovea_detr.evaluation.drawing import Mark, blended, draw_boxes
+from fovea_detr.evaluation.masks import encoded
 from fovea_detr.predict.capture import capture
 from fovea_detr.predict.fovea import fovea_heat, overlay
 from fovea_detr.predict.pictures import as_pixels, find_pictures
@@ -96,7 +98,8 @@ def predict(
     """Write the files of one picture, `to` with an ending -> its COCO results."""
     pixels = as_pixels(path)
     (found,) = predictor.predict([pixels], options.threshold)
-    draw_boxes(pixels, marks(found)).save(f"{to}.jpg", quality=92)
+    ground = pixels if found.masks is None else blended(pixels, found.masks, found.labels.tolist())
+    draw_boxes(ground, marks(found)).save(f"{to}.jpg", quality=92)
     if options.fovea or options.queries:
         write_foveas(predictor, pixels, found, to, options.queries)
     return results(predictor, found, path, number)
@@ -110,7 +113,7 @@ def marks(found: Found) -> list[Mark]:
 def results(predictor: Predictor, found: Found, path: Path, number: int) -> list[dict[str, Any]]:
     """COCO results: the data set's own category ids; image_id: the place of the picture on the command line, from 1."""
     rows = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.names, found.scores.tolist(), strict=True)
-    return [
+    boxes = [
         {
             "image_id": number,
             "file_name": str(path),
@@ -121,6 +124,10 @@ def results(predictor: Predictor, found: Found, path: Path, number: int) -> list
         }
         for (left, top, right, bottom), label, name, score in rows
     ]
+    if found.masks is None or not boxes:
+        return boxes
+    masks = [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded(found.masks)]
+    return [{**one, "segmentation": mask} for one, mask in zip(boxes, masks, strict=True)]
 
 
 def write_foveas(predictor: Predictor, pixels: Tensor, found: Found, to: Path, queries: list[int] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from fovea_detr.data.samples import Sample
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import UserError
 from fovea_detr.evaluation.detections import postprocess
+from fovea_detr.evaluation.masks import sizes_of, whole_masks
 from fovea_detr.machine.device import autocast, denormals_flushed
 from fovea_detr.predict.loading import Trained, open_trained
 from fovea_detr.predict.pictures import as_pixels, pictures_of
-from fovea_detr.types import Batch, Detections
+from fovea_detr.types import Batch, Detections, Predictions
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Found:
     """What was found in one picture, best first. N detections.
 
     scores: [N] 0..1. labels: [N] int64 outputs of the class head. names: N. boxes_xyxy: [N, 4] pixels of the picture.
-    queries: [N] int64, the query of each. size_hw: of the picture, upright.
+    queries: [N] int64, the query of each. size_hw: of the picture, upright. masks: [N, h, w] bool; None: it has none.
     """
 
     scores: Tensor
@@ -35,6 +36,7 @@ class Found:
     boxes_xyxy: Tensor
     queries: Tensor
     size_hw: tuple[int, int]
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -66,7 +68,9 @@ class Predictor:
         """
         found: list[Found] = []
         for batch in self._batches(pictures_of(pictures), batch_size):
-            found += [self._found(*one, threshold) for one in zip(self.detect(batch), _sizes(batch), strict=True)]
+            out = self._run(batch)
+            detections = zip(postprocess(out, batch.original_sizes_hw), _sizes(batch), strict=True)
+            found += self._with_masks(out, batch, [self._found(*one, threshold) for one in detections])
         return found
 
     def batch(self, pictures: Sequence[Any]) -> Batch:
@@ -78,9 +82,21 @@ class Predictor:
 
     @torch.no_grad()
     def detect(self, batch: Batch) -> list[Detections]:
-        """All detections of each picture, whatever their score."""
+        """All detections of each picture, whatever their score; without masks."""
+        return postprocess(self._run(batch), batch.original_sizes_hw)
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> Predictions:
         with denormals_flushed(self.device), autocast(self.device, self.trained.config.precision):
-            return postprocess(self.model(batch.to(self.device)), batch.original_sizes_hw)
+            return self.model(batch.to(self.device))
+
+    @torch.no_grad()
+    def _with_masks(self, out: Predictions, batch: Batch, found: list[Found]) -> list[Found]:
+        """With the masks of these detections alone: those of all queries would fill gigabytes on a large picture."""
+        if not self.trained.config.model.masks:
+            return found
+        masks = whole_masks(out, [one.queries for one in found], sizes_of(batch.sizes_hw), _sizes(batch))
+        return [replace(one, masks=mask) for one, mask in zip(found, masks, strict=True)]
 
     def name(self, label: int) -> str:
         return self.trained.names.get(label, f"class {label}")

@@ -13,6 +13,8 @@
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
         matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
         samples/          IMAGE_ID.jpg: predictions on a few validation images, after the last evaluation
+        predictions.json  with evaluation.save_predictions: boxes; predictions_segm.json: masks;
+                          predictions_panoptic.json and predictions_panoptic/: panoptic segments and their PNGs
         tracker.json      by the name of a tracker, by which id it finds this run
 
 Standard library only. Files are replaced atomically: written to a temporary name, synced, renamed. A process that has
@@ -80,6 +82,11 @@ COCO_METRICS = (
     Metric("AP90", "precision", iou=0.9),
 )
 METRICS = tuple(metric.name for metric in COCO_METRICS)
+SEGM = "segm_"  # before the name of a metric of boxes: the same of masks
+SEGM_METRICS = tuple(f"{SEGM}{name}" for name in METRICS)
+QUALITIES = tuple(f"{score}{group}" for group in ("", "_things", "_stuff") for score in ("PQ", "SQ", "RQ"))
+BY_CATEGORY = "_by_category"  # after the name of a metric
+ALL_METRICS = (*METRICS, *SEGM_METRICS, *QUALITIES)
 
 
 def this_start() -> dict[str, Any]:
@@ -198,12 +205,12 @@ class RunFolder:
     def write_predictions(self, coco_results: list[dict[str, Any]]) -> None:
         self._write_text("predictions.json", _to_json(coco_results))
 
-    def write_sample(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Replace samples/NAME."""
+    def write_inside(self, inner: str, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Replace INNER/NAME, in a folder inside it."""
         if self.claimed is None:
-            return write_atomic(self.path / "samples" / name, write)
-        with self.claimed.writing() as folder_fd, inner_folder(folder_fd, "samples") as samples_fd:
-            write_atomic(Path(name), write, samples_fd)
+            return write_atomic(self.path / inner / name, write)
+        with self.claimed.writing() as folder_fd, inner_folder(folder_fd, inner) as inner_fd:
+            write_atomic(Path(name), write, inner_fd)
 
     def write_tracker_ids(self, ids: Mapping[str, str]) -> None:
         self._write_text("tracker.json", _to_json(ids) + "\n")

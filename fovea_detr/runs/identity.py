@@ -329,6 +329,7 @@ def with_absolute_paths(config: Config) -> Config:
     data = replace(
         config.data,
         root=absolute(config.data.root),
+        panoptic_root=absolute(config.data.panoptic_root),
         cache=absolute(config.data.cache),
         train=_absolute_files(config.data, config.data.train),
         val=_absolute_files(config.data, config.data.val),

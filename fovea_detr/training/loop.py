@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
@@ -29,6 +29,7 @@ from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console
 from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
+from fovea_detr.training.predictions import write_found
 from fovea_detr.training.reports import StepReports, average_over_ranks, location, values_of
 from fovea_detr.training.samples import write_samples
 from fovea_detr.training.saver import Saver
@@ -197,11 +198,10 @@ class Trainer:
         metrics: dict[str, Any] = {} if losses is None else losses.means()
         averaged = None if average is None else self.detections(average.model)
         if distributed.rank() == 0:
-            truth = self.val.ground_truth
-            metrics = coco_metrics(truth, table) | metrics
+            metrics = self.val.metrics(table) | metrics
             if averaged is not None:
-                metrics |= {f"ema_{name}": value for name, value in coco_metrics(truth, averaged).items()}
-            self.keep(table, truth, metrics["AP"])
+                metrics |= {f"ema_{name}": value for name, value in self.val.metrics(averaged).items()}
+            self.keep(table, self.val.ground_truth, metrics["AP"])
         return metrics if distributed.rank() == 0 else {}, {"evaluation_seconds": time.monotonic() - begin}
 
     def detections(self, model: nn.Module, losses: ValidationLosses | None = None) -> DetectionTable:
@@ -217,7 +217,7 @@ class Trainer:
         evaluation, epoch = self.config.evaluation, self.state.epoch + 1
         if evaluation.save_predictions:
             refuse_other_ap(self.folder, ap)
-            self.folder.write_predictions(table.results())
+            write_found(self.folder, table, self.val and self.val.panoptic_truth)
         is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
         is_last |= self.state.has_stalled(self.config.train.early_stop, ap)
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):

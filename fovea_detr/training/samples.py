@@ -24,7 +24,9 @@ def write_samples(folder: RunFolder, dataset: CocoDataset, table: DetectionTable
     for index in fixed_images(dataset.annotations.image_ids):
         image_id = int(dataset.annotations.image_ids[index])
         picture = drawn(dataset.sample(index), table.of_image(image_id), names)
-        folder.write_sample(f"{image_id}.jpg", lambda file, picture=picture: picture.save(file, "JPEG", quality=85))
+        folder.write_inside(
+            "samples", f"{image_id}.jpg", lambda file, picture=picture: picture.save(file, "JPEG", quality=85)
+        )
 
 
 def fixed_images(image_ids: np.ndarray) -> list[int]:

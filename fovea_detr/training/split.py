@@ -16,11 +16,13 @@ from fovea_detr.data.batches import epoch_batches, eval_batches
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.loader import Loader
 from fovea_detr.errors import DataError
-from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import detect, in_category_ids, inference_seconds
+from fovea_detr.evaluation.panoptic import panoptic
+from fovea_detr.evaluation.quality import PanopticMap, PanopticTruth
 from fovea_detr.machine import distributed
 from fovea_detr.training.compiled import eager
-from fovea_detr.types import Predictions
+from fovea_detr.types import Batch, Predictions
 
 
 @dataclass
@@ -60,9 +62,40 @@ class Split:
         """The detections in this rank's share of the images. before_each, which may raise, after_each: see `detect`."""
         size, world, rank = self.config.evaluation.batch_size, distributed.world_size(), distributed.rank()
         batches = self.loader.read(eval_batches(self.dataset.annotations.image_ids, size, world, rank))
+        merge = self._merge if self.panoptic_truth is not None else None
         with eager():
-            table = detect(model, batches, device, self.config.precision, before_each, after_each)
+            masks = self.config.model.masks
+            table = detect(
+                model, batches, device, self.config.precision, before_each, after_each, masks=masks, merge=merge
+            )
         return table if self.category_ids is None else in_category_ids(table, self.category_ids)
+
+    @cached_property
+    def panoptic_truth(self) -> PanopticTruth | None:
+        """The panoptic annotations to evaluate against; None without any, or without masks."""
+        split = self.dataset.annotations
+        if split.panoptic is None or not self.config.model.masks:
+            return None
+        return PanopticTruth(split.panoptic, split.image_ids.tolist())
+
+    def metrics(self, table: DetectionTable) -> dict[str, Any]:
+        """All metrics of the detections of the whole split. DataError."""
+        found = coco_metrics(self.ground_truth, table)
+        if table.maps is not None and self.panoptic_truth is not None:
+            found |= self.panoptic_truth.metrics(table.maps)
+        return found
+
+    def _merge(self, batch: Batch, predictions: Predictions) -> list[PanopticMap]:
+        assert self.panoptic_truth is not None
+        options, things = self.config.panoptic, self.panoptic_truth.things
+        ids = self.category_ids or self.dataset.annotations.classes.id_by_output
+        is_thing = {output: things[category] for output, category in ids.items() if category in things}
+        sizes = (batch.sizes_hw, batch.original_sizes_hw)
+        found = panoptic(predictions, *sizes, options.threshold, is_thing, score=options.score, crop=options.crop)
+        return [
+            PanopticMap.of(image_id, of_image, [{**one, "category_id": ids[one["category_id"]]} for one in segments])
+            for image_id, (of_image, segments) in zip(batch.image_ids, found, strict=True)
+        ]
 
     def inference_time(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """The mean seconds per image at batch 1 over the first images by id, by DETR's protocol, and their number."""

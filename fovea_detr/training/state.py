@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fovea_detr.errors import WeightsError
+from fovea_detr.runs.folder import ALL_METRICS, BY_CATEGORY
 from fovea_detr.training.average import Average
 from fovea_detr.training.optim import refuse_other_groups
 
@@ -130,4 +131,7 @@ class TrainState:
 
 
 def _metrics(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name.startswith(("AP", "AR", "ema_", "val_"))}
+    def is_metric(name: str) -> bool:
+        return name in ALL_METRICS or name.endswith(BY_CATEGORY) or name.startswith(("ema_", "val_"))
+
+    return {name: value for name, value in line.items() if is_metric(name)}

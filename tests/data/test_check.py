@@ -106,3 +106,12 @@ def test_areas_of_0_are_those_of_the_boxes(tmp_path: Path, capsys: pytest.Captur
     assert check(root) == 0
     assert "areas that are no usable number (the box's is taken): 1" in capsys.readouterr().out
     assert READERS["coco"](Data(root=str(root)), "val").objects.areas.tolist() == [81]
+
+
+def test_masks_are_checked_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_coco(tmp_path)
+    edit(root, lambda content: [one.update(segmentation=[[1, 2, 3, 4]]) for one in content["annotations"]])
+    edit(root, lambda content: [one.update(segmentation=[[1, 2, 9, 2, 5, 9]]) for one in content["annotations"]], "val")
+    assert check(root) == 0
+    assert check(root, "--masks") == 2
+    assert "objects with a polygon of fewer than three points: 2 left out" in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_an_image_is_a_function_of_seed_split_and_index(folder: Path, tmp_path: 
     fewer = generate.generate(tmp_path, train_images=3, val_images=1, seed=3)
     name = "000000000003.jpg"
     assert (fewer / "train2017" / name).read_bytes() == (folder / "train2017" / name).read_bytes()
-    image, objects = drawing.draw_image(3, "train", 2)
+    image, objects, _ = drawing.draw_image(3, "train", 2)
     others = [drawing.draw_image(*key)[0] for key in ((4, "train", 2), (3, "val", 2), (3, "train", 3))]
     assert all(np.asarray(image).tobytes() != np.asarray(other).tobytes() for other in others)
     written = [a for a in content_of(folder, "train")["annotations"] if a["image_id"] == 3]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import fovea_detr
@@ -20,6 +21,7 @@ from fovea_detr.data.samples import Sample
 from fovea_detr.data.transforms import eval_transform
 from fovea_detr.errors import DataError, UserError
 from fovea_detr.evaluation.detections import postprocess
+from fovea_detr.evaluation.drawing import blended
 from fovea_detr.predict.__main__ import main, names_for
 from fovea_detr.predict.capture import capture
 from fovea_detr.predict.fovea import fovea_heat, overlay
@@ -220,3 +222,46 @@ def test_class_names_of_another_program_are_left_alone(checkpoint: Path, tmp_pat
     content = torch.load(checkpoint)
     torch.save({**content, "categories": {"cat": "1"}}, tmp_path / "other.pt")
     assert fovea_detr.load_run(tmp_path / "other.pt", device="cpu").name(1) == "class 1"
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of a model with masks."""
+    config = load_config(["experiment=tiny", "data.num_classes=4", "model.masks=true"])
+    torch.manual_seed(0)
+    model = build_model(config)
+    torch.nn.init.normal_(model.class_head.weight)
+    path = tmp_path_factory.mktemp("masks") / "checkpoint.pt"
+    torch.save({"model": model.state_dict(), "config": config_text(config), "categories": NAMES}, path)
+    return path
+
+
+def test_masks_are_found_drawn_and_written(with_masks: Path, tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    predictor = fovea_detr.load_run(with_masks, device="cpu")
+    (found,) = predictor.predict(path, threshold=0.05)
+    with torch.no_grad():
+        batch = predictor.batch([path])
+        out = predictor.model(batch)
+    (everything,) = postprocess(out, batch.original_sizes_hw, masks=True, processed_hw=batch.sizes_hw)
+    assert found.masks is not None
+    assert everything.masks is not None
+    assert len(found) > 0
+    of_query = dict(zip(everything.queries.tolist(), everything.masks, strict=True))
+    assert all(torch.equal(m, of_query[q]) for q, m in zip(found.queries.tolist(), found.masks, strict=True))
+    assert main([str(with_masks), str(path), "--to", str(tmp_path / "to"), "--threshold", "0.05"]) == 0
+    written = json.loads((tmp_path / "to" / "predictions.json").read_text())
+    areas = [int(coco_mask.decode(one["segmentation"]).sum()) for one in written]
+    assert areas == found.masks.sum((1, 2)).tolist()
+
+
+def test_a_mask_is_blended_below_the_ones_before_it() -> None:
+    pixels = torch.full((3, 2, 3), 100, dtype=torch.uint8)
+    masks = torch.tensor([[[1, 0, 0], [0, 0, 0]], [[1, 1, 0], [0, 0, 0]]]).bool()
+    found = blended(pixels, masks, [0, 1])
+    assert found[:, 0, 0].tolist() == [(100 + side) // 2 for side in (0xE6, 0x19, 0x4B)]
+    assert found[:, 0, 1].tolist() == [(100 + side) // 2 for side in (0x3C, 0xB4, 0x4B)]
+    assert (found[:, 1] == 100).all()

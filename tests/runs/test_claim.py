@@ -32,7 +32,7 @@ WRITERS: dict[str, Callable[[RunFolder], object]] = {
     "predictions": lambda run: run.write_predictions([]),
     "log": lambda run: run.log("a line"),
     "checkpoint": lambda run: checkpoint.save(run, {"model": {}}),
-    "sample": lambda run: run.write_sample("1.jpg", lambda file: file.write(b"a picture")),
+    "sample": lambda run: run.write_inside("samples", "1.jpg", lambda file: file.write(b"a picture")),
     "tracker": lambda run: run.write_tracker_ids({"wandb": "1"}),
     "tensorboard": lambda run: Tracking(Config(tracker="tensorboard"), run, print).send([]),
 }

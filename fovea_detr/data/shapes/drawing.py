@@ -31,8 +31,8 @@ class _Shape:
         return np.concatenate([self.points.min(0), self.points.max(0)])
 
 
-def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]]]:
-    """One image and its annotations (without ids), which depend on the arguments only."""
+def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]], list[np.ndarray]]:
+    """One image, its annotations (without ids) and the visible part of each, [h, w] bool, from the arguments only."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size_wh = SIZES_WH[rng.integers(len(SIZES_WH))]
     crowd = _crowd(rng, size_wh) if index % CROWD_EVERY == 0 else []
@@ -44,7 +44,16 @@ def draw_image(seed: int, split: str, index: int) -> tuple[Image.Image, list[dic
     objects = [_annotation(shape) for shape in shapes]
     if crowd:
         objects.append(_crowd_annotation(crowd[0].category, np.any(covered[: len(crowd)], axis=0)))
-    return Image.fromarray(pixels), objects
+    return Image.fromarray(pixels), objects, _visible(covered, len(crowd))
+
+
+def _visible(covered: list[np.ndarray], crowd: int) -> list[np.ndarray]:
+    """covered: [h, w] bool of each shape, the later ones on top, first those of the crowd -> of the annotations."""
+    above, found = np.zeros_like(covered[0]), []
+    for mask in reversed(covered):
+        found.insert(0, mask & ~above)
+        above = above | mask
+    return found[crowd:] + ([np.any(found[:crowd], axis=0)] if crowd else [])
 
 
 def _unit_outline(category: int) -> np.ndarray:
