@@ -17,6 +17,7 @@ from torch.nn import functional
 from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
 from fovea_detr.loss.focal import focal_loss
 from fovea_detr.loss.matcher import Fetch, Match, Matcher
+from fovea_detr.loss.measures import measures
 from fovea_detr.machine import distributed
 from fovea_detr.types import Predictions, Target, as_target
 
@@ -26,11 +27,13 @@ class Losses:
     """by_layer: "classification", "l1", "giou" -> [L], unweighted; the last entry is the last decoder layer's.
 
     total: their weighted sum over parts and layers, to be differentiated. matches[layer][image]: (queries, objects).
+    measures: class error and cardinality error of the last layer, [] each, for the log.
     """
 
     by_layer: dict[str, Tensor]
     total: Tensor
     matches: list[list[Match]]
+    measures: dict[str, Tensor]
 
 
 class Criterion(nn.Module):
@@ -81,7 +84,7 @@ class Criterion(nn.Module):
             "giou": _sum_by_layer(1 - overlap, layer, num_layers) / num_boxes,
         }
         total = torch.stack([self.weights[part] * value.sum() for part, value in by_layer.items()]).sum()
-        return Losses(by_layer, total, matches)
+        return Losses(by_layer, total, matches, measures(predictions, objects, matches[-1]))
 
     def _classification(
         self, logits: Tensor, where: tuple[Tensor, Tensor, Tensor], labels: Tensor, num_boxes: Tensor
