@@ -18,6 +18,7 @@ from fovea_detr.boxes import cxcywh_to_xyxy, generalised_iou
 from fovea_detr.loss.focal import focal_loss
 from fovea_detr.loss.masks import mask_losses
 from fovea_detr.loss.matcher import Fetch, Match, Matcher
+from fovea_detr.loss.measures import measures
 from fovea_detr.machine import distributed
 from fovea_detr.types import Predictions, Target, as_target
 
@@ -29,11 +30,13 @@ class Losses:
     With masks, also "mask" and "dice" -> [1], of the last layer alone.
 
     total: their weighted sum over parts and layers, to be differentiated. matches[layer][image]: (queries, objects).
+    measures: class error and cardinality error of the last layer, [] each, for the log.
     """
 
     by_layer: dict[str, Tensor]
     total: Tensor
     matches: list[list[Match]]
+    measures: dict[str, Tensor]
 
 
 class Criterion(nn.Module):
@@ -90,7 +93,7 @@ class Criterion(nn.Module):
         if "mask" in self.weights:
             by_layer |= mask_losses(predictions, objects, matches[-1], num_boxes)
         total = torch.stack([self.weights[part] * value.sum() for part, value in by_layer.items()]).sum()
-        return Losses(by_layer, total, matches)
+        return Losses(by_layer, total, matches, measures(predictions, objects, matches[-1]))
 
     def _classification(
         self, logits: Tensor, where: tuple[Tensor, Tensor, Tensor], labels: Tensor, num_boxes: Tensor

@@ -19,7 +19,7 @@ from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.loss.criterion import Criterion, mean_objects
+from fovea_detr.loss.criterion import Criterion, Losses, mean_objects
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
 from fovea_detr.machine.memory import out_of_memory_as_error
@@ -30,7 +30,7 @@ from fovea_detr.training.console import Console
 from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import learning_rate_factor, set_learning_rate, step_if_finite
 from fovea_detr.training.predictions import write_found
-from fovea_detr.training.reports import StepReports, average_over_ranks, location, values_of
+from fovea_detr.training.reports import StepReports, average_over_ranks, last_layer, location
 from fovea_detr.training.samples import write_samples
 from fovea_detr.training.saver import Saver
 from fovea_detr.training.split import Split
@@ -129,10 +129,10 @@ class Trainer:
             # The same dropout for any number of processes, as long as the micro-batches are the same.
             torch.manual_seed(step_seed(self.config.seed, step, distributed.rank() * len(micro_batches) + i))
             with distributed.gradients_kept_local(self.wrapped) if i < last else nullcontext():
-                total, of_batch = self.losses_of(*micro_batch, step, num_boxes)
-                (total / len(micro_batches)).backward()
-            values.append(of_batch)
-            del total
+                losses = self.losses_of(*micro_batch, step, num_boxes)
+                (losses.total / len(micro_batches)).backward()
+            values.append(last_layer(losses))
+            del losses
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.config.schedule.clip or math.inf)
         where, stopping = location(step, *(images for images, _ in micro_batches)), self.stop.number != 0
         report = average_over_ranks(values, norm, stopping=stopping, step=step, where=where)
@@ -141,24 +141,21 @@ class Trainer:
             state.average.update(state.model, step)
         self.reports.post(report)
 
-    def losses_of(
-        self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The forward pass of a micro-batch -> the total to differentiate, `values_of`. Raises NonFiniteError."""
+    def losses_of(self, batch: Batch, targets: list[Target], step: int, num_boxes: Tensor) -> Losses:
+        """The forward pass of a micro-batch. Raises NonFiniteError."""
 
-        def criterion(predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
+        def criterion(predictions: Predictions) -> Losses:
             with autocast(self.device, "fp32"):
-                losses = self.criterion(predictions, targets, self.reports.fetch, num_boxes)
-            return losses.total, values_of(losses, predictions, targets)
+                return self.criterion(predictions, targets, self.reports.fetch, num_boxes)
 
         try:
             with autocast(self.device, self.config.precision):
-                of_batch = self.wrapped(batch.to(self.device), criterion)
+                losses = self.wrapped(batch.to(self.device), criterion)
         except NonFiniteError as error:
             self.reports.check()  # an error of the step before comes first
             raise NonFiniteError(f"{location(step, batch)}: {error}; {self._losses_so_far()}") from None
         self.reports.check()
-        return of_batch
+        return losses
 
     def end_step(self, step: int) -> None:
         """Count one step and save if due. Once all ranks know of a signal, save and raise Stopped.

@@ -18,9 +18,8 @@ from torch import Tensor
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.loss.criterion import Losses
 from fovea_detr.loss.matcher import to_host
-from fovea_detr.loss.measures import measures
 from fovea_detr.machine import distributed
-from fovea_detr.types import Batch, Predictions, Target
+from fovea_detr.types import Batch
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,10 @@ class Report:
     own: Tensor
 
 
-def values_of(losses: Losses, predictions: Predictions, targets: list[Target]) -> dict[str, Tensor]:
-    """The values of a batch for the log, detached: the total, the last layer's losses, and its `measures`."""
+def last_layer(losses: Losses) -> dict[str, Tensor]:
+    """The values of a micro-batch for the report, detached: the total, the last layer's losses and measures."""
     parts = {f"loss_{name}": value[-1].detach() for name, value in losses.by_layer.items()}
-    return {"loss": losses.total.detach(), **parts, **measures(predictions, targets, losses.matches[-1])}
+    return {"loss": losses.total.detach(), **parts, **losses.measures}
 
 
 def average_over_ranks(

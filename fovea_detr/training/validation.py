@@ -8,7 +8,7 @@ from torch import Tensor
 from fovea_detr.errors import NonFiniteError
 from fovea_detr.loss.criterion import Criterion
 from fovea_detr.machine import distributed
-from fovea_detr.training.reports import values_of
+from fovea_detr.training.reports import last_layer
 from fovea_detr.types import Predictions, Target
 
 
@@ -29,8 +29,7 @@ class ValidationLosses:
         objects = max(1, sum(len(target) for target in targets))
         num_boxes = torch.full((1,), float(objects), device=predictions.logits.device)
         try:
-            losses = self.criterion(predictions, targets, num_boxes=num_boxes)
-            self._batches.append(values_of(losses, predictions, targets))
+            self._batches.append(last_layer(self.criterion(predictions, targets, num_boxes=num_boxes)))
         except NonFiniteError:
             self.are_finite = False
 
