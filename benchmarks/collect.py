@@ -31,7 +31,7 @@ from benchmarks.evaluation import random_case
 from fovea_detr.evaluation.coco import GroundTruth
 from fovea_detr.evaluation.matches import Matches, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.runs.folder import RunFolder
+from fovea_detr.runs.folder import COCO_METRICS, RunFolder
 from tests.analysis.made_up import grid, write_run, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,8 @@ def write_matched(study: Path, images: int = 5000, detections: int = 300) -> Non
 
 
 def write_with_ap(folder: RunFolder, matches: Matches) -> None:
-    ap = resample_once(matches, np.ones(len(matches.image_ids)))["AP"]
+    only = [metric for metric in COCO_METRICS if metric.name == "AP"]
+    ap = resample_once(matches, np.ones(len(matches.image_ids)), only)["AP"]
     result = json.loads((folder.path / "result.json").read_text())
     folder.write_result({**result, "last": {**result["last"], "AP": ap}})
     write_matches(folder, replace(matches, ap=ap))
