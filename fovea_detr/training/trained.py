@@ -139,10 +139,10 @@ def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     evaluation = config.evaluation
     if not typed & {"evaluation.batch_size", "schedule.batch_size"}:  # AP depends on the padding
         evaluation = replace(evaluation, batch_size=trained.evaluation.batch_size)
-    data = replace(data, masks=trained.model.masks)
     model = replace(trained.model, backbone_weights=config.model.backbone_weights)
     if "model.masks" in typed and not config.model.masks:
         model = replace(model, **{key: getattr(config.model, key) for key in OF_MASKS})
+    data = replace(data, masks=model.masks)
     return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
 
 

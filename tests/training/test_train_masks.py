@@ -254,8 +254,9 @@ def test_evaluation_takes_masks_from_the_checkpoint_unless_told_otherwise(tmp_pa
     evaluate = ["mode=eval", f"weights={path}"]
     assert as_trained(load_config(evaluate), evaluate, quiet=True).model.masks
     typed = [*evaluate, "model.masks=false"]
-    boxes = as_trained(load_config(typed), typed, quiet=True).model
-    assert (boxes.masks, boxes.mask_prior, boxes.freeze_detector) == (False, "none", False)
+    config = as_trained(load_config(typed), typed, quiet=True)
+    boxes = config.model
+    assert (boxes.masks, boxes.mask_prior, boxes.freeze_detector, config.data.masks) == (False, "none", False, False)
     of_boxes = saved(tmp_path / "b.pt")
     typed = ["mode=eval", f"weights={of_boxes}", MASKS]
     with pytest.raises(WeightsError, match=r"was trained with model.masks=false"):
