@@ -250,9 +250,13 @@ def test_another_mask_prior_does_not_load(tmp_path: Path) -> None:
 
 
 def test_evaluation_takes_masks_from_the_checkpoint_unless_told_otherwise(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.pt", MASKS, FROZEN, "model.mask_prior=last")
+    merge = ["panoptic.score=sigmoid", "panoptic.threshold=0.4"]
+    path = saved(tmp_path / "a.pt", MASKS, FROZEN, "model.mask_prior=last", *merge)
     evaluate = ["mode=eval", f"weights={path}"]
-    assert as_trained(load_config(evaluate), evaluate, quiet=True).model.masks
+    found = as_trained(load_config(evaluate), evaluate, quiet=True)
+    assert (found.model.masks, found.data.masks, found.panoptic.score) == (True, True, "sigmoid")
+    typed = [*evaluate, "panoptic.score=sigmoid", "panoptic.threshold=0.2"]
+    assert as_trained(load_config(typed), typed, quiet=True).panoptic.threshold == 0.2
     typed = [*evaluate, "model.masks=false"]
     config = as_trained(load_config(typed), typed, quiet=True)
     boxes = config.model
