@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fovea_detr.runs.folder import METRICS, RunFolder
+from fovea_detr.runs.folder import METRICS, QUALITIES, SEGM, RunFolder
 from fovea_detr.training.tracking import Tracking
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -157,7 +157,8 @@ def percent(metric: float) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     """result.json in one line: the last and best metrics, and the time it took."""
-    scores = ", ".join(f"{name} {percent(result['last'][name])}" for name in METRICS[:6] if name in result["last"])
+    names = (*METRICS[:6], f"{SEGM}AP", QUALITIES[0])
+    scores = ", ".join(f"{name} {percent(result['last'][name])}" for name in names if name in result["last"])
     best = (
         f"; best AP {percent(result['best']['AP'])} after epoch {result['best']['epoch']}" if "best" in result else ""
     )
