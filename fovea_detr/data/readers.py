@@ -78,7 +78,11 @@ def fingerprints(data: Data) -> dict[str, str]:
 
 def describe_layout(data: Data) -> str:
     """Where the splits of data=coco are, for the log: one line, empty for other readers."""
-    return "; ".join(f"{split}: {one}" for split, one in sources(data).items())
+    found = [f"{split}: {one}" for split, one in sources(data).items()]
+    found += (
+        [f"panoptic: {panoptic_files_of(data, 'val').annotations.parents[1]}"] if data.name == "coco_panoptic" else []
+    )
+    return "; ".join(found)
 
 
 def coco(data: Data, split: SplitName) -> CocoSplit:

@@ -13,7 +13,7 @@ from fovea_detr.training.tracking import Tracking
 
 SECONDS_BETWEEN_LINES = 30.0
 FIRST_STEPS = 20
-SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+SUMMARY = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "segm_AP", "PQ")
 
 
 class Console:
