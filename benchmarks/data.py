@@ -36,7 +36,7 @@ from fovea_detr.data.transforms import Plan, PublishedTraining, drawn_hw, draws
 from fovea_detr.model.pixels import normalised
 
 IMAGES, BATCH, PADDED_IMAGES = 24, 4, 8000
-RATES = (20, 50, 100, 200)  # images per second of a GPU
+RATES = (20, 45, 100, 200)  # images per second of a GPU
 Row = dict[str, Any]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 from unittest.mock import patch
@@ -79,24 +79,18 @@ def counting(
 ) -> Iterator[ByPart]:
     """Context that counts by part what is dispatched in it."""
     mode = ByPart()
-    places = {
-        "model": (model, "forward"),
-        "backbone": (backbone, "forward"),
-        "criterion": (criterion, "forward"),
-        "backward": (torch.Tensor, "backward"),
-    }
-    with patch.object(optimizer, "step", mode.of("optimizer", optimizer.step)):
-        clip = mode.of("optimizer", nn.utils.clip_grad_norm_)
-        patches = [patch.object(*place, mode.of(part, getattr(*place))) for part, place in places.items()]
-        patches.append(patch.object(nn.utils, "clip_grad_norm_", clip))
-        for one in patches:
-            one.start()
-        try:
-            with mode:
-                yield mode
-        finally:
-            for one in patches:
-                one.stop()
+    places: list[tuple[str, Any, str]] = [
+        ("model", model, "forward"),
+        ("backbone", backbone, "forward"),
+        ("criterion", criterion, "forward"),
+        ("backward", torch.Tensor, "backward"),
+        ("optimizer", optimizer, "step"),
+        ("optimizer", nn.utils, "clip_grad_norm_"),
+    ]
+    with ExitStack() as stack:
+        for part, owner, name in places:
+            stack.enter_context(patch.object(owner, name, mode.of(part, getattr(owner, name))))
+        yield stack.enter_context(mode)
 
 
 def count(overrides: list[str], side: str = "ours") -> dict[str, Count]:

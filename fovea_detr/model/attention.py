@@ -52,15 +52,17 @@ class Attention(nn.Module):
     def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> [B, H, n, D / H] each. Queries and keys from one tensor, as in self-attention, are one multiplication."""
         batch, hidden = len(query), query.shape[-1]
-        is_self = query is key
-        inputs, sizes = ((key, value), [2 * hidden, hidden]) if is_self else ((query, key, value), [hidden] * 3)
-        parameters = zip(inputs, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes), strict=True)
-        *first, v = [functional.linear(x.flatten(0, 1), weight, bias) for x, weight, bias in parameters]
-        if is_self:
-            q, k = first[0].view(batch, -1, 2, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4).unbind()
-        else:
-            q, k = (self.by_head(rows, batch) for rows in first)
-        return q, k, self.by_head(v, batch)
+        if query is key:
+            both, v = self.linear((key, value), [2 * hidden, hidden])
+            q, k = both.view(batch, -1, 2, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4).unbind()
+            return q, k, self.by_head(v, batch)
+        q, k, v = (self.by_head(x, batch) for x in self.linear((query, key, value), [hidden] * 3))
+        return q, k, v
+
+    def linear(self, inputs: tuple[Tensor, ...], sizes: list[int]) -> list[Tensor]:
+        """Inputs [B, n, D], each by its part of the packed parameters, of these sizes -> rows [B * n, size]."""
+        rows = (x.flatten(0, 1) for x in inputs)
+        return list(map(functional.linear, rows, self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)))
 
     def by_head(self, rows: Tensor, batch: int) -> Tensor:
         """[B * n, D] -> [B, H, n, D / H]."""

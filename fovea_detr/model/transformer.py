@@ -146,17 +146,17 @@ class Decoder(nn.Module):
         Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
-        query_embed = query_embed.expand_as(content)  # once, so that its gradient is summed over the images once
+        of_images = query_embed.expand_as(content)  # once, so that its gradient is summed over the images once
         keys, reference, outputs = memory + position, None, []
         is_padding = grid.is_padding()
         may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             if layer.prior is None:
-                content = layer(content, query_embed, memory, keys, may_attend=may_attend)
+                content = layer(content, of_images, memory, keys, may_attend=may_attend)
             else:
                 prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
-                content = layer(content, query_embed, memory, keys, prior=prior)
+                content = layer(content, of_images, memory, keys, prior=prior)
                 if priors is not None:
                     priors[:] = [prior]
             outputs.append(content)
