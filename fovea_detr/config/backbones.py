@@ -1,6 +1,6 @@
 """The backbones that `model.backbone` may name, one line each. Imports no torch: the checks of a configuration read it.
 
-A torchvision network with `features` (ConvNeXt, Swin) needs a line here and nothing else. Another kind of network also
+A torchvision network with `features` (ConvNeXt, Swin, EfficientNet) needs a line here and nothing else. Another kind of network also
 needs its class in `BODIES`, model/backbone.py.
 """
 
@@ -14,7 +14,8 @@ class BackboneSpec:
     """body: a key of BODIES in model/backbone.py. channels, stride (in pixels): of the output, without dc5.
 
     frozen: the parts of the body that are never trained. imagenet: torchvision has ImageNet weights of this name.
-    batch_norm: it has such layers, and `model.batch_norm` decides about them. dc5: its last stage can be dilated.
+    batch_norm: it has such layers, and `model.batch_norm` decides about them; eps: theirs in torchvision (MobileNetV3:
+    1e-3). dc5: its last stage can be dilated.
     compiles: torch.compile takes it with batches of any size. It traced Swin's windows for over 3 minutes, without end.
     """
 
@@ -24,6 +25,7 @@ class BackboneSpec:
     frozen: tuple[str, ...] = ()
     imagenet: bool = True
     batch_norm: bool = False
+    eps: float = 1e-5
     dc5: bool = False
     compiles: bool = True
 

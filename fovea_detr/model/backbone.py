@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,9 +136,9 @@ class FeaturesBody(Body):
 
     STRIDE = 32
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, norm: Norm | None = None) -> None:
         super().__init__()
-        network: Any = torchvision.models.get_model(name, weights=None)
+        network: Any = torchvision.models.get_model(name, weights=None, norm_layer=norm)  # None: its own
         self.features: nn.Sequential = network.features  # the stem, stage 2, a reduction, stage 3, ..., stage 5
         self.norm: nn.Module | None = getattr(network, "norm", None)  # Swin's, over channels in the last dimension
 
@@ -154,7 +155,7 @@ class FeaturesBody(Body):
 # `body` of a BackboneSpec -> its builder, called with (name, dc5, norm)
 BODIES: dict[str, Callable[[str, bool, Norm], Body]] = {
     "resnet": ResNetBody,
-    "features": lambda name, _dc5, _norm: FeaturesBody(name),
+    "features": lambda name, _dc5, norm: FeaturesBody(name, norm if BACKBONES[name].batch_norm else None),
     "tiny": lambda _name, _dc5, norm: TinyBody(norm),
 }
 
@@ -165,7 +166,7 @@ def build_backbone(name: str, *, dc5: bool, batch_norm: str, train: bool = True)
     dc5: stage 5 is dilated, which halves the stride. train=False freezes the whole backbone.
     """
     spec = BACKBONES[name]
-    body = BODIES[spec.body](name, dc5, NORMS[batch_norm])
+    body = BODIES[spec.body](name, dc5, partial(NORMS[batch_norm], eps=spec.eps))
     for part in spec.frozen:
         body.get_submodule(part).requires_grad_(False)
     backbone = Backbone(body, spec.channels, spec.stride // 2 if dc5 else spec.stride)

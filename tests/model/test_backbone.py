@@ -26,8 +26,9 @@ def resnet18() -> Backbone:
     return build_backbone("resnet18", dc5=False, batch_norm="frozen")
 
 
-# Of each family of torchvision's, and where the features that it shares with ours come out of it.
-NETWORKS = {"resnet18": "layer4", "convnext_tiny": "features", "swin_t": "permute"}
+# Of torchvision's networks, one ResNet and all others: the part out of which the features come that it shares with ours.
+NETWORKS = {name: "features" for name, spec in BACKBONES.items() if spec.body == "features"}
+NETWORKS |= {"resnet18": "layer4", "swin_t": "permute"}
 
 
 @pytest.mark.parametrize(
