@@ -25,9 +25,8 @@ from analysis import script
 from analysis.output.formats import DATA, FORMATS, check_format, write
 from analysis.output.terminal import footer, render
 from analysis.reading.folders import find_runs
-from analysis.tables.table import Options, Table, make_table
+from analysis.tables.table import LISTED, Options, Table, make_table
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import METRICS
 
 WATCH_SECONDS = 10.0
 
@@ -51,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add = whole.add_argument
     add("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     script.add_runs(whole)
-    add("--metrics", default="AP,AP50", help=f"all, or some of {', '.join(METRICS)} (AP,AP50)")
+    add("--metrics", default="AP,AP50", help=f"all, or some of {LISTED} (AP,AP50)")
     add("--baseline", metavar="KEY=VALUE,...", help="differences to this row, each with its interval and verdict")
     add("--why", action="store_true", help="with --baseline: the parts of each verdict")
     add("--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP: 0.3")

@@ -23,10 +23,9 @@ from analysis.reading.settings import read_settings
 from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
-from analysis.tables.table import NUMBERS, Options, make_table
+from analysis.tables.table import LISTED, NUMBERS, Options, make_table
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.identity import as_typed
 from fovea_detr.runs.state import FOREIGN
 
@@ -41,7 +40,7 @@ Lines = list[list[str]]
 def main(arguments: Sequence[str] | None = None) -> None:
     whole = script.parser(__doc__)
     whole.add_argument("row", nargs=2, metavar="ROW", help="KEY=VALUE,..., a run folder, or STUDY/POINT in RUNS")
-    whole.add_argument("--metrics", default="AP", help=f"all, or a list of {', '.join(METRICS)} (default: AP)")
+    whole.add_argument("--metrics", default="AP", help=f"all, or a list of {LISTED} (default: AP)")
     script.add_runs(whole)
     whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
     given = whole.parse_args(arguments)

@@ -17,7 +17,7 @@ from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.folder import ALL_METRICS, METRICS, QUALITIES, SEGM
 
 if TYPE_CHECKING:
     from analysis.statistics.verdict import Difference
@@ -35,14 +35,15 @@ NUMBERS = (
 STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
 N = Column("n", "n", 0)
 MOST_TESTED = 100  # rows
-RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*METRICS, BEST}
+LISTED = f"{', '.join(METRICS)} (all: these, of boxes); of masks: {SEGM}AP, ...; panoptic: {', '.join(QUALITIES)}"
+RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*ALL_METRICS, BEST}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all`. percent: AP as 41.0, else 0.410.
+    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all` (of boxes).
 
-    tested: with verdicts and marks. Raises UserError for an unknown metric.
+    percent: AP as 41.0, else 0.410. tested: with verdicts and marks. Raises UserError for an unknown metric.
     """
 
     metrics: Sequence[str] = ("AP", "AP50")
@@ -60,10 +61,8 @@ class Options:
             names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
             object.__setattr__(self, "metrics", tuple(names))
         for name in self.metrics:
-            if name not in METRICS:
-                raise UserError(
-                    f"there is no metric {name}; choose from {', '.join(METRICS)}, or all; others by --columns"
-                )
+            if name not in ALL_METRICS:
+                raise UserError(f"there is no metric {name}; choose from {LISTED}; others by --columns")
 
 
 @dataclass
@@ -151,9 +150,9 @@ def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
 def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     """Conditions on settings and states select runs; conditions on numbers select rows by their means."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    numbers = dict.fromkeys([N.name, *METRICS, BEST, *(column.name for column in NUMBERS)])
+    numbers = dict.fromkeys([N.name, *ALL_METRICS, BEST, *(column.name for column in NUMBERS)])
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
-    asked = [as_fraction(one) if one.key in (*METRICS, BEST) else one for one in asked]
+    asked = [as_fraction(one) if one.key in (*ALL_METRICS, BEST) else one for one in asked]
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}

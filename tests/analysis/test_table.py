@@ -455,3 +455,15 @@ def test_parts_of_a_rows_name_that_no_other_row_has_name_it(write, tmp_path):
         study.compare("type1", "type2")
     with pytest.raises(UserError, match="there is no metric nope"):
         study.compare("type1", "smooth=4, type2", ["nope"])
+
+
+def test_metrics_of_masks_and_panoptic_quality_are_columns_that_can_be_asked_for(write, show, tmp_path):
+    masks = {"AP": 0.41, "segm_AP": 0.275, "segm_AP_large": -1.0, "PQ": 0.34}
+    write("dynamic_scale=type1", result={"last": masks})
+    write("dynamic_scale=type2", result={"last": {"AP": 0.3}})
+    head, line, *_ = show("--metrics", "AP,segm_AP,segm_AP_large,PQ", "--sort", "PQ")
+    cells = dict(zip(head, line, strict=True))
+    assert [cells[name] for name in ("AP", "segm_AP", "segm_AP_large", "PQ")] == ["41.0", "27.5", "-", "34.0"]
+    study = load(tmp_path / "study")
+    assert study.runs["segm_AP"].tolist()[0] == 0.275
+    assert study.table(metrics="AP,PQ")["PQ"].isna().tolist() == [False, True]
