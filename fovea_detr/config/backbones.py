@@ -1,7 +1,7 @@
 """The backbones that `model.backbone` may name, one line each. Imports no torch: the checks of a configuration read it.
 
-A torchvision network with `features` (ConvNeXt, Swin, EfficientNet) needs a line here and nothing else. Another kind of network also
-needs its class in `BODIES`, model/backbone.py.
+A torchvision network with `features` (ConvNeXt, Swin, EfficientNet) needs a line here and nothing else. Another kind of
+network also needs its class in `BODIES`, model/backbone.py.
 """
 
 from __future__ import annotations

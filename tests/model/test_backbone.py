@@ -26,7 +26,7 @@ def resnet18() -> Backbone:
     return build_backbone("resnet18", dc5=False, batch_norm="frozen")
 
 
-# Of torchvision's networks, one ResNet and all others: the part out of which the features come that it shares with ours.
+# One ResNet and all others of torchvision's networks: the part out of which the features come that it shares with ours.
 NETWORKS = {name: "features" for name, spec in BACKBONES.items() if spec.body == "features"}
 NETWORKS |= {"resnet18": "layer4", "swin_t": "permute"}
 
