@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> [B, H, n, D / H] each. Queries and keys from one tensor, as in self-attention, are one multiplication."""
-        batch, hidden = len(query), query.shape[-1]
+        batch, hidden = query.shape[0], query.shape[-1]  # len() would fix the size of a batch in an export
         if query is key:
             both, v = self.linear((key, value), [2 * hidden, hidden])
             q, k = both.view(batch, -1, 2, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4).unbind()
