@@ -37,7 +37,7 @@ from analysis.figures.style import COLOURS, ENDINGS, house_style, line_styles, n
 from analysis.tables.comparison import find_row
 from analysis.tables.frames import counted, in_percent
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.folder import ALL_METRICS
 
 MOST_CATEGORIES, MOST_VARIANTS = 24, 4  # shown by category_differences
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     script.add_runs(parser)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="output folder (default: plots)")
-    parser.add_argument("--metric", default="AP", help=f"one of {', '.join(METRICS)} (default: AP)")
+    parser.add_argument("--metric", default="AP", help=f"one of {', '.join(ALL_METRICS)} (default: AP)")
     parser.add_argument("--baseline", metavar="ROW", help="subtract this row in the category figure: KEY=VALUE,...")
     parser.add_argument(
         "--figure", choices=("each", "paper"), default="each", help="each alone, or figure 1 of a paper"

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.folder import ALL_METRICS
 from fovea_detr.runs.state import number
 
 CPUS = {"x86_64", "amd64", "aarch64", "arm64", "ppc64le", "riscv64", "i686"}  # any other `device` is a GPU's name
@@ -26,7 +26,7 @@ def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenan
     if not result:
         best = max(evaluations, key=lambda line: score(line["AP"]), default={})
     epochs = number(result.get("epochs", line.get("epoch")))
-    found = {name: score(scores.get(name)) for name in METRICS}
+    found = {name: score(scores.get(name)) for name in ALL_METRICS}
     found |= {
         "best_AP": score(best.get("AP")),
         "best_epoch": number(best.get("epoch")),
@@ -51,7 +51,7 @@ def gpu_hours(value: Any, provenance: dict[str, Any]) -> float:
 
 def undefined_scores(scores: dict[str, Any]) -> dict[str, str]:
     """The metrics that are stored and are no score, each with the reason."""
-    reasons = {name: score(scores[name]) for name in METRICS if name in scores}
+    reasons = {name: score(scores[name]) for name in ALL_METRICS if name in scores}
     return {
         name: "-1: the validation set has no such object" if number(scores[name]) < 0 else f"{scores[name]}"
         for name, value in reasons.items()

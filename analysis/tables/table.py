@@ -16,7 +16,7 @@ from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
 from fovea_detr.errors import UserError
-from fovea_detr.runs.folder import METRICS
+from fovea_detr.runs.folder import ALL_METRICS, METRICS
 
 if TYPE_CHECKING:
     from analysis.statistics.verdict import Difference
@@ -34,7 +34,7 @@ NUMBERS = (
 STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
 N = Column("n", "n", 0)
 MOST_TESTED = 100  # rows
-RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*METRICS, BEST}
+RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*ALL_METRICS, BEST}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in self.metrics:
-            if name not in METRICS:
-                raise UserError(f"there is no metric {name}; choose from {', '.join(METRICS)}, or all")
+            if name not in ALL_METRICS:
+                raise UserError(f"there is no metric {name}; choose from {', '.join(ALL_METRICS)}, or all (of boxes)")
 
 
 def metric_names(text: str) -> tuple[str, ...]:
-    """The value of --metrics: `all`, or `AP,AP50`."""
+    """The value of --metrics: `all` (of boxes), or `AP,segm_AP,PQ`."""
     return tuple(METRICS) if text == "all" else tuple(dict.fromkeys(text.split(",")))
 
 
@@ -147,9 +147,9 @@ def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
 def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     """Conditions on settings and states select runs; conditions on numbers select rows by their means."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    numbers = dict.fromkeys([N.name, *METRICS, BEST, *(column.name for column in NUMBERS)])
+    numbers = dict.fromkeys([N.name, *ALL_METRICS, BEST, *(column.name for column in NUMBERS)])
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
-    asked = as_fractions(asked, (*METRICS, BEST))
+    asked = as_fractions(asked, (*ALL_METRICS, BEST))
 
     def run_matches(run: Run, condition: Condition) -> bool:
         others = {STUDY.name: run.study, STATE.name: run.standing.word}

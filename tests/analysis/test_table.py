@@ -438,3 +438,12 @@ def test_one_seed_never_gets_a_verdict_or_a_mark(write, show):
 def test_an_unknown_metric_is_named():
     with pytest.raises(UserError, match="there is no metric ap"):
         Options(metrics=("ap",))
+
+
+def test_metrics_of_masks_are_columns(write, show):
+    """`all` is those of boxes, which every run has."""
+    write("smooth=4", result={"last": {"AP": 0.4, "segm_AP": 0.25, "PQ": 0.5, "PQ_things": -1.0}})
+    assert show("--metrics", "AP,segm_AP,PQ,PQ_things", "--columns", "AP,segm_AP,PQ,PQ_things")[:2] == [
+        ["AP", "segm_AP", "PQ", "PQ_things"],
+        ["40.0", "25.0", "50.0", "-"],
+    ]
