@@ -167,7 +167,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _losses(values: dict[str, Any]) -> list[str]:
-    names = ("loss", "loss_classification", "loss_l1", "loss_giou")
+    names = ("loss", "loss_classification", "loss_l1", "loss_giou", "loss_mask", "loss_dice")
     return [f"{name.removeprefix('loss_')} {values[name]:.3f}" for name in names if name in values]
 
 

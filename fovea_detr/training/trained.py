@@ -139,11 +139,13 @@ def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     evaluation = config.evaluation
     if not typed & {"evaluation.batch_size", "schedule.batch_size"}:  # AP depends on the padding
         evaluation = replace(evaluation, batch_size=trained.evaluation.batch_size)
-    data = replace(data, masks=trained.model.masks)
     model = replace(trained.model, backbone_weights=config.model.backbone_weights)
     if "model.masks" in typed and not config.model.masks:
         model = replace(model, **{key: getattr(config.model, key) for key in OF_MASKS})
-    return replace(config, model=model, fovea=trained.fovea, data=data, evaluation=evaluation, **axes)
+    data = replace(data, masks=model.masks)
+    panoptic = config.panoptic if any(key.startswith("panoptic.") for key in typed) else trained.panoptic
+    parts = {"model": model, "fovea": trained.fovea, "data": data, "evaluation": evaluation, "panoptic": panoptic}
+    return replace(config, **parts, **axes)
 
 
 def _sizes(here: Data, trained: Data) -> Data:
@@ -184,6 +186,7 @@ def _of_published(arguments: dict[str, Any], state: Mapping[str, Tensor], base: 
     if "eos_coef" in arguments or "focal_alpha" in arguments or has_prior:
         model["loss"] = "focal" if has_prior or "focal_alpha" in arguments else "softmax"
     model["fovea"] = has_prior
+    fields["data"]["masks"] = model["masks"]
     if "dynamic_scale" in arguments:
         fields["dynamic_scale"] = {"name": arguments["dynamic_scale"]}
     if "smooth" in arguments:

@@ -250,12 +250,17 @@ def test_another_mask_prior_does_not_load(tmp_path: Path) -> None:
 
 
 def test_evaluation_takes_masks_from_the_checkpoint_unless_told_otherwise(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.pt", MASKS, FROZEN, "model.mask_prior=last")
+    merge = ["panoptic.score=sigmoid", "panoptic.threshold=0.4"]
+    path = saved(tmp_path / "a.pt", MASKS, FROZEN, "model.mask_prior=last", *merge)
     evaluate = ["mode=eval", f"weights={path}"]
-    assert as_trained(load_config(evaluate), evaluate, quiet=True).model.masks
+    found = as_trained(load_config(evaluate), evaluate, quiet=True)
+    assert (found.model.masks, found.data.masks, found.panoptic.score) == (True, True, "sigmoid")
+    typed = [*evaluate, "panoptic.score=sigmoid", "panoptic.threshold=0.2"]
+    assert as_trained(load_config(typed), typed, quiet=True).panoptic.threshold == 0.2
     typed = [*evaluate, "model.masks=false"]
-    boxes = as_trained(load_config(typed), typed, quiet=True).model
-    assert (boxes.masks, boxes.mask_prior, boxes.freeze_detector) == (False, "none", False)
+    config = as_trained(load_config(typed), typed, quiet=True)
+    boxes = config.model
+    assert (boxes.masks, boxes.mask_prior, boxes.freeze_detector, config.data.masks) == (False, "none", False, False)
     of_boxes = saved(tmp_path / "b.pt")
     typed = ["mode=eval", f"weights={of_boxes}", MASKS]
     with pytest.raises(WeightsError, match=r"was trained with model.masks=false"):
