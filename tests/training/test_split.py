@@ -19,7 +19,7 @@ from tests.data.builders import edit, write_coco
 from tests.model.builders import small_config
 
 
-def ids_of(_model: Any, batches: Iterable[Any], *_: Any) -> list[tuple[int, ...]]:
+def ids_of(_model: Any, batches: Iterable[Any], *_: Any, **_options: Any) -> list[tuple[int, ...]]:
     """In place of a pass of the model: the ids in each batch."""
     return [batch.image_ids for batch, _targets in batches]
 
