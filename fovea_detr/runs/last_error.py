@@ -18,7 +18,7 @@ RANK_LOST = re.compile(
     re.IGNORECASE,
 )
 # SLURM's words for the consequence: another line tells the cause.
-CONSEQUENCE = re.compile(r"(Exited with exit code|Exited with non-zero|task \S+: |STEP \S+ ON .* CANCELLED)")
+CONSEQUENCE = re.compile(r"(Exited with exit code|Exited with non-zero|tasks? \S+: |STEP \S+ ON .* CANCELLED)")
 ERROR = re.compile(
     r"^(?:[\w.-]+: )?(?:error|fatal): (?P<ours>.+)"  # ours, srun's, slurmstepd's
     r"|^(?P<python>[\w.]*(?:Error|Exception|Interrupt|Exit)\b(?:: .+)?)$"

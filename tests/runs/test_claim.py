@@ -155,7 +155,8 @@ def test_a_run_whose_folder_is_removed_stops_and_another_one_there_is_not_distur
     old = start(*ENDLESS, *where, "study=tiny")
     assert wait_for(lambda: has_checkpoint(tmp_path / "runs"), old)
     folder = only_folder(tmp_path / "runs")
-    shutil.rmtree(folder.path)
+    while folder.path.exists():  # the run writes and renames files in it meanwhile
+        shutil.rmtree(folder.path, ignore_errors=True)
     name = folder.path.name
     again = ("schedule.epochs=2", "evaluation.every=2", "schedule.lr=1e-5", f"runs={tmp_path / 'runs'}")
     run_well(*SHORT, *where[1:], *again)

@@ -28,6 +28,11 @@ PEER = "RuntimeError: [../gloo/transport/tcp/pair.cc] Connection closed by peer 
             "*** JOB 5 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
         ),
         (START + NO_SPACE + PEER, "OSError: [Errno 28]"),
+        (
+            START + "slurmstepd: error: StepId=5.0 exceeded memory limit (1600 > 1536), being killed\n"
+            "srun: error: fovea0: tasks 0-1: Killed\n",
+            "StepId=5.0 exceeded memory limit",
+        ),
         (START + EXITED, "fovea0: tasks 0-1: Exited with exit code 2"),
         (START + "[base] epoch 3/20: loss 2.1\n", ""),
         (NO_SPACE + START + "[base] epoch 3/20: loss 2.1\n", ""),

@@ -248,7 +248,8 @@ def test_a_removed_folder_ends_its_job_and_is_not_created_again(
     assert study.sweep(*ENDLESS).returncode == 0
     study.wait_for_epochs(1)
     path = study.folder().path
-    shutil.rmtree(path)
+    while path.exists():  # the run writes and renames files in it meanwhile
+        shutil.rmtree(path, ignore_errors=True)
     (status,) = study.wait(monkeypatch, seconds=120).values()
     assert status.slurm == "FAILED", study.log()
     assert not path.exists()
