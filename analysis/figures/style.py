@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-try:
-    import matplotlib
-except ImportError:
-    sys.exit("error: figures need matplotlib: pip install -e '.[notebooks]'")
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 

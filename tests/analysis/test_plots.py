@@ -28,6 +28,7 @@ from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import point_name
+from tests.launch import ROOT
 
 SCRIPT = Path(plots.__file__)
 Write = Callable[..., RunFolder]
@@ -297,3 +298,13 @@ def test_runs_without_an_evaluation_are_one_line(write, tmp_path, capsys):
     write(epochs=0)
     assert plots.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "plots")]) == 1
     assert "none of 1 runs has the metric AP yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["plots.py", "fovea_maps.py"])
+def test_without_matplotlib_the_extra_is_named_in_one_line(script: str) -> None:
+    code = (
+        f"import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_path('analysis/{script}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: figures need matplotlib: pip install -e '.[notebooks]'\n"
