@@ -123,7 +123,6 @@ def inject(lab: Lab, count: int) -> list[tuple[Target | None, str]]:
 def make_whole(lab: Lab) -> None:
     """The cluster runs, the disk has room, the configuration is the first one."""
     lab.start_accounting()
-    lab.resume()
     lab.set_learning_rate(LEARNING_RATES[0])
 
 

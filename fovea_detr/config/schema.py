@@ -13,10 +13,7 @@ _PACKAGED = Path(__file__).parent.parent / "conf"  # in a checkout a link to ../
 CONF_DIR = (_PACKAGED if _PACKAGED.is_dir() else _PACKAGED.parent.parent / "conf").resolve()
 
 PANOPTIC = {"coco_panoptic", "shapes_panoptic"}  # the values of data.name that have panoptic annotations
-GENERATED = {
-    "shapes",
-    "shapes_panoptic",
-}  # the values of data.name that generate their images: they read no files, and no data.root
+GENERATED = {"shapes", "shapes_panoptic"}  # they make their images: they read no files, no data.root
 
 # Keys of where and how a run is executed, not of what it computes: changing them never makes another run.
 INFRASTRUCTURE = {"runs", "study", "device", "threads", "tracker", "cluster", "checkpoint", "data.root", "data.cache"}

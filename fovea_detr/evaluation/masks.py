@@ -44,31 +44,32 @@ def binary_masks(logits: Tensor, batch_hw: SizeHW, own_hw: SizeHW, final_hw: Siz
 
 def masks_of_queries(
     predictions: Predictions, queries: Sequence[Tensor], processed_hw: Sequence[SizeHW], final_hw: Sequence[SizeHW]
-) -> Iterator[Iterator[Tensor]]:
-    """Of each image the masks of these queries, [N] int64 each, as `binary_masks` gives them."""
-    batch_hw = largest(processed_hw)
-    for logits, own, final in zip(predictions.masks_of(queries), processed_hw, final_hw, strict=True):
-        yield binary_masks(logits, batch_hw, own, final)
+) -> Iterator[tuple[Iterator[Tensor], Tensor]]:
+    """Of each image the masks of these queries, [N] int64 each, every one once, as `binary_masks` gives them.
+
+    With them the place of each query's mask among these, [N], on the CPU: a query may be asked for several times.
+    """
+    once = [torch.unique(chosen, return_inverse=True) for chosen in queries]
+    found, batch_hw = predictions.masks_of([chosen for chosen, _ in once]), largest(processed_hw)
+    for logits, (_, places), own, final in zip(found, once, processed_hw, final_hw, strict=True):
+        yield binary_masks(logits, batch_hw, own, final), places.cpu()
 
 
 def whole_masks(
     predictions: Predictions, queries: Sequence[Tensor], processed_hw: Sequence[SizeHW], final_hw: Sequence[SizeHW]
 ) -> Iterator[Tensor]:
-    """Of each image the masks of these queries, [N, H, W] bool, on the CPU. A query may be there several times."""
-    once = [torch.unique(chosen, return_inverse=True) for chosen in queries]
-    found = masks_of_queries(predictions, [chosen for chosen, _ in once], processed_hw, final_hw)
-    for (_, places), parts, final in zip(once, found, final_hw, strict=True):
-        yield torch.cat([torch.zeros(0, *final, dtype=torch.bool), *(part.cpu() for part in parts)])[places.cpu()]
+    """Of each image the masks of these queries, [N, H, W] bool, on the CPU."""
+    found = masks_of_queries(predictions, queries, processed_hw, final_hw)
+    for (parts, places), final in zip(found, final_hw, strict=True):
+        yield torch.cat([torch.zeros(0, *final, dtype=torch.bool), *(part.cpu() for part in parts)])[places]
 
 
 def encoded_masks(
     predictions: Predictions, queries: Sequence[Tensor], processed_hw: Sequence[SizeHW], final_hw: Sequence[SizeHW]
 ) -> list[Rle]:
-    """The masks of these queries of all images, image after image, as run lengths. Queries may repeat."""
-    once = [torch.unique(chosen, return_inverse=True) for chosen in queries]
-    found = masks_of_queries(predictions, [chosen for chosen, _ in once], processed_hw, final_hw)
+    """The masks of these queries of all images, image after image, as run lengths."""
     rles: list[Rle] = []
-    for (_, places), parts in zip(once, found, strict=True):
+    for parts, places in masks_of_queries(predictions, queries, processed_hw, final_hw):
         mine = [rle for part in parts for rle in encoded(part)]
         rles += [mine[place] for place in places.tolist()]
     return rles

@@ -29,7 +29,7 @@ from fovea_detr.training.trained import as_trained
 from fovea_detr.types import Batch, Target
 from tests.model.builders import random_batch, small_config, small_model
 from tests.predictions import random_targets
-from tests.training.test_train_step import Operations, SmallTrainer, Watch, counted_fetches
+from tests.training.test_train_step import SmallTrainer, reads_of_two_steps
 
 MASKS = "model.masks=true"
 FROZEN = "model.freeze_detector=true"
@@ -64,11 +64,7 @@ def test_a_step_with_masks_reads_from_the_device_once(
     tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = MaskTrainer(tmp_path, *overrides)
-    trainer.step()
-    with counted_fetches(monkeypatch) as fetched, Watch() as calls, Operations() as operations:
-        trainer.step()
-        trainer.step()
-    assert (len(fetched), calls.seen, operations.seen) == (2, [], [])
+    assert reads_of_two_steps(trainer, monkeypatch) == (2, [], [])
     trainer.reports.settle()
     assert {"loss_mask", "loss_dice", "loss_giou"} < set(trainer.reports.latest)
 

@@ -107,6 +107,15 @@ def counted_fetches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield sizes
 
 
+def reads_of_two_steps(trainer: SmallTrainer, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str], list[str]]:
+    """After a first step: the copies to the host of two more, and what else read a tensor's value."""
+    trainer.step()
+    with counted_fetches(monkeypatch) as fetched, Watch() as calls, Operations() as operations:
+        trainer.step()
+        trainer.step()
+    return len(fetched), calls.seen, operations.seen
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -123,13 +132,7 @@ def test_a_step_reads_from_the_device_once(
     tmp_path: Path, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = SmallTrainer(tmp_path, *overrides)
-    trainer.step()
-    with counted_fetches(monkeypatch) as fetched, Watch() as calls, Operations() as operations:
-        trainer.step()
-        trainer.step()
-    assert len(fetched) == 2
-    assert calls.seen == []
-    assert operations.seen == []
+    assert reads_of_two_steps(trainer, monkeypatch) == (2, [], [])
 
 
 @pytest.mark.parametrize("read", [lambda x: x.item(), lambda x: x.tolist(), bool, float, lambda x: x[x > 0]])
