@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
 
 from analysis.reading.progress import Progress, describe
 from analysis.reading.runs import Run, read_run
@@ -15,20 +13,9 @@ from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError, tell
 from fovea_detr.runs.folder import FILES
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import FOREIGN, Job, standing_of
+from fovea_detr.runs.state import FOREIGN, read_or_note, standing_of
 from fovea_detr.study import manifest
-
-__all__ = ["Run", "find_runs", "read_run"]
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A point's last submission. frozen: the file of its configuration as it was submitted. end: see read_run."""
-
-    job: str | None = None
-    refused: str | None = None
-    frozen: Path | None = None
-    end: Job | None = None
+from fovea_detr.study.manifest import Submission
 
 
 def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
@@ -61,8 +48,7 @@ def find_runs(root: Path, studies: Sequence[str] = ()) -> list[Run]:
 def read_study(folder: Path) -> list[Run]:
     submitted = read_manifest(folder)
     present = _folders(folder)
-    sent_as = {point: submitted.get(point, Submitted()) for point in present}
-    runs = [read_run(folder / point, sent.job, sent.frozen, sent.end) for point, sent in sent_as.items()]
+    runs = [read_run(folder / point, submitted.get(point)) for point in present]
     runs += [missing(folder / point, sent) for point, sent in submitted.items() if point not in present]
     fill_unknown(runs)
     borrow_settings(runs)
@@ -81,34 +67,24 @@ def _folders(path: Path) -> dict[str, None]:
         return dict.fromkeys(sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir()))
 
 
-def read_manifest(folder: Path) -> dict[str, Submitted]:
+def read_manifest(folder: Path) -> dict[str, Submission]:
     """The last submission of each point. Empty for a study that never used SLURM."""
     try:
-        submissions = manifest.read(folder)
+        return {point: submission for submission in manifest.read(folder) for point in submission.points}
     except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged: the folders remain
         return {}
-    found = {}
-    for submission in submissions:
-        frozen = set(os.listdir(submission.folder)) if submission.folder.is_dir() else set()
-        for index, point in enumerate(submission.points):
-            job = None if submission.job is None else f"{submission.job}_{index}"
-            config = submission.folder / f"{index}.yaml" if f"{index}.yaml" in frozen else None
-            found[point] = Submitted(job, submission.refused, config, submission.end_of(point))
-    return found
 
 
-def missing(path: Path, sent: Submitted) -> Run:
+def missing(path: Path, sent: Submission) -> Run:
     """A point that was submitted and has no folder."""
     standing = standing_of(path, {}, has_result=False, submitted=True)
     if sent.refused:
         standing = replace(standing, reason=f"the queue refused it: {sent.refused}")
-    job = f" (job {sent.job})" if sent.job else ""
-    try:
-        settings = settings_of(sent.frozen.read_text()) if sent.frozen else None
-    except (OSError, ValueError, yaml.YAMLError):
-        settings = None
+    job = sent.job_of(path.name)
+    state = describe(standing, {}, Progress()) + (f" (job {job})" if job else "")
+    frozen = sent.config_file(path.name)
+    settings = read_or_note(frozen.name, lambda: settings_of(frozen.read_text()), dict, [])
     known = settings is not None
-    state = describe(standing, {}, Progress()) + job
     return Run(path, settings or overrides(path.name), known, standing, state, as_submitted=known)
 
 

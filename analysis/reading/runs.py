@@ -24,7 +24,8 @@ from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import last_epoch, leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.identity import settings_of
-from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Job, Standing, number, read_or_note, standing_of
+from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Standing, number, read_or_note, standing_of
+from fovea_detr.study.manifest import Submission
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 
@@ -77,10 +78,10 @@ class Run:
         return read_or_note("provenance.json", RunFolder(self.path).provenance, dict, []) or {}
 
 
-def read_run(path: Path, job: str | None = None, frozen: Path | None = None, end: Job | None = None) -> Run:
-    """All that can be read of a folder; the rest is in `problems`. frozen: the submitted configuration.
+def read_run(path: Path, sent: Submission | None = None) -> Run:
+    """All that can be read of a folder; the rest is in `problems`. sent: its last submission, for what it lacks.
 
-    end: how its job ended, as far as the study's manifest and its batch script tell; SLURM is not asked.
+    How its job ended is told as far as the study's manifest and its batch script know; SLURM is not asked.
     """
     folder, problems = RunFolder(path), []
     present = {name for name in os.listdir(path) if name in FILES}
@@ -96,17 +97,18 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None, end
     provenance = attempt("provenance.json", folder.provenance) or {}
     unfinished = result is None
     history = attempt("history.jsonl", folder.history if unfinished else lambda: list(last_line(path)), list) or []
+    end = sent and sent.end_of(path.name)
     never_started = record.get("state") == "queued" or (end is not None and end.state == "CANCELLED")
     standing = standing_of(path, record, not unfinished, end if never_started else None, damage="; ".join(problems))
-    state = describe(standing, record, progress_of(settings or {}, history), job)
+    state = describe(standing, record, progress_of(settings or {}, history), sent and sent.job_of(path.name))
     if standing.word in (BROKEN, FOREIGN) and not problems:
         problems.append(standing.reason)
     has_own = settings is not None
-    if not has_own and frozen is None and present and standing.word not in ("queued", STARTING):
+    frozen = None if has_own or sent is None else sent.config_file(path.name)
+    if frozen is not None and frozen.exists():
+        settings = read_or_note(frozen.name, lambda: settings_of(frozen.read_text()), dict, problems)
+    elif not has_own and present and standing.word not in ("queued", STARTING):
         problems.append("no config.yaml that can be read: its columns are taken from the folder's name")
-    if settings is None:
-        sent = frozen and read_or_note(frozen.name, lambda: settings_of(frozen.read_text()), dict, problems)
-        settings = sent or None
     run = Run(path, settings or overrides(path.name), settings is not None, standing, state, problems=problems)
     run.as_submitted = settings is not None and not has_own
     run.numbers = read_numbers(history, result or {}, provenance)

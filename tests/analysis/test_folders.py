@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from analysis import collect
-from analysis.reading.folders import read_run
+from analysis.reading.runs import read_run
 from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.study.manifest import Submission
