@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis import script
 from analysis.figures.fovea_figure import heads_apart, heads_together
-from analysis.figures.head_maps import Marked
+from analysis.figures.head_maps import View
 from analysis.figures.style import ENDINGS, PNG_DPI, save
-from fovea_detr.boxes import cxcywh_to_xyxy
 from fovea_detr.build import build_data
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import DataError, UserError
-from fovea_detr.predict.capture import Capture, capture
+from fovea_detr.predict.capture import capture
 from fovea_detr.predict.pictures import as_pixels
 from fovea_detr.predict.predictor import Predictor, load_run
 from fovea_detr.types import Batch
@@ -53,56 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--to {options.to}: the file name must end in one of {', '.join(ENDINGS)}")
     view = open_view(options.source, options.image, options.overrides)
     marked = view.marked(options.queries or view.best_queries())
-    figure = FIGURES[options.heads](view.capture, view.image, marked, view.layers(options.layers))
-    save(figure, options.to, options.dpi)
-    if view.capture.layers[0].log_prior is None:
+    save(FIGURES[options.heads](view, marked, view.layers(options.layers)), options.to, options.dpi)
+    if not view.has_prior:
         print("plain DETR has no prior: only its attention is drawn")
     print(f"{options.to}: {'; '.join(one.title for one in marked)}")
-
-
-@dataclass(frozen=True)
-class View:
-    """An image, [h, w, 3] uint8 as stored and upright, and what the model computed on it. names: of the classes."""
-
-    image: np.ndarray
-    names: dict[int, str]
-    capture: Capture
-
-    def best_queries(self, count: int = 3) -> list[int]:
-        """The `count` queries with the highest scores, best first, one per object (NMS at IoU 0.5)."""
-        return nms(self._boxes_xyxy(), torch.from_numpy(self._scores().max(axis=1)), 0.5)[:count].tolist()
-
-    def nearest_query(self, box_xyxy: np.ndarray) -> int:
-        """The query whose box has the highest IoU with this one, in pixels."""
-        return int(box_iou(torch.from_numpy(box_xyxy)[None], self._boxes_xyxy()).argmax())
-
-    def marked(self, queries: Sequence[int]) -> list[Marked]:
-        """The queries with their detections: the last layer's box in pixels and the best class. Raises UserError."""
-        scores, boxes_xyxy = self._scores(), self._boxes_xyxy().numpy()
-        for query in queries:
-            if not 0 <= query < len(scores):
-                raise UserError(f"--queries {query}: the model has queries 0 to {len(scores) - 1}")
-        best = scores.argmax(axis=1).tolist()
-        names = {q: f"{self.names.get(best[q], f'class {best[q]}')} {scores[q, best[q]]:.2f}" for q in queries}
-        return [Marked(q, f"query {q}: {name}", boxes_xyxy[q]) for q, name in names.items()]
-
-    def layers(self, numbers: Sequence[int]) -> list[int]:
-        """Layer numbers counted from 0; negative ones count from the end. Raises UserError."""
-        count = len(self.capture.layers)
-        for number in numbers:
-            if not -count <= number < count:
-                raise UserError(f"--layers {number}: the decoder has layers 0 to {count - 1}, or -1 to {-count}")
-        return [number % count for number in numbers]
-
-    def _boxes_xyxy(self) -> Tensor:
-        """Boxes of the last layer [Q, 4] in pixels of the image."""
-        return cxcywh_to_xyxy(self.capture.predictions.boxes_cxcywh[-1, 0]) * torch.tensor(self.image.shape[1::-1] * 2)
-
-    def _scores(self) -> np.ndarray:
-        """Class scores of the last layer [Q, classes], without the no-object class."""
-        logits = self.capture.predictions.logits[-1, 0]
-        is_focal = self.capture.predictions.activation == "sigmoid"
-        return (logits.sigmoid() if is_focal else logits.softmax(-1)[:, :-1]).numpy()
 
 
 def open_view(source: Path | str, image: str | None, overrides: Sequence[str] = ()) -> View:

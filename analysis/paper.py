@@ -14,9 +14,9 @@ from matplotlib.figure import Figure, SubFigure
 
 from analysis.figures.drawing import draw_lines, spread_handles, variant_handles, variants_of
 from analysis.figures.fovea_figure import ATTENTION, head_rows, row_inches
-from analysis.figures.head_maps import Marked, attention_norm
+from analysis.figures.head_maps import Marked, View, attention_norm
 from analysis.figures.style import PAGE_INCHES, house_style, line_styles, new_figure
-from analysis.fovea_maps import View, open_view
+from analysis.fovea_maps import open_view
 from analysis.study import Study
 from analysis.tables.cells import Value, mean_of
 from analysis.tables.frames import counted, in_percent
@@ -38,7 +38,7 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
     epochs = in_percent(counted(study.epochs), metric)
     epochs = epochs.loc[epochs["variant"].isin([row.label for row in rows])]
     shown, left_out = heads_of(every, image)
-    inches = sum(row_inches(view.capture, view.image) + 0.4 for _, view, _ in shown)
+    inches = sum(row_inches(view) + 0.4 for _, view, _ in shown)
     with house_style():
         figure = new_figure(PAGE_INCHES, 2.9 + inches)
         parts: Any = figure.subfigures(
@@ -113,4 +113,4 @@ def draw_heads(part: SubFigure, shown: Sequence[Shown]) -> None:
     rows = part.subfigures(len(shown), 1, squeeze=False).flat
     for row, mark, (label, view, one) in zip(rows, ("(c) ", ""), shown, strict=False):
         row.suptitle(f"{mark}{label}: {one.title}", fontsize=7, x=0.01, ha="left")
-        head_rows(row, view.capture, view.image, len(view.capture.layers) - 1, one, {ATTENTION: norm})
+        head_rows(row, view, len(view.capture.layers) - 1, one, {ATTENTION: norm})

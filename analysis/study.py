@@ -77,7 +77,7 @@ class Study:
 
     def table(self, **options: Any) -> pd.DataFrame:
         """The table of the command, unrounded, metrics as fractions. options: those of tables/table.py, `Options`."""
-        return _frames().table_frame(make_table(self.read.runs, Options(**options)))
+        return make_table(self.read.runs, Options(**options)).frame()
 
     def compare(self, a: str, b: str, metrics: Sequence[str] = "AP") -> pd.DataFrame:
         """b minus a by metric, in fractions: difference, low, high (95 %), verdict, needs, method.

@@ -19,9 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
 from analysis.figures.drawing import add_legend
-from analysis.figures.head_maps import Marked, attention, attention_norm, centres, prior
+from analysis.figures.head_maps import Marked, View, attention_norm
 from analysis.figures.style import COLUMN_INCHES, PAGE_INCHES, house_style, line_styles, new_figure
-from fovea_detr.predict.capture import Capture
 
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) for alpha in (0.0, 0.95)])
 BOX = "#F0E442"
@@ -30,83 +29,82 @@ ATTENTION, PRIOR = "attention, times even", "prior"
 HALO: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
 
 
-def heads_together(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
+def heads_together(view: View, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
     """One text column wide: one query per column; per layer a row of prior outlines and a row of mean attention.
 
-    image: [h, w, 3] uint8, as stored. Plain DETR: attention only.
+    Plain DETR: attention only.
     """
-    kinds = [PRIOR, ATTENTION] if capture.layers[0].log_prior is not None else [ATTENTION]
+    kinds = [PRIOR, ATTENTION] if view.has_prior else [ATTENTION]
     rows = [(layer, kind) for layer in layers for kind in kinds]
-    norm = attention_norm(capture.layers[layer].attention[:, one.query].mean(0) for layer in layers for one in marked)
+    norm = attention_norm(
+        view.capture.layers[layer].attention[:, one.query].mean(0) for layer in layers for one in marked
+    )
     inches = max(COLUMN_INCHES, 1.1 * len(marked))
-    panel = (inches - 0.7) / max(2, len(marked)) * image.shape[0] / image.shape[1]
+    panel = (inches - 0.7) / max(2, len(marked)) * view.size_hw[0] / view.size_hw[1]
     with house_style():
         figure = new_figure(inches, panel * len(rows) + 0.3, padding=0.02)
         grid = figure.subplots(len(rows), len(marked), squeeze=False)
         for panels, (layer, kind) in zip(grid, rows, strict=True):
             for axes, one in zip(panels, marked, strict=True):
                 if kind == PRIOR:
-                    outlines(axes, capture, image, layer, one)
+                    outlines(axes, view, layer, one)
                 else:
-                    shade(axes, image, one, attention(capture, image, layer, one.query), norm)
-            panels[0].set_ylabel(f"layer {layer}\n{_name(kind, capture)}", fontsize=7)
+                    shade(axes, view, one, view.attention(layer, one.query), norm)
+            panels[0].set_ylabel(f"layer {layer}\n{_name(kind, view)}", fontsize=7)
         for axes, one in zip(grid[0], marked, strict=True):
             axes.set_title(one.title.replace(": ", "\n"), fontsize=7)
         add_bar(figure, grid.ravel(), norm, ATTENTION)
-        add_legend(figure, head_handles(capture) if PRIOR in kinds else [])
+        add_legend(figure, head_handles(view) if PRIOR in kinds else [])
     return figure
 
 
-def heads_apart(capture: Capture, image: np.ndarray, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
+def heads_apart(view: View, marked: Sequence[Marked], layers: Sequence[int]) -> Figure:
     """Two text columns wide: per query and layer a row of the heads' priors above a row of their attention."""
     blocks = [(one, layer) for one in marked for layer in layers]
-    norm = attention_norm(capture.layers[layer].attention[:, one.query] for one, layer in blocks)
-    norms = {ATTENTION: norm} if capture.layers[0].log_prior is None else {PRIOR: Normalize(0, 1), ATTENTION: norm}
+    norm = attention_norm(view.capture.layers[layer].attention[:, one.query] for one, layer in blocks)
+    norms = {ATTENTION: norm} if not view.has_prior else {PRIOR: Normalize(0, 1), ATTENTION: norm}
     with house_style():
-        figure = new_figure(PAGE_INCHES, (row_inches(capture, image) * len(norms) + 0.38) * len(blocks))
+        figure = new_figure(PAGE_INCHES, (row_inches(view) * len(norms) + 0.38) * len(blocks))
         for part, (one, layer) in zip(figure.subfigures(len(blocks), 1, squeeze=False).flat, blocks, strict=True):
             part.suptitle(f"{one.title}, layer {layer}", fontsize=7)
-            head_rows(part, capture, image, layer, one, norms)
+            head_rows(part, view, layer, one, norms)
     return figure
 
 
-def row_inches(capture: Capture, image: np.ndarray) -> float:
+def row_inches(view: View) -> float:
     """The height of a row of all heads, two text columns wide."""
-    return (PAGE_INCHES - 0.8) / len(capture.layers[0].attention) * image.shape[0] / image.shape[1] + 0.04
+    return (PAGE_INCHES - 0.8) / len(view.heads) * view.size_hw[0] / view.size_hw[1] + 0.04
 
 
-def head_rows(
-    part: SubFigure, capture: Capture, image: np.ndarray, layer: int, one: Marked, norms: Mapping[str, Normalize]
-) -> None:
+def head_rows(part: SubFigure, view: View, layer: int, one: Marked, norms: Mapping[str, Normalize]) -> None:
     """A panel for each head: a row of priors, a row of attention, those of `norms`; alone, with the prior outlined."""
-    heads = range(len(capture.layers[0].attention))
-    grid = part.subplots(len(norms), len(heads), squeeze=False)
+    grid = part.subplots(len(norms), len(view.heads), squeeze=False)
     for (kind, norm), panels in zip(norms.items(), grid, strict=True):
-        for head, axes in zip(heads, panels, strict=True):
-            own = prior(capture, image, layer, one, head)
-            shade(axes, image, one, own if kind == PRIOR else attention(capture, image, layer, one.query, head), norm)
+        for head, axes in zip(view.heads, panels, strict=True):
+            own = view.prior(layer, one.query, head)
+            shade(axes, view, one, own if kind == PRIOR else view.attention(layer, one.query, head), norm)
             outline(axes, own if len(norms) == 1 else None, "#0072B2")
             grid[-1, head].set_xlabel(f"head {head}", fontsize=6.5)
-        panels[0].set_ylabel(_name(kind, capture), fontsize=7)
+        panels[0].set_ylabel(_name(kind, view), fontsize=7)
         add_bar(part, panels, norm, "" if kind == PRIOR else "times even")
 
 
-def _name(kind: str, capture: Capture) -> str:
+def _name(kind: str, view: View) -> str:
     name = kind.partition(",")[0]
-    return name if capture.layers[0].log_prior is not None else f"{name},\nno prior"
+    return name if view.has_prior else f"{name},\nno prior"
 
 
-def outlines(axes: Axes, capture: Capture, image: np.ndarray, layer: int, one: Marked) -> None:
+def outlines(axes: Axes, view: View, layer: int, one: Marked) -> None:
     """The contour at which each head's prior is exp(-1/2), and the way of its centre from layer 0 to a dot here."""
-    _draw_image(axes, image, one)
+    _draw_image(axes, view.image, one)
     drawn = False
-    for head, style in head_styles(capture).items():
-        values = prior(capture, image, layer, one, head)
+    for head, style in head_styles(view).items():
+        values = view.prior(layer, one.query, head)
         if values is None:
             continue
         drawn = True
         outline(axes, values, style["color"], style["linestyle"])
-        x, y = centres(capture, image, one.query, head)[: layer + 1].T
+        x, y = view.centres(one.query, head)[: layer + 1].T
         axes.plot(x, y, color=style["color"], linewidth=0.7, path_effects=HALO)
         axes.plot(
             x[-1:], y[-1:], "o", color=style["color"], markersize=2.5, markeredgecolor="white", markeredgewidth=0.4
@@ -122,23 +120,22 @@ def outline(axes: Axes, values: np.ndarray | None, color: str, linestyle: Any = 
         lines.set_path_effects(HALO)
 
 
-def shade(axes: Axes, image: np.ndarray, one: Marked, values: np.ndarray | None, norm: Normalize) -> None:
+def shade(axes: Axes, view: View, one: Marked, values: np.ndarray | None, norm: Normalize) -> None:
     """Values [h, w] as a shade over the image in pale grey; None: the head has no prior."""
-    grey = 0.5 + 0.5 * image.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
-    _draw_image(axes, image if values is None else grey, one)
+    grey = 0.5 + 0.5 * view.image.mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
+    _draw_image(axes, view.image if values is None else grey, one)
     if values is None:
         _write(axes, "no prior")
     else:
         axes.imshow(values, cmap=SHADES, norm=norm, interpolation="antialiased")
 
 
-def head_styles(capture: Capture) -> dict[int, dict[str, Any]]:
-    heads = range(len(capture.layers[0].attention))
-    return dict(zip(heads, line_styles(list(map(str, heads))).values(), strict=True))
+def head_styles(view: View) -> dict[int, dict[str, Any]]:
+    return dict(zip(view.heads, line_styles(list(map(str, view.heads))).values(), strict=True))
 
 
-def head_handles(capture: Capture) -> list[Line2D]:
-    styles: Any = {head: style | {"marker": ""} for head, style in head_styles(capture).items()}
+def head_handles(view: View) -> list[Line2D]:
+    styles: Any = {head: style | {"marker": ""} for head, style in head_styles(view).items()}
     return [Line2D([], [], label=f"head {head}", **style) for head, style in styles.items()]
 
 

@@ -6,16 +6,12 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.tables.cells import Column
 from analysis.tables.rows import Row
 from analysis.tables.table import NOTES, STATE, Table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.files import write_atomic
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NUMBER = r"[+-]?\d+(\.\d+)?( ± \d+(\.\d+)?)?"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -27,7 +23,7 @@ DATA = (".csv", ".json", ".parquet")
 
 
 def to_csv(table: Table) -> bytes:
-    return _frame(table).to_csv(index=False, lineterminator="\n").encode()
+    return table.frame().to_csv(index=False, lineterminator="\n").encode()
 
 
 def to_json(table: Table) -> bytes:
@@ -45,13 +41,7 @@ def to_parquet(table: Table) -> bytes:
         import pyarrow  # noqa: F401 - pandas' own message has three lines
     except ImportError:
         raise UserError("parquet needs the package pyarrow: pip install 'fovea-detr[parquet]'") from None
-    return _frame(table).to_parquet(index=False)
-
-
-def _frame(table: Table) -> pd.DataFrame:
-    from analysis.tables.frames import table_frame  # only here: printing needs no pandas
-
-    return table_frame(table)
+    return table.frame().to_parquet(index=False)
 
 
 def to_markdown(table: Table) -> bytes:

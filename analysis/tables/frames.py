@@ -17,7 +17,6 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import SEED
 from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
-from analysis.tables.table import Table
 from fovea_detr.runs.folder import ALL_METRICS, METRICS
 from fovea_detr.runs.state import number
 
@@ -68,11 +67,6 @@ def _epoch(run: Run, line: dict[str, Any]) -> dict[str, float]:
     }
     found = {name: score(value) if name in ALL_METRICS else number(value) for name, value in line.items()}
     return cost | {name: value for name, value in found.items() if name in METRICS or not math.isnan(value)}
-
-
-def table_frame(table: Table) -> pd.DataFrame:
-    """One line per row: every column, mean and standard deviation."""
-    return pd.DataFrame(table.records())
 
 
 def differences_frame(found: Mapping[str, Difference]) -> pd.DataFrame:

@@ -20,6 +20,8 @@ from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import ALL_METRICS, METRICS, QUALITIES, SEGM
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.statistics.verdict import Difference
 
 NUMBERS = (
@@ -98,6 +100,12 @@ class Table:
             cells = {**row.cells, NOTES.name: "; ".join(row.notes) or None}
             found = [data(column, cells.get(column.name)) for column in self.every]
             yield {"row": row.label} | {name: value for one in found for name, value in one.items()}
+
+    def frame(self) -> pd.DataFrame:
+        """The records, one line per row."""
+        import pandas as pd  # only here: printing needs no pandas
+
+        return pd.DataFrame(self.records())
 
 
 def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from analysis import fovea_maps
 from analysis.figures.fovea_figure import SHADES, head_styles, heads_apart, heads_together
-from analysis.figures.head_maps import LEAST_RANGE, Marked, attention, attention_norm, centres, prior
+from analysis.figures.head_maps import LEAST_RANGE, Marked, View, attention_norm
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
@@ -222,7 +222,7 @@ def drawn(*overrides: str, draw: Callable = heads_together, layers=(0, 1)):
     seen = capture(small_model(*overrides), random_batch((64, 96)))
     image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
     marked = [Marked(query, f"query {query}: cat 0.50", np.array([10.0, 10, 40, 50])) for query in (0, 6)]
-    figure = draw(seen, image, marked, list(layers))
+    figure = draw(View(image, {}, seen), marked, list(layers))
     figure.canvas.draw()
     return figure
 
@@ -253,7 +253,7 @@ def test_a_missing_prior_is_labelled():
 
 
 def test_eight_heads_have_eight_colours_and_a_legend():
-    seen = capture(small_model("model.heads=8"), random_batch((64, 96)))
+    seen = View(np.zeros(0), {}, capture(small_model("model.heads=8"), random_batch((64, 96))))
     assert len({style["color"] for style in head_styles(seen).values()}) == 8
     (legend,) = drawn().legends
     assert [text.get_text() for text in legend.get_texts()] == ["head 0", "head 1"]
@@ -263,7 +263,7 @@ def test_even_attention_stays_pale_and_all_panels_have_one_scale():
     seen = capture(small_model(), random_batch((64, 96)))
     image, maps = np.zeros((80, 120, 3), dtype=np.uint8), seen.layers[0]
     even = replace(seen, layers=[replace(maps, attention=torch.full_like(maps.attention, 1 / (4 * 6)))])
-    values = attention(even, image, 0, 3, 1)
+    values = View(image, {}, even).attention(0, 3, 1)
     np.testing.assert_allclose(values, 1)
     norm = attention_norm([even.layers[0].attention, 2 * even.layers[0].attention])
     assert (norm.vmin, norm.vmax) == (1, LEAST_RANGE)
@@ -276,12 +276,11 @@ def test_even_attention_stays_pale_and_all_panels_have_one_scale():
 def test_the_way_of_a_centre_ends_where_the_prior_is_highest():
     model = small_model("dynamic_scale=type1")
     randomise(model.decoder, seed=1)
-    seen = capture(model, random_batch((64, 96)))
-    image = np.zeros((128, 192, 3), dtype=np.uint8)
+    view = View(np.zeros((128, 192, 3), dtype=np.uint8), {}, capture(model, random_batch((64, 96))))
     inside = 0
     for query, head, layer in itertools.product(range(7), range(2), range(2)):
-        x, y = centres(seen, image, query, head)[layer]
-        values = prior(seen, image, layer, Marked(query, "", np.zeros(4)), head)
+        x, y = view.centres(query, head)[layer]
+        values = view.prior(layer, query, head)
         assert values is not None
         row, column = np.unravel_index(values.argmax(), values.shape)
         assert abs(column - np.clip(x, 0, 191)) <= 1
