@@ -19,9 +19,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis import script
+from analysis.figures.drawing import ENDINGS, PNG_DPI, save
 from analysis.figures.fovea_figure import heads_apart, heads_together
 from analysis.figures.head_maps import View
-from analysis.figures.style import ENDINGS, PNG_DPI, save
 from fovea_detr.build import build_data
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import DataError, UserError

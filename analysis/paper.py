@@ -12,10 +12,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from analysis.figures.drawing import draw_lines, spread_handles, variant_handles, variants_of
+from analysis.figures.drawing import (
+    PAGE_INCHES,
+    draw_lines,
+    house_style,
+    line_styles,
+    new_figure,
+    spread_handles,
+    variant_handles,
+    variants_of,
+)
 from analysis.figures.fovea_figure import ATTENTION, head_rows, row_inches
 from analysis.figures.head_maps import Marked, View, attention_norm
-from analysis.figures.style import PAGE_INCHES, house_style, line_styles, new_figure
 from analysis.fovea_maps import open_view
 from analysis.study import Study
 from analysis.tables.cells import Value, mean_of

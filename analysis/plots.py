@@ -23,17 +23,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis import Study, load, script
-from analysis.figures.drawing import (
-    GREY,
-    add_legend,
-    draw_lines,
-    framed,
-    named_with_seeds,
-    open_handles,
-    variant_handles,
-    variants_of,
-)
-from analysis.figures.style import COLOURS, ENDINGS, house_style, line_styles, new_figure, save
+from analysis.figures import drawing
 from analysis.tables.comparison import find_row
 from analysis.tables.frames import counted, in_percent
 from analysis.tables.table import LISTED
@@ -69,22 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         figures = all_figures(study, options.metric, options.baseline)
     for name, figure in figures.items():
-        for ending in ENDINGS:
-            save(figure, options.out / f"{name}{ending}")
-        print(f"{options.out / name}.{{{','.join(ending[1:] for ending in ENDINGS)}}}")
+        for ending in drawing.ENDINGS:
+            drawing.save(figure, options.out / f"{name}{ending}")
+        print(f"{options.out / name}.{{{','.join(ending[1:] for ending in drawing.ENDINGS)}}}")
     print("".join(f"{line}\n" for line in [*notes, *study.problems]), end="", file=sys.stderr)
 
 
 def all_figures(study: Study, metric: str = "AP", baseline: str | None = None) -> dict[str, Figure]:
     """Every figure for which these runs have numbers, by file name."""
     variant = find_row(study.rows, baseline).label if baseline else None
-    runs, epochs, categories = (counted(frame) for frame in (study.runs, study.epochs, study.categories))
-    figures = {"final": final_scores(runs, metric)}
-    if "loss" in epochs:
-        figures |= {"by_epoch": learning_curves(epochs, "epoch", metric), "losses": losses(epochs)}
-        figures["by_time"] = learning_curves(epochs, time_column(epochs), metric)
-    if categories["variant"].nunique() > 1:
-        figures["categories"] = by_category(categories, variant)
+    figures = {"final": final_scores(study.runs, metric)}
+    if "loss" in study.epochs:
+        figures |= {"by_epoch": learning_curves(study.epochs, "epoch", metric), "losses": losses(study.epochs)}
+        figures["by_time"] = learning_curves(study.epochs, time_column(study.epochs), metric)
+    if counted(study.categories)["variant"].nunique() > 1:
+        figures["categories"] = by_category(study.categories, variant)
     return figures
 
 
@@ -97,9 +86,9 @@ def time_column(epochs: pd.DataFrame) -> str:
 def learning_curves(epochs: pd.DataFrame, x: str = "epoch", metric: str = "AP") -> Figure:
     """A metric over x = epoch, gpu_hours or minutes: per variant a line and a band of ± 1 standard deviation."""
     epochs = in_percent(counted(epochs), metric)
-    with framed(epochs, height=2.2) as figure:
+    with drawing.framed(epochs, height=2.2) as figure:
         axes = figure.subplots()
-        draw_lines(axes, epochs, x, metric)
+        drawing.draw_lines(axes, epochs, x, metric)
         axes.set_ylabel(metric)
         axes.set_ylim(bottom=0)
     return figure
@@ -110,10 +99,10 @@ def losses(epochs: pd.DataFrame) -> Figure:
     epochs = counted(epochs)
     names = [name for name in map(str, epochs) if name == "loss" or name.startswith("loss_")]
     rows = -(-len(names) // 2)
-    with framed(epochs, height=0.4 + 1.25 * rows) as figure:
+    with drawing.framed(epochs, height=0.4 + 1.25 * rows) as figure:
         panels = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
         for axes, name in zip(panels, names, strict=False):
-            draw_lines(axes, epochs, "epoch", name)
+            drawing.draw_lines(axes, epochs, "epoch", name)
             axes.set_xlabel("epoch" if name in names[-2:] else "")
             axes.set_title(name.removeprefix("loss_") if name != "loss" else "total (weighted, all layers)")
         for axes in panels[len(names) :]:
@@ -124,18 +113,18 @@ def losses(epochs: pd.DataFrame) -> Figure:
 def final_scores(runs: pd.DataFrame, metric: str = "AP") -> Figure:
     """Per variant a dot at the mean of the last evaluations, ± 1 standard deviation, and a tick for each seed."""
     runs = in_percent(counted(runs), metric)
-    names = named_with_seeds(runs)
+    names = drawing.named_with_seeds(runs)
     beside: Any = {"textcoords": "offset points", "ha": "center", "fontsize": 6.5}
-    with framed(runs, height=0.5 + 0.26 * len(names), bars=True) as figure:
+    with drawing.framed(runs, height=0.5 + 0.26 * len(names), bars=True) as figure:
         axes = figure.subplots()
         for row, variant in enumerate(names):
             own = runs.loc[runs["variant"] == variant]
             values, mean = own[metric], own[metric].mean()
             if len(values) > 1:
-                axes.plot(values, [row] * len(values), "|", color=GREY, markersize=8, markeredgewidth=0.8)
-                axes.errorbar(mean, row, xerr=values.std(), color=COLOURS[0], elinewidth=1.4)
-            face = COLOURS[0] if own["finished"].all() else "white"
-            axes.plot(mean, row, "o", color=COLOURS[0], markerfacecolor=face, markersize=5)
+                axes.plot(values, [row] * len(values), "|", color=drawing.GREY, markersize=8, markeredgewidth=0.8)
+                axes.errorbar(mean, row, xerr=values.std(), color=drawing.COLOURS[0], elinewidth=1.4)
+            face = drawing.COLOURS[0] if own["finished"].all() else "white"
+            axes.plot(mean, row, "o", color=drawing.COLOURS[0], markerfacecolor=face, markersize=5)
             spread = f" ± {values.std():.1f}" if len(values) > 1 else ""
             axes.annotate(f"{mean:.1f}{spread}", (mean, row), (0, 5), **beside)
         axes.set_yticks(range(len(names)), list(names.values()))
@@ -153,7 +142,7 @@ def by_category(categories: pd.DataFrame, baseline: str | None = None, most: int
     At most `most` categories, those that differ most, and MOST_VARIANTS variants, those with the highest AP.
     """
     categories = counted(categories)
-    order = variants_of(categories)
+    order = drawing.variants_of(categories)
     if baseline is not None and baseline not in order:
         raise UserError(f"{baseline} has no AP by category; choose from {'; '.join(order)}")
     means = categories.pivot_table("AP", "category", "variant", "mean")
@@ -172,12 +161,11 @@ def by_category(categories: pd.DataFrame, baseline: str | None = None, most: int
 
 def _draw_categories(rows: pd.DataFrame, categories: pd.DataFrame, order: list[str], label: str, title: str) -> Figure:
     early = set(categories.loc[~categories["finished"]]["variant"])
-    with house_style():
-        figure = new_figure(height=0.6 + 0.15 * len(rows))
+    with drawing.framed(categories, height=0.6 + 0.15 * len(rows), marks=True, order=order) as figure:
         axes = figure.subplots()
         axes.axvline(0, color="#444444", linewidth=0.8)
         for variant in rows:
-            style: Any = {**line_styles(order)[str(variant)], "linestyle": "", "markersize": 4}
+            style: Any = {**drawing.line_styles(order)[str(variant)], "linestyle": "", "markersize": 4}
             axes.plot(rows[variant], range(len(rows)), markerfacecolor="white" if variant in early else None, **style)
         axes.set_yticks(range(len(rows)), list(map(str, rows.index)))
         axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -185,8 +173,6 @@ def _draw_categories(rows: pd.DataFrame, categories: pd.DataFrame, order: list[s
         axes.grid(axis="both")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, fontsize=7)
-        add_legend(figure, open_handles(categories), "outside upper center")
-        add_legend(figure, variant_handles(categories, order, marks=True))
     return figure
 
 

@@ -1,27 +1,78 @@
-"""Shared parts of the figures: lines with their spread over seeds, and legends."""
+"""The house style of the figures, colour-blind safe and reproducible; lines with their spread over seeds, legends."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLOURS, house_style, line_styles, new_figure
 from analysis.tables.frames import over_seeds
 from fovea_detr.config.groups import natural
+from fovea_detr.runs.files import write_atomic
 
+# Okabe and Ito, "Color Universal Design" (2008), with grey in place of yellow, which is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+COLUMN_INCHES = 3.4  # one column of a two-column paper
+PAGE_INCHES = 7.0  # both columns
+PNG_DPI = 220
+ENDINGS = (".pdf", ".svg", ".png")
+RC: dict[Any, Any] = {
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    "axes.linewidth": 0.6,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,  # embed text as text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fovea_detr",  # reproducible files
+}
 GREY = "#777777"
 WIDEST_NAME = 40  # characters in a line: a study of one row is named by all that was typed
 LEGEND_ROW_INCHES = 0.15
 OPEN = {"marker": "o", "markerfacecolor": "white", "linestyle": ""}  # of a variant that has not finished
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    with matplotlib.rc_context(RC):
+        yield
+
+
+def new_figure(width: float = COLUMN_INCHES, height: float = 2.4, padding: float | None = None) -> Figure:
+    """A figure in inches. Made without pyplot: no window, no global state, and notebooks show it once."""
+    engine = ConstrainedLayoutEngine() if padding is None else ConstrainedLayoutEngine(compress=True)
+    if padding is not None:
+        engine.set(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
+    return Figure(figsize=(width, height), layout=engine)
+
+
+def line_styles(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, dash and marker of each variant; the first 32 combinations are distinct."""
+    count = len(COLOURS)
+    return {
+        variant: {
+            "color": COLOURS[i % count],
+            "linestyle": DASHES[i // count % len(DASHES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, variant in enumerate(variants)
+    }
 
 
 def variants_of(table: pd.DataFrame) -> list[str]:
@@ -29,16 +80,19 @@ def variants_of(table: pd.DataFrame) -> list[str]:
 
 
 @contextmanager
-def framed(table: pd.DataFrame, height: float, *, bars: bool = False) -> Iterator[Figure]:
+def framed(
+    table: pd.DataFrame, height: float, *, bars: bool = False, marks: bool = False, order: Sequence[str] = ()
+) -> Iterator[Figure]:
     """A figure one text column wide, in the house's style, with the legends of spread and variants of the table.
 
-    bars: the spread is a bar, and the variants are named at an axis.
+    bars: the spread is a bar, and the variants are named at an axis. marks: without spread; a variant is a mark in its
+    style among `order`.
     """
     with house_style():
         figure = new_figure(height=height)
         yield figure
-        add_legend(figure, spread_handles(table, bars), "outside upper center")
-        add_legend(figure, [] if bars else variant_handles(table))
+        add_legend(figure, open_handles(table) if marks else spread_handles(table, bars), "outside upper center")
+        add_legend(figure, [] if bars else variant_handles(table, order, marks))
 
 
 def draw_lines(axes: Axes, epochs: pd.DataFrame, x: str, y: str) -> None:
@@ -106,3 +160,15 @@ def named_with_seeds(table: pd.DataFrame) -> dict[str, str]:
     counts = table.groupby("variant")["run"].nunique()
     names = {name: f"{name} (n={counts[name]})" if counts.nunique() > 1 else name for name in variants_of(table)}
     return {name: fill(text, WIDEST_NAME) for name, text in names.items()}
+
+
+def save(figure: Figure, path: Path, dpi: int = PNG_DPI) -> None:
+    """Write .pdf, .svg or .png atomically; equal figures give equal files."""
+    options: dict[str, Any] = {
+        ".pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
+        ".svg": {"metadata": {"Date": None}},
+    }
+    content = io.BytesIO()
+    with house_style():
+        figure.savefig(content, format=path.suffix[1:], dpi=dpi, **options.get(path.suffix, {}))
+    write_atomic(path, lambda file: file.write(content.getvalue()))

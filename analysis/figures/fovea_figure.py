@@ -18,9 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-from analysis.figures.drawing import add_legend
+from analysis.figures.drawing import COLUMN_INCHES, PAGE_INCHES, add_legend, house_style, line_styles, new_figure
 from analysis.figures.head_maps import Marked, View, attention_norm
-from analysis.figures.style import COLUMN_INCHES, PAGE_INCHES, house_style, line_styles, new_figure
 
 SHADES = LinearSegmentedColormap.from_list("shades", [(0.84, 0.37, 0.0, alpha) for alpha in (0.0, 0.95)])
 BOX = "#F0E442"
@@ -36,9 +35,8 @@ def heads_together(view: View, marked: Sequence[Marked], layers: Sequence[int]) 
     """
     kinds = [PRIOR, ATTENTION] if view.has_prior else [ATTENTION]
     rows = [(layer, kind) for layer in layers for kind in kinds]
-    norm = attention_norm(
-        view.capture.layers[layer].attention[:, one.query].mean(0) for layer in layers for one in marked
-    )
+    maps = [view.capture.layers[layer].attention.mean(0) for layer in layers]
+    norm = attention_norm(own[one.query] for own in maps for one in marked)
     inches = max(COLUMN_INCHES, 1.1 * len(marked))
     panel = (inches - 0.7) / max(2, len(marked)) * view.size_hw[0] / view.size_hw[1]
     with house_style():

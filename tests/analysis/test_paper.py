@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from analysis import load, paper, plots
-from analysis.figures.style import PAGE_INCHES
+from analysis.figures.drawing import PAGE_INCHES
 from analysis.tables.cells import Value
 from fovea_detr.build import build_model
 from fovea_detr.runs.folder import RunFolder

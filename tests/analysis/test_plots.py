@@ -21,8 +21,7 @@ from matplotlib.text import Text
 from omegaconf import OmegaConf
 
 from analysis import Study, load, plots
-from analysis.figures.drawing import variants_of
-from analysis.figures.style import COLUMN_INCHES, ENDINGS, line_styles
+from analysis.figures.drawing import COLUMN_INCHES, ENDINGS, line_styles, variants_of
 from analysis.tables.frames import over_seeds
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
