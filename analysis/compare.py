@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `python analysis/SCRIPT.py`
 
 from analysis import script
+from analysis.output.terminal import aligned
 from analysis.reading.folders import find_runs
 from analysis.reading.runs import read_run
 from analysis.reading.settings import read_settings
@@ -51,14 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def find(names: Sequence[str], runs: Path, studies: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """-> the rows whose spread counts, and the two that are compared; a run is a row of its own."""
-    folders = [next((path for path in (Path(name), runs / name) if path.is_dir()), None) for name in names]
-    for name, path in zip(names, folders, strict=True):
+    folders = {name: next((path for path in (Path(name), runs / name) if path.is_dir()), None) for name in names}
+    for name, path in folders.items():
         if path is None and "/" in name.partition("=")[0]:
             raise UserError(f"{name}: no such run folder, neither here nor in {runs}")
-    rows = make_table(find_runs(runs, studies), Options(tested=False)).rows if None in folders else []
-    both = [
-        find_row(rows, name, "") if path is None else as_row(path) for name, path in zip(names, folders, strict=True)
-    ]
+    rows = make_table(find_runs(runs, studies), Options(tested=False)).rows if None in folders.values() else []
+    both = [as_row(path) if (path := folders[name]) else find_row(rows, name, "") for name in names]
     return [*rows, *(row for row in both if row not in rows)], both
 
 
@@ -148,14 +147,11 @@ def _triple(column: Column, a: float | None, b: float | None) -> list[str]:
 
 def columns(lines: Lines, width: int, right: bool = False) -> Iterator[str]:
     """Aligned lines. Long values are cut to the width; keys are not."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     if not right:
         room = max(10, (width - widths[0] - 4) // 2)
         widths[1:] = [min(room, wide) for wide in widths[1:]]
-    for line in lines:
-        cells = [cell if len(cell) <= wide else f"{cell[: wide - 1]}…" for cell, wide in zip(line, widths, strict=True)]
-        padded = [cell.rjust(w) if right else cell.ljust(w) for cell, w in zip(cells, widths, strict=True)]
-        yield "  ".join(padded).rstrip()
+    return aligned(lines, widths, [right] * len(widths))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from analysis.tables.verdicts import errors_of
 
 SIZES = tuple(metric_column(f"AP_{size}") for size in ("small", "medium", "large"))
 Points = Sequence[tuple[float, float, float]]  # x, y, and its standard deviation
+Bars = Mapping[str, Sequence[tuple[str, float]]]  # by label of the row: the printed text, and the width in per cent
 
 
 @dataclass(frozen=True)
@@ -114,30 +116,23 @@ def cost(table: Table, metric: str) -> list[Chart]:
     return [Chart(title, name, {label: [one] for label, one in places.items()}, steps=steps, is_scatter=True)]
 
 
-@dataclass(frozen=True)
-class Bars:
-    """A table of bars. rows: the label, and for each column the printed text and the width in per cent."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
-
-
-def bars(table: Table) -> list[Bars]:
+def bars(table: Table) -> Iterator[tuple[str, list[str], Bars]]:
+    """The tables of bars for which there are numbers: title, headings, and bars by label of the row."""
     sizes = {row.label: [row.mean(column.name) for column in SIZES] for row in table.rows}
     errors = {row.label: errors_of(row) for row in table.rows}
     names = list(next(filter(None, errors.values()), {}))
     types = {label: [mean_of(found.get(name, [])) for name in names] for label, found in errors.items()}
-    cost = "What the errors cost: AP50 lost to each of TIDE's types"
-    whole = [_bars("AP by size of the object", SIZES, sizes), _bars(cost, [*map(metric_column, names)], types)]
-    return [one for one in whole if one.rows]
+    tables: dict[str, Any] = {"AP by size of the object": (SIZES, sizes)}
+    tables["What the errors cost: AP50 lost to each of TIDE's types"] = (list(map(metric_column, names)), types)
+    for title, (columns, found) in tables.items():
+        if drawn := _bars(columns, found):
+            yield title, [column.title for column in columns], drawn
 
 
-def _bars(title: str, columns: Sequence[Column], found: Mapping[str, Sequence[Value | None]]) -> Bars:
+def _bars(columns: Sequence[Column], found: Mapping[str, Sequence[Value | None]]) -> Bars:
     most = max((cell.mean for cells in found.values() for cell in cells if cell), default=0) or 1
-    rows = {
+    return {
         label: [(show(c, cell), 100 * cell.mean / most if cell else 0) for c, cell in zip(columns, cells, strict=True)]
         for label, cells in found.items()
         if any(cells)
     }
-    return Bars(title, [column.title for column in columns], list(rows.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from analysis.reading.runs import Run
 from analysis.tables.cells import Column
@@ -35,8 +35,8 @@ def render(table: Table, width: int, *, bold: bool = False) -> str:
         del widths[dropped[-1]]
     while _total(widths) > width and (wide := [c for c in widths if _may_be_cut(c) and widths[c] > NARROWEST]):
         widths[max(wide, key=lambda column: widths[column])] -= 1
-    texts = [[_fit(lines[column][i], column, w) for column, w in widths.items()] for i in range(len(table.rows) + 1)]
-    text = "\n".join(GAP.join(cells).rstrip() for cells in texts)
+    shown = zip(*(lines[column] for column in widths), strict=True)
+    text = "\n".join(aligned(shown, list(widths.values()), [column.is_number for column in widths]))
     if bold:
         text = re.sub(r"\S+(?: ± \S+)?(?: \(n \d+\))?\*(?=\s|$)", "\033[1m\\g<0>\033[0m", text)
     if dropped:
@@ -56,10 +56,12 @@ def _may_be_cut(column: Column) -> bool:
     return not column.is_number and not column.drop_order
 
 
-def _fit(text: str, column: Column, width: int) -> str:
-    if len(text) > width:
-        text = text[: width - 1] + "…"
-    return text.rjust(width) if column.is_number else text.ljust(width)
+def aligned(lines: Iterable[Sequence[str]], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """Cells in columns of these widths, aligned to the right where that says so; what is longer is cut."""
+    for line in lines:
+        cells = [text if len(text) <= w else f"{text[: w - 1]}…" for text, w in zip(line, widths, strict=True)]
+        padded = zip(cells, widths, right, strict=True)
+        yield GAP.join(cell.rjust(w) if is_right else cell.ljust(w) for cell, w, is_right in padded).rstrip()
 
 
 def footer(table: Table, text: str) -> Iterator[str]:

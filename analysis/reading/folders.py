@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.reading.progress import Progress, describe
+from analysis.reading.progress import describe
 from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError, tell
@@ -81,7 +81,7 @@ def missing(path: Path, sent: Submission) -> Run:
     if sent.refused:
         standing = replace(standing, reason=f"the queue refused it: {sent.refused}")
     job = sent.job_of(path.name)
-    state = describe(standing, {}, Progress()) + (f" (job {job})" if job else "")
+    state = describe(standing, {}, {}, []) + (f" (job {job})" if job else "")
     frozen = sent.config_file(path.name)
     settings = read_or_note(frozen.name, lambda: settings_of(frozen.read_text()), dict, [])
     known = settings is not None

@@ -20,8 +20,8 @@ from analysis.reading.outcome import (
     score,
     undefined_scores,
 )
-from analysis.reading.progress import Progress, describe
-from analysis.reading.settings import last_epoch, leaf, overrides
+from analysis.reading.progress import describe
+from analysis.reading.settings import leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Standing, number, read_or_note, standing_of
@@ -100,7 +100,7 @@ def read_run(path: Path, sent: Submission | None = None) -> Run:
     end = sent and sent.end_of(path.name)
     never_started = record.get("state") == "queued" or (end is not None and end.state == "CANCELLED")
     standing = standing_of(path, record, not unfinished, end if never_started else None, damage="; ".join(problems))
-    state = describe(standing, record, progress_of(settings or {}, history), sent and sent.job_of(path.name))
+    state = describe(standing, record, settings or {}, history, sent and sent.job_of(path.name))
     if standing.word in (BROKEN, FOREIGN) and not problems:
         problems.append(standing.reason)
     has_own = settings is not None
@@ -126,14 +126,3 @@ def last_line(path: Path) -> Iterator[dict[str, Any]]:
     last = next((line for line in reversed(lines) if line.strip()), None)
     if last is not None:
         yield json.loads(last)
-
-
-def progress_of(settings: dict[str, str], history: list[dict[str, Any]]) -> Progress:
-    line, planned = history[-1] if history else {}, last_epoch(settings) or ""
-    before = number(history[-2].get("steps")) if len(history) > 1 else 0.0
-    return Progress(
-        epochs=len(history),
-        planned=int(planned) if planned.isdigit() else None,
-        epoch_seconds=number(node_of(line.get("timing")).get("seconds")),
-        epoch_steps=number(line.get("steps")) - before,
-    )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from analysis.reading.runs import progress_of
+from analysis.reading.progress import current_epoch, planned_epochs
 from analysis.reading.settings import last_epoch, overrides
 from fovea_detr.config.schema import leaves
 from fovea_detr.runs.identity import Stored, as_typed
@@ -64,6 +64,4 @@ def test_an_extended_run_ends_with_the_epoch_of_its_extension() -> None:
     assert last_epoch({"schedule.epochs": "40", "extend": "null"}) == "40"
     assert last_epoch({"schedule.epochs": "40", "extend": "60"}) == "60"
     assert last_epoch({"schedule.epochs": "40"}) == "40", "a folder from before the key"
-    assert progress_of({"schedule.epochs": "40", "extend": "60"}, [{"epoch": 1}]).current_epoch({"epoch": 49}) == (
-        "epoch 50/60"
-    )
+    assert current_epoch({"epoch": 49}, 1, planned_epochs({"schedule.epochs": "40", "extend": "60"})) == "epoch 50/60"
