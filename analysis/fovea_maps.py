@@ -23,12 +23,10 @@ from analysis.figures.drawing import ENDINGS, PNG_DPI, save
 from analysis.figures.fovea_figure import heads_apart, heads_together
 from analysis.figures.head_maps import View
 from fovea_detr.build import build_data
-from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import DataError, UserError
 from fovea_detr.predict.capture import capture
 from fovea_detr.predict.pictures import as_pixels
 from fovea_detr.predict.predictor import Predictor, load_run
-from fovea_detr.types import Batch
 
 FIGURES = {"together": heads_together, "apart": heads_apart}
 
@@ -58,19 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def open_view(source: Path | str, image: str | None, overrides: Sequence[str] = ()) -> View:
     """A run folder (or a checkpoint and its overrides) and an image -> the data to draw. Raises UserError."""
     predictor = load_run(source, overrides, device="cpu")
-    original, batch, names = open_image(predictor, image)
-    names = predictor.trained.names or names
-    return View(original.permute(1, 2, 0).numpy(), names, capture(predictor.model, batch))
+    original, names = open_image(predictor, image)
+    seen = capture(predictor.model, predictor.batch([original]))
+    return View(original.permute(1, 2, 0).numpy(), predictor.trained.names or names, seen)
 
 
-def open_image(predictor: Predictor, image: str | None) -> tuple[Tensor, Batch, dict[int, str]]:
-    """A file, or an id of the validation split -> [3, h, w] uint8, the model's input, and the names of its classes.
+def open_image(predictor: Predictor, image: str | None) -> tuple[Tensor, dict[int, str]]:
+    """A file, or an id of the validation split -> [3, h, w] uint8 and the names of its classes, empty for a file.
 
-    None: the first of the validation split. The names are empty for a file. Raises UserError if there is no such image.
+    None: the first of the validation split. Raises UserError if there is no such image.
     """
     if image is not None and Path(image).is_file():
-        original = as_pixels(image)
-        return original, predictor.batch([original]), {}
+        return as_pixels(image), {}
     if image is not None and not image.isdigit():
         raise UserError(f"{image}: neither an image file nor the id of a validation image")
     config = predictor.trained.config
@@ -79,9 +76,7 @@ def open_image(predictor: Predictor, image: str | None) -> tuple[Tensor, Batch, 
     if image is not None and int(image) not in ids:
         raise DataError(f"no image {image} in {val.annotations.path}: the first ids are {', '.join(map(str, ids[:5]))}")
     index = 0 if image is None else ids.index(int(image))
-    example = val[index]
-    batch = collate_images([example.image], [example.original_size_hw], [example.image_id])
-    return val.sample(index).image, batch, val.annotations.classes.by_output
+    return val.sample(index).image, val.annotations.classes.by_output
 
 
 def _numbers(text: str) -> list[int]:
