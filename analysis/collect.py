@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--plan", type=float, metavar="AP", help="how many seeds and GPU-hours resolve a difference of so many AP: 0.3")
     conditions = "KEY=VALUE, KEY=A,B, KEY!=VALUE, KEY>NUMBER; AP>40%%"
     add("--where", action="append", default=[], metavar="CONDITION", help=conditions)
-    add("--columns", type=_names, default="", metavar="NAMES", help="only these columns, in this order: smooth,AP,n")
+    add("--columns", default="", metavar="NAMES", help="only these columns, in this order: smooth,AP,n")
     add("--percent", action=argparse.BooleanOptionalAction, default=True, help="AP as 41.0 (default), else as 0.410")
     add("--sort", metavar="COLUMN", help="columns, the most important first: metrics descending, others ascending")
     add("--reverse", action="store_true", help="reverse the order of --sort")
@@ -66,10 +66,6 @@ def parser() -> argparse.ArgumentParser:
     add("--siunitx", action="store_true", help="in .tex: numbers by the package siunitx")
     add("--watch", action="store_true", help=f"repeat every {WATCH_SECONDS:.0f} s until no run is running or waiting")
     return whole
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
 
 
 def once(given: argparse.Namespace) -> None:

@@ -95,19 +95,15 @@ def _name(kind: str, view: View) -> str:
 def outlines(axes: Axes, view: View, layer: int, one: Marked) -> None:
     """The contour at which each head's prior is exp(-1/2), and the way of its centre from layer 0 to a dot here."""
     _draw_image(axes, view.image, one)
-    drawn = False
-    for head, style in head_styles(view).items():
-        values = view.prior(layer, one.query, head)
-        if values is None:
-            continue
-        drawn = True
-        outline(axes, values, style["color"], style["linestyle"])
+    priors = {head: values for head in view.heads if (values := view.prior(layer, one.query, head)) is not None}
+    styles = head_styles(view)
+    for head, values in priors.items():
+        outline(axes, values, styles[head]["color"], styles[head]["linestyle"])
         x, y = view.centres(one.query, head)[: layer + 1].T
-        axes.plot(x, y, color=style["color"], linewidth=0.7, path_effects=HALO)
-        axes.plot(
-            x[-1:], y[-1:], "o", color=style["color"], markersize=2.5, markeredgecolor="white", markeredgewidth=0.4
-        )
-    if not drawn:
+        axes.plot(x, y, color=styles[head]["color"], linewidth=0.7, path_effects=HALO)
+        dot: Any = {"color": styles[head]["color"], "markersize": 2.5, "markeredgecolor": "white"}
+        axes.plot(x[-1:], y[-1:], "o", markeredgewidth=0.4, **dot)
+    if not priors:
         _write(axes, "no prior")
 
 

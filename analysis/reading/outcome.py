@@ -53,11 +53,10 @@ def gpu_hours(value: Any, provenance: dict[str, Any]) -> float:
 
 def undefined_scores(scores: dict[str, Any]) -> dict[str, str]:
     """The metrics that are stored and are no score, each with the reason."""
-    reasons = {name: score(scores[name]) for name in ALL_METRICS if name in scores}
     return {
         name: "-1: the validation set has no such object" if number(scores[name]) < 0 else f"{scores[name]}"
-        for name, value in reasons.items()
-        if math.isnan(value)
+        for name in ALL_METRICS
+        if name in scores and math.isnan(score(scores[name]))
     }
 
 

@@ -12,7 +12,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
 from analysis.tables.cells import Column, Value, data, metric_column, show
 from analysis.tables.comparison import find_row, with_differences, with_published
-from analysis.tables.filters import Condition, as_fraction, full_key, parse_conditions
+from analysis.tables.filters import as_fraction, full_key, parse_conditions
 from analysis.tables.notes import add_notes
 from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
 from fovea_detr.config.groups import natural
@@ -43,7 +43,7 @@ RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} |
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all` (of boxes).
+    """The options of the command, as typed. metrics, columns: also as text, `AP,AP50`; `all` metrics (of boxes).
 
     percent: AP as 41.0, else 0.410. tested: with verdicts and marks. Raises UserError for an unknown metric.
     """
@@ -54,7 +54,7 @@ class Options:
     sort: str | None = None
     reverse: bool = False
     by_seed: bool = False
-    columns: tuple[str, ...] = ()
+    columns: Sequence[str] = ()
     percent: bool = True
     tested: bool = True
 
@@ -62,6 +62,8 @@ class Options:
         if isinstance(self.metrics, str):
             names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
             object.__setattr__(self, "metrics", tuple(names))
+        if isinstance(self.columns, str):
+            object.__setattr__(self, "columns", tuple(filter(None, self.columns.split(","))))
         for name in self.metrics:
             if name not in ALL_METRICS:
                 raise UserError(f"there is no metric {name}; choose from {LISTED}; others by --columns")
@@ -162,18 +164,16 @@ def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
     asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
     asked = [as_fraction(one) if one.key in (*ALL_METRICS, BEST) else one for one in asked]
 
-    def run_matches(run: Run, condition: Condition) -> bool:
-        others = {STUDY.name: run.study, STATE.name: run.standing.word}
-        return condition.holds((others | run.settings).get(condition.key))
+    def run_matches(run: Run) -> bool:
+        facts = {STUDY.name: run.study, STATE.name: run.standing.word} | run.settings
+        return all(one.holds(facts.get(one.key)) for one in asked if one.key not in numbers)
 
-    def row_matches(row: Row, condition: Condition) -> bool:
-        value = row.mean(condition.key)
-        return condition.holds(len(row.counted) if condition.key == N.name else value and value.mean)
+    def number(row: Row, name: str) -> float | None:
+        value = row.mean(name)
+        return len(row.counted) if name == N.name else value and value.mean
 
-    of_runs = [condition for condition in asked if condition.key not in numbers]
-    of_rows = [condition for condition in asked if condition.key in numbers]
-    rows = make_rows((run for run in runs if all(run_matches(run, c) for c in of_runs)), options.by_seed)
-    rows = [row for row in rows if all(row_matches(row, c) for c in of_rows)]
+    rows = make_rows(filter(run_matches, runs), options.by_seed)
+    rows = [row for row in rows if all(one.holds(number(row, one.key)) for one in asked if one.key in numbers)]
     if not rows:
         raise UserError(f"none of {len(runs)} runs matches {' and '.join(condition.text for condition in asked)}")
     return rows
