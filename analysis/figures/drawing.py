@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import matplotlib
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -26,6 +27,7 @@ from fovea_detr.runs.files import write_atomic
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 DASHES = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+STYLES = cycler(linestyle=DASHES) * cycler(color=COLOURS, marker=MARKERS)  # called, it begins again after the last one
 COLUMN_INCHES = 3.4  # one column of a two-column paper
 PAGE_INCHES = 7.0  # both columns
 PNG_DPI = 220
@@ -56,23 +58,14 @@ def house_style() -> Iterator[None]:
 
 def new_figure(width: float = COLUMN_INCHES, height: float = 2.4, padding: float | None = None) -> Figure:
     """A figure in inches. Made without pyplot: no window, no global state, and notebooks show it once."""
-    engine = ConstrainedLayoutEngine() if padding is None else ConstrainedLayoutEngine(compress=True)
-    if padding is not None:
-        engine.set(w_pad=padding, h_pad=padding, wspace=0, hspace=0)
+    tight = {"w_pad": padding, "h_pad": padding, "wspace": 0, "hspace": 0, "compress": True}
+    engine = ConstrainedLayoutEngine(**({} if padding is None else tight))
     return Figure(figsize=(width, height), layout=engine)
 
 
 def line_styles(variants: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, dash and marker of each variant; the first 32 combinations are distinct."""
-    count = len(COLOURS)
-    return {
-        variant: {
-            "color": COLOURS[i % count],
-            "linestyle": DASHES[i // count % len(DASHES)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
-        for i, variant in enumerate(variants)
-    }
+    return dict(zip(variants, STYLES(), strict=False))
 
 
 def variants_of(table: pd.DataFrame) -> list[str]:

@@ -63,7 +63,8 @@ class Options:
             names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
             object.__setattr__(self, "metrics", tuple(names))
         if isinstance(self.columns, str):
-            object.__setattr__(self, "columns", tuple(filter(None, self.columns.split(","))))
+            names = (name.strip() for name in self.columns.split(","))
+            object.__setattr__(self, "columns", tuple(filter(None, names)))
         for name in self.metrics:
             if name not in ALL_METRICS:
                 raise UserError(f"there is no metric {name}; choose from {LISTED}; others by --columns")
@@ -154,7 +155,7 @@ def test_rows(
 def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
     """The columns of these names or titles, in this order. Raises UserError for an unknown one."""
     known = {column.name: column for column in columns} | {column.title: column for column in columns}
-    return [known[full_key(name.strip(), known)] for name in names]
+    return [known[full_key(name, known)] for name in names]
 
 
 def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:

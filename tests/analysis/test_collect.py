@@ -41,7 +41,7 @@ def test_averaged_weights_and_validation_losses_are_columns_on_demand(write, sho
     folder = write("train.ema=0.99", result={**RESULT, "last": {**RESULT["last"], "ema_AP": 0.435, "val_loss": 2.25}})
     folder.write_history([{"epoch": 50, "loss": 2.0, "class_error": 12.5, "steps": 9, "timing": {}}])
     assert "ema_AP" not in show()[0]
-    table = show("--columns", "AP,ema_AP,val_loss,class_error")
+    table = show("--columns", "AP, ema_AP,val_loss, class_error")
     assert table == [["AP", "ema_AP", "val_loss", "class_error"], ["41.0", "43.5", "2.250", "12.500"]]
     assert "there is no ema_AR" in refused("--columns", "AP,ema_AR")
 
