@@ -331,3 +331,14 @@ def test_an_error_is_one_write_so_that_those_of_two_ranks_stay_two_lines(monkeyp
     with pytest.raises(SystemExit), cli.one_line_errors():
         raise DataError("data.root is not set")
     assert writes == [b"error: data.root is not set\n"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["fovea_detr.data", "fovea_detr.evaluation", "fovea_detr.export", "fovea_detr.predict", "fovea_detr.study"],
+)
+def test_a_wrong_option_of_a_command_is_one_line(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--bogus"], cwd=launch.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and line.endswith(f"; see `python -m {module} --help`")

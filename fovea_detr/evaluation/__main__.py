@@ -9,7 +9,6 @@ others are done.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from fovea_detr.cli import Parser
 from fovea_detr.data.readers import READERS
 from fovea_detr.errors import RunFolderError, UserError, tell
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
@@ -41,13 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if failed else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     assert __doc__ is not None
-    whole = argparse.ArgumentParser(
-        prog="python -m fovea_detr.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    whole = Parser(prog="python -m fovea_detr.evaluation", description=__doc__)
     verb = whole.add_subparsers(dest="verb", required=True, metavar="matches").add_parser("matches")
     verb.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     verb.add_argument("--root", metavar="DIR", help="where the data set is now (default: as the run had it)")
