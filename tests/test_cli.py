@@ -341,4 +341,5 @@ def test_a_wrong_option_of_a_command_is_one_line(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "--bogus"], cwd=launch.ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and line.endswith(f"; see `python -m {module} --help`")
+    assert line.startswith("error: ")
+    assert line.endswith(f"; see `python -m {module} --help`")
