@@ -30,15 +30,9 @@ from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.heartbeat import Heartbeat
 from fovea_detr.runs.host import Host, record_failures
-from fovea_detr.runs.identity import (
-    Stored,
-    config_text,
-    note_left_out,
-    refuse_other_batch,
-    refuse_other_config,
-    refuse_other_data,
-)
+from fovea_detr.runs.identity import note_left_out, refuse_other_batch, refuse_other_config, refuse_other_data
 from fovea_detr.runs.stop import StopFlag
+from fovea_detr.runs.stored import Stored, config_text
 from fovea_detr.training import preflight
 from fovea_detr.training.average import Average
 from fovea_detr.training.console import Console, percent, summary

@@ -27,7 +27,7 @@ from fovea_detr import cli
 from fovea_detr.errors import UserError
 from fovea_detr.model.pixels import IMAGENET_MEAN, IMAGENET_STD, is_padding
 from fovea_detr.predict.loading import Trained, open_trained
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.types import Batch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

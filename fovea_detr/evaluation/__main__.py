@@ -26,7 +26,8 @@ from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.matches import Matches, check_result, read_matches, write_matches
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.runs.folder import MATCHES, RunFolder
-from fovea_detr.runs.identity import Stored, refuse_other_data
+from fovea_detr.runs.identity import refuse_other_data
+from fovea_detr.runs.stored import Stored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,9 @@ from fovea_detr.config.batching import Batching
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders, Stored, config_text, differences, refuse_other_batch, settings_of
+from fovea_detr.runs.identity import differences, refuse_other_batch
+from fovea_detr.runs.points import Folders
+from fovea_detr.runs.stored import Stored, config_text, settings_of
 from fovea_detr.types import Batch, Target
 from tests.launch import only_folder, run, run_well, start
 from tests.model.builders import random_image

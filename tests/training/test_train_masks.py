@@ -19,7 +19,7 @@ from fovea_detr.data.categories import Classes
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, in_published_names
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.study.ready import make_ready
 from fovea_detr.training.checkpoint import load_weights
 from fovea_detr.training.console import Console
