@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.reading.outcome import node_of
 from analysis.reading.settings import last_epoch
-from fovea_detr.runs.identity import Settings
+from fovea_detr.runs.settings import Settings
 from fovea_detr.runs.state import LOST, MISSING, STARTING, Standing, number, one_line
 
 History = Sequence[dict[str, Any]]
