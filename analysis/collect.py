@@ -26,6 +26,7 @@ from analysis.output.formats import DATA, FORMATS, check_format, write
 from analysis.output.terminal import footer, render
 from analysis.reading.folders import find_runs
 from analysis.tables.table import LISTED, Options, Table, make_table
+from fovea_detr.cli import Parser
 from fovea_detr.errors import UserError
 
 WATCH_SECONDS = 10.0
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The names are those of Options, where it has them."""
-    whole = script.parser(__doc__)
+    whole = Parser(description=__doc__)
     add = whole.add_argument
     add("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     script.add_runs(whole)

@@ -25,6 +25,7 @@ from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
 from analysis.tables.table import LISTED, NUMBERS, Options, make_table
+from fovea_detr.cli import Parser
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.runs.settings import as_typed
@@ -39,7 +40,7 @@ Lines = list[list[str]]
 
 @script.script
 def main(arguments: Sequence[str] | None = None) -> None:
-    whole = script.parser(__doc__)
+    whole = Parser(description=__doc__)
     whole.add_argument("row", nargs=2, metavar="ROW", help="KEY=VALUE,..., a run folder, or STUDY/POINT in RUNS")
     whole.add_argument("--metrics", default="AP", help=f"all, or a list of {LISTED} (default: AP)")
     script.add_runs(whole)

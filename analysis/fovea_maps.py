@@ -23,6 +23,7 @@ from analysis.figures.drawing import ENDINGS, PNG_DPI, save
 from analysis.figures.fovea_figure import heads_apart, heads_together
 from analysis.figures.head_maps import View
 from fovea_detr.build import build_data
+from fovea_detr.cli import Parser
 from fovea_detr.errors import DataError, UserError
 from fovea_detr.predict.capture import capture
 from fovea_detr.predict.pictures import as_pixels
@@ -33,7 +34,7 @@ FIGURES = {"together": heads_together, "apart": heads_apart}
 
 @script.script
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = script.parser(__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="RUN", help="a run folder, or a checkpoint")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the checkpoint's training overrides")
     parser.add_argument("--image", required=True, help="the id of a validation image, or an image file")

@@ -27,6 +27,7 @@ from analysis.figures import drawing
 from analysis.tables.comparison import find_row
 from analysis.tables.frames import counted, in_percent
 from analysis.tables.table import LISTED
+from fovea_detr.cli import Parser
 from fovea_detr.errors import UserError
 
 MOST_CATEGORIES, MOST_VARIANTS = 24, 4  # shown by category_differences
@@ -34,7 +35,7 @@ MOST_CATEGORIES, MOST_VARIANTS = 24, 4  # shown by category_differences
 
 @script.script
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = script.parser(__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="folders in RUNS (default: all)")
     script.add_runs(parser)
     parser.add_argument("--out", type=Path, default=Path("plots"), help="output folder (default: plots)")

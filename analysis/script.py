@@ -1,21 +1,17 @@
-"""What the scripts share: a parser with the script's own description, and errors of users as one line."""
+"""What the scripts share: the option --runs, and errors of users as one line."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fovea_detr.cli import Parser
 from fovea_detr.errors import UserError
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def add_runs(whole: argparse.ArgumentParser) -> None:
+def add_runs(whole: Parser) -> None:
     whole.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the studies (default: runs)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -173,6 +174,12 @@ def test_a_narrow_terminal_keeps_the_first_metric(write, capsys, monkeypatch, tm
         assert "25.0 ± 0.0" in row
         assert " AP" in head
         assert omitted.startswith("columns omitted to fit the terminal: ")
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        collect.main(["--metric", "--nope"])
+    assert re.fullmatch(r"error: .*; see `\S+ --help`\n", capsys.readouterr().err)
 
 
 def test_a_closed_pipe_is_not_an_error(write, tmp_path):
