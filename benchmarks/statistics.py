@@ -27,9 +27,9 @@ from analysis.statistics.seeds import Interval
 from analysis.statistics.verdict import BETTER, WORSE, Difference, against, planned
 from benchmarks.evaluation import random_case
 from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
-from fovea_detr.evaluation.matches import write_matches
+from fovea_detr.evaluation.matches import MATCHES, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.runs.folder import COCO_METRICS, MATCHES, RunFolder
+from fovea_detr.runs.folder import COCO_METRICS, RunFolder
 
 IMAGES, DRAWS = 400, 400
 OF_IMAGE, OF_RUN = 0.10, 0.05  # sds of an image's score: by row and image; by run and image. Over 400: 0.005, 0.0025
