@@ -74,6 +74,11 @@ def write_png(path: Path, ids: np.ndarray) -> None:
     path.write_bytes(PanopticMap.of(0, ids, []).png)
 
 
+def empty(one: PanopticMap) -> dict[str, Any]:
+    blank = PanopticMap.of(one.image_id, np.zeros(SIZE, int), [])
+    return {"png": blank.png, "segments_info": []}
+
+
 def segments(folder: Path, seed: int) -> tuple[Segments, dict[str, Any]]:
     truth, maps = made(folder, seed)
     metrics = truth.metrics(maps)

@@ -17,7 +17,7 @@ from fovea_detr.errors import RunFolderError
 from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
 from fovea_detr.evaluation.matches import OF_BOXES, OF_MASKS, OF_SEGMENTS, Matches, write_matches
 from fovea_detr.evaluation.matching import matches_of
-from fovea_detr.evaluation.quality import PanopticMap, quality_metrics, quality_of_files
+from fovea_detr.evaluation.quality import quality_metrics, quality_of_files
 from fovea_detr.runs.folder import COCO_METRICS, METRICS, PANOPTIC_METRICS, QUALITIES, SEGM_METRICS, RunFolder
 from tests.evaluation import test_segm, test_segments
 from tests.evaluation.test_coco import MADE, Results, by_pycocotools, table_of
@@ -242,16 +242,14 @@ def test_changed_segments_are_refused(tmp_path: Path) -> None:
 def test_segments_of_another_truth_are_not_paired(tmp_path: Path) -> None:
     """Those of another run on the same truth are."""
     truth, maps = test_segments.made(tmp_path, 0)
-    found, fewer = truth.by_image(maps, 0.0), truth.by_image([one._replace(**empty(one)) for one in maps], 0.0)
+    found, fewer = (
+        truth.by_image(maps, 0.0),
+        truth.by_image([one._replace(**test_segments.empty(one)) for one in maps], 0.0),
+    )
     assert images.split_of(found) == images.split_of(fewer)
     assert not np.array_equal(found.fn, fewer.fn)
     (tmp_path / "other").mkdir()
     assert images.split_of(found) != images.split_of(test_segments.segments(tmp_path / "other", 1)[0])
-
-
-def empty(one: PanopticMap) -> dict[str, Any]:
-    blank = PanopticMap.of(one.image_id, np.zeros(test_segments.SIZE, int), [])
-    return {"png": blank.png, "segments_info": []}
 
 
 def test_the_second_time_is_read_from_the_cache(
