@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis import compare, load
-from analysis.statistics.images import all_weights, resample_once
+from analysis.statistics.images import resample
 from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
 from fovea_detr.evaluation.matches import MATCH_FILES, OF_BOXES, OF_MASKS, OF_SEGMENTS, MatchFile, write_matches
 from fovea_detr.evaluation.matching import matches_of
@@ -51,10 +51,9 @@ def parts(lines: list[list[str]]) -> dict[str, str]:
 
 
 def images_interval(paths: list[Path], file: MatchFile) -> str:
-    """Of the second row minus the first, one resample after the other."""
+    """Of the second row minus the first."""
     matches = [file.read(path) for path in paths]
-    weights = np.concatenate(list(all_weights(len(matches[0].image_ids), 1000, 0)), axis=1).T
-    once = np.array([[resample_once(one, row, file.metrics[:1])[file.score] for row in weights] for one in matches])
+    once = np.stack([resample(one, file.metrics[:1], 1000, 0)["values"][0] for one in matches])
     low, high = 100 * np.quantile(once[3:].mean(0) - once[:3].mean(0), [0.025, 0.975])
     return f"images [{low:+.2f}, {high:+.2f}]"
 
