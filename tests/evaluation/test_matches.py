@@ -134,9 +134,9 @@ def test_the_errors_of_masks_are_tides_definition(tmp_path: Path, monkeypatch: p
         content, table = test_segm.made(seed, times=3, far=3, other=5)
         write_found(RunFolder(tmp_path), table, None)
         objects, found, owner = counted(test_segm.by_pycocotools(content, tmp_path / MASKS))
-        masks = [[{**one, "bbox": one["segmentation"]} for one in side] for side in (objects, found)]
+        sides = ([{**one, "bbox": one["segmentation"]} for one in side] for side in (objects, found))
         errors = matches_of(GroundTruth(content), table, 0.0, kind="segm").errors_by_type
-        assert errors == pytest.approx(tide.errors(*masks, owner), rel=0, abs=1e-12)
+        assert errors == pytest.approx(tide.errors(next(sides), next(sides), owner), rel=0, abs=1e-12)
         seen.append(list(errors.values()))
     assert (np.max(seen, axis=0) > 0.001).all(), dict(zip(ERRORS, np.max(seen, axis=0), strict=True))
 
