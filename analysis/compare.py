@@ -28,7 +28,7 @@ from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
 from fovea_detr.evaluation.matches import OF_BOXES, OF_MASKS
 from fovea_detr.runs.folder import SEGM
-from fovea_detr.runs.identity import as_typed
+from fovea_detr.runs.settings import as_typed
 from fovea_detr.runs.state import FOREIGN
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome

@@ -10,7 +10,6 @@ lacks some now; the others are done.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fovea_detr.cli import Parser
 from fovea_detr.data.readers import READERS
 from fovea_detr.errors import RunFolderError, UserError, tell
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, metrics_of
@@ -41,7 +41,8 @@ from fovea_detr.evaluation.matches import (
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.evaluation.quality import PanopticMap, PanopticTruth
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Stored, refuse_other_data
+from fovea_detr.runs.identity import refuse_other_data
+from fovea_detr.runs.stored import Stored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,13 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if failed else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     assert __doc__ is not None
-    whole = argparse.ArgumentParser(
-        prog="python -m fovea_detr.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    whole = Parser(prog="python -m fovea_detr.evaluation", description=__doc__)
     verb = whole.add_subparsers(dest="verb", required=True, metavar="matches").add_parser("matches")
     verb.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     verb.add_argument("--root", metavar="DIR", help="where the data set is now (default: as the run had it)")
