@@ -74,10 +74,10 @@ def make(folder: RunFolder, root: str | None, device: str) -> None:
         raise RunFolderError(f"{path}: no result.json: it is no finished run; finish it first")
     lacking = []
     for file in wanted_files(folder.result()):
-        if (path / file.name()).exists():
+        try:
             file.read(path)
             print(f"{path}: has its {file.name()}")
-        else:
+        except RunFolderError:  # missing, damaged or of another run
             lacking.append(file)
     stored = [file for file in lacking if all((path / name).exists() for name in file.predictions)]
     if stored:
@@ -108,19 +108,20 @@ def of_predictions(
     split = READERS[data.name](data, "val")
     refuse_other_data(folder, {"val": split.fingerprint}, data.root)
     truth = GroundTruth(split.ground_truth(), config.evaluation.backend)
-    made: dict[MatchFile, Matches | Segments] = {}
-    for file in files:
-        with refused_if_damaged(folder.path / file.predictions[0]):
-            content = json.loads((folder.path / file.predictions[0]).read_text())
-            if file is OF_SEGMENTS and split.panoptic is not None:
-                annotated = PanopticTruth(split.panoptic, split.image_ids.tolist())
-                maps = maps_of(content, folder.path / file.predictions[1])
-                made[file] = annotated.by_image(maps, annotated.metrics(maps)[file.score], "predictions")
-            else:
-                kind = "segm" if file is OF_MASKS else "bbox"
-                table = table_of(content, kind)
-                made[file] = matches_of(truth, table, metrics_of(truth, table, kind)["AP"], "predictions", kind)
-    return made
+    panoptic = split.panoptic and PanopticTruth(split.panoptic, split.image_ids.tolist())
+    return {file: of_files(file, folder.path, truth, panoptic) for file in files}
+
+
+def of_files(file: MatchFile, path: Path, truth: GroundTruth, panoptic: PanopticTruth | None) -> Matches | Segments:
+    """From the run's predictions; truth, panoptic: of boxes and masks, of segments. RunFolderError: damaged."""
+    with refused_if_damaged(path / file.predictions[0]):
+        content = json.loads((path / file.predictions[0]).read_text())
+        if file is OF_SEGMENTS and panoptic is not None:
+            maps = maps_of(content, path / file.predictions[1])
+            return panoptic.by_image(maps, panoptic.metrics(maps)[file.score], "predictions")
+        kind = "segm" if file is OF_MASKS else "bbox"
+        table = table_of(content, kind)
+        return matches_of(truth, table, metrics_of(truth, table, kind)["AP"], "predictions", kind)
 
 
 @contextmanager

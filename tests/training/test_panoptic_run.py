@@ -74,11 +74,12 @@ def test_matches_are_made_from_predictions_or_the_checkpoint(
     kept = only_folder(runs, "trained").path
     run = tmp_path / "copy"
     shutil.copytree(kept, run)
-    for file in MATCH_FILES:
-        (run / file.name()).unlink()
+    shutil.copy(run / "matches.npz", run / "matches_panoptic.npz")
+    (run / "matches_segm.npz").write_bytes(b"damaged")
+    (run / "matches.npz").unlink()
     names = [name for file in MATCH_FILES for name in file.predictions]
     source = "checkpoint"
-    if has_predictions:  # of masks and boxes; the checkpoint is evaluated for the rest, if any is missing
+    if has_predictions:
         source = "predictions"
         for name in names:
             (shutil.copytree if Path(name).suffix == "" else shutil.copy)(evaluated(runs, 1).path / name, run / name)
