@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hotcoco.mask
 import numpy as np
 
 from analysis.statistics.images import RESAMPLES, SEED, all_weights, resample
@@ -31,6 +30,7 @@ from analysis.statistics.verdict import BETTER, WORSE, Difference, against, plan
 from benchmarks.evaluation import Case, random_case, random_xywh
 from fovea_detr.data.panoptic import PanopticFiles
 from fovea_detr.evaluation.coco import GroundTruth, metrics_of
+from fovea_detr.evaluation.masks import coco_mask
 from fovea_detr.evaluation.matches import MATCHES, Matches, Segments, write_matches
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.evaluation.quality import PanopticMap, PanopticTruth
@@ -177,7 +177,7 @@ def masked_case(images: int, per_image: int) -> Case:
 
 
 def rectangles(xywh: np.ndarray) -> list[dict[str, Any]]:
-    return hotcoco.mask.frPyObjects(np.ascontiguousarray(xywh), 480, 640)
+    return coco_mask.frPyObjects(np.ascontiguousarray(xywh), 480, 640)
 
 
 def panoptic_case(folder: Path, images: int) -> tuple[PanopticTruth, list[PanopticMap]]:
