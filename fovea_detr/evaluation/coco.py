@@ -125,9 +125,10 @@ def _has_rle(annotation: dict[str, Any]) -> bool:
 
 
 def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[N] ids -> [N] their places in the sorted known ones, which have them all."""
+    """[N] ids -> [N] their places in the sorted known ones. ValueError: one is not among them."""
     places = np.searchsorted(known, ids)
-    assert (known[places.clip(max=len(known) - 1)] == ids).all(), "an image or a category of another split"
+    if not (known[places.clip(max=len(known) - 1)] == ids).all():
+        raise ValueError("an image or a category of another split")
     return places
 
 
