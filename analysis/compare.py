@@ -21,10 +21,10 @@ from analysis.output.terminal import aligned
 from analysis.reading.folders import find_runs
 from analysis.reading.runs import read_run
 from analysis.reading.settings import read_settings
-from analysis.tables.cells import NOTHING, Column, metric_column, rounded, show
+from analysis.tables.cells import NOTHING, NUMBERS, Column, metric_column, rounded, show
 from analysis.tables.comparison import find_row
 from analysis.tables.rows import Row
-from analysis.tables.table import LISTED, NUMBERS, Options, make_table
+from analysis.tables.table import LISTED, Options, make_table
 from fovea_detr.cli import Parser
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError

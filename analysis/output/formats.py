@@ -7,9 +7,9 @@ import math
 import re
 from pathlib import Path
 
-from analysis.tables.cells import Column
+from analysis.tables.cells import NOTES, STATE, Column
 from analysis.tables.rows import Row
-from analysis.tables.table import NOTES, STATE, Table
+from analysis.tables.table import Table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.files import write_atomic
 

@@ -22,10 +22,10 @@ from analysis.output.pictures import pictures
 from analysis.output.terminal import count_of, none_finished
 from analysis.reading.outcome import node_of
 from analysis.reading.runs import Run
-from analysis.tables.cells import Column
+from analysis.tables.cells import BEST, NOTES, STATE, Column, N
 from analysis.tables.frames import epochs_frame
-from analysis.tables.rows import BEST, Row, count_states, ranked
-from analysis.tables.table import NOTES, STATE, N, Table
+from analysis.tables.rows import Row, count_states, ranked
+from analysis.tables.table import Table
 from analysis.tables.verdicts import why
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.runs.state import number

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fovea_detr.runs.folder import ALL_METRICS
+
 NOTHING = "-"
 WIDEST = 1.0  # interval of a difference, in fractions: 100 AP; a wider one tells nothing
 
@@ -60,6 +62,22 @@ def metric_column(name: str, order: int = 0, *, percent: bool = True) -> Column:
     """AP as the field writes it, 41.0; else as a fraction, 0.410."""
     digits, factor = (1, 100) if percent else (3, 1)
     return Column(name, name, digits, is_metric=True, spread=True, drop_order=order, factor=factor)
+
+
+BEST = "best_AP"
+NUMBERS = (
+    Column("epochs", "epochs", 0, drop_order=22),
+    Column("total_batch", "total batch", 0, drop_order=25),
+    Column("gpu_hours", "GPU-hours", 1, spread=True, drop_order=24),
+    Column("minutes", "minutes", 1, spread=True, drop_order=26),
+    Column("images_per_second", "images/s", 1, spread=True, drop_order=27),
+    Column("inference_ms", "ms/image", 1, spread=True, drop_order=28),
+    Column("peak_gib", "peak GiB", 1, spread=True, drop_order=29),
+    Column("parameters", "parameters", 0, drop_order=30),
+)
+STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
+N = Column("n", "n", 0)
+RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*ALL_METRICS, BEST}
 
 
 def mean_of(values: Sequence[float], of: int | None = None) -> Value | None:

@@ -9,13 +9,14 @@ from functools import cached_property
 
 from analysis.reading.runs import Run
 from analysis.reading.settings import SEED, overrides
-from analysis.tables.cells import Cell, Column, Value, mean_of
-from analysis.tables.filters import full_key
+from analysis.tables.cells import BEST, NUMBERS, STATE, STUDY, Cell, Column, N, Value, mean_of
+from analysis.tables.filters import as_fraction, full_key, parse_conditions
 from fovea_detr.config.groups import natural
 from fovea_detr.config.schema import AXES
+from fovea_detr.errors import UserError
+from fovea_detr.runs.folder import ALL_METRICS
 
 STATE_ORDER = ("done", "running", "queued", "preempted", "failed", "missing", "lost", "starting", "broken", "no run")
-BEST = "best_AP"
 
 
 @dataclass(eq=False)
@@ -76,6 +77,28 @@ def make_rows(runs: Iterable[Run], by_seed: bool = False) -> list[Row]:
         key = run.path if by_seed else (run.study, frozenset(settings.items()) or run.path)
         rows.setdefault(key, Row(run.study, settings, [])).runs.append(run)
     return list(rows.values())
+
+
+def select_rows(runs: Sequence[Run], where: Sequence[str], by_seed: bool) -> list[Row]:
+    """Conditions on settings and states select runs; conditions on numbers select rows by their means."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    numbers = dict.fromkeys([N.name, *ALL_METRICS, BEST, *(column.name for column in NUMBERS)])
+    asked = parse_conditions(where, [*numbers, STUDY.name, STATE.name, *keys])
+    asked = [as_fraction(one) if one.key in (*ALL_METRICS, BEST) else one for one in asked]
+
+    def run_matches(run: Run) -> bool:
+        facts = {STUDY.name: run.study, STATE.name: run.standing.word} | run.settings
+        return all(one.holds(facts.get(one.key)) for one in asked if one.key not in numbers)
+
+    def number(row: Row, name: str) -> float | None:
+        value = row.mean(name)
+        return len(row.counted) if name == N.name else value and value.mean
+
+    rows = make_rows(filter(run_matches, runs), by_seed)
+    rows = [row for row in rows if all(one.holds(number(row, one.key)) for one in asked if one.key in numbers)]
+    if not rows:
+        raise UserError(f"none of {len(runs)} runs matches {' and '.join(condition.text for condition in asked)}")
+    return rows
 
 
 def name_of(row: Row) -> str:

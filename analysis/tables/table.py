@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from analysis.reading.outcome import ON_DEMAND
 from analysis.reading.runs import Run
 from analysis.reading.settings import labels, overrides, short_name, varying_keys
+from analysis.tables import cells
 from analysis.tables.cells import Column, Value, data, metric_column, show
 from analysis.tables.comparison import find_row, with_differences, with_published
-from analysis.tables.filters import as_fraction, full_key, parse_conditions
+from analysis.tables.filters import full_key
 from analysis.tables.notes import add_notes
-from analysis.tables.rows import BEST, Row, duplicate_runs, make_rows, name_of, sorted_rows
+from analysis.tables.rows import Row, duplicate_runs, name_of, select_rows, sorted_rows
 from fovea_detr.config.groups import natural
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import ALL_METRICS, METRICS, QUALITIES, SEGM
@@ -24,22 +25,9 @@ if TYPE_CHECKING:
 
     from analysis.statistics.verdict import Difference
 
-NUMBERS = (
-    Column("epochs", "epochs", 0, drop_order=22),
-    Column("total_batch", "total batch", 0, drop_order=25),
-    Column("gpu_hours", "GPU-hours", 1, spread=True, drop_order=24),
-    Column("minutes", "minutes", 1, spread=True, drop_order=26),
-    Column("images_per_second", "images/s", 1, spread=True, drop_order=27),
-    Column("inference_ms", "ms/image", 1, spread=True, drop_order=28),
-    Column("peak_gib", "peak GiB", 1, spread=True, drop_order=29),
-    Column("parameters", "parameters", 0, drop_order=30),
-)
-STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
-N = Column("n", "n", 0)
 MOST_TESTED = 100  # rows
 ALL = ("all",)
 LISTED = f"{', '.join(METRICS)}; of masks: {SEGM}AP, ...; panoptic: {', '.join(QUALITIES)}; all: those that runs have"
-RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*ALL_METRICS, BEST}
 
 
 @dataclass(frozen=True)
@@ -99,15 +87,15 @@ class Table:
 
     def text(self, row: Row, column: Column) -> str:
         """A cell as printed."""
-        if column is NOTES:
+        if column is cells.NOTES:
             return " ".join(str(self.notes.index(note) + 1) for note in row.notes)
         return show(column, row.cells.get(column.name))
 
     def records(self) -> Iterator[dict[str, float | str | None]]:
         """Rows for data files, unrounded, metrics as fractions; the standard deviation is a column of its own."""
         for row in self.rows:
-            cells = {**row.cells, NOTES.name: "; ".join(row.notes) or None}
-            found = [data(column, cells.get(column.name)) for column in self.every]
+            whole = {**row.cells, cells.NOTES.name: "; ".join(row.notes) or None}
+            found = [data(column, whole.get(column.name)) for column in self.every]
             yield {"row": row.label} | {name: value for one in found for name, value in one.items()}
 
     def frame(self) -> pd.DataFrame:
@@ -120,7 +108,7 @@ class Table:
 def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     """Raises UserError for an invalid filter, baseline, column or sort column."""
     options = options or Options()
-    rows = select_rows(runs, options)
+    rows = select_rows(runs, options.where, options.by_seed)
     runs = [run for row in rows for run in row.runs]
     options = replace(options, metrics=options.metrics_of(runs))
     columns = fill_settings(rows, runs, options.by_seed)
@@ -137,7 +125,7 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     rows = sorted_rows(rows, columns, options.sort, options.reverse) if options.sort else rows
     notes = list(dict.fromkeys(note for row in rows for note in row.notes))
     if notes:
-        columns.insert(columns.index(STATE) + 1, NOTES)
+        columns.insert(columns.index(cells.STATE) + 1, cells.NOTES)
     shown = chosen(columns, options.columns) if options.columns else columns
     return Table(shown, columns, rows, runs, notes, warnings, baseline, verdicts)
 
@@ -166,28 +154,6 @@ def chosen(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
     return [known[full_key(name, known)] for name in names]
 
 
-def select_rows(runs: Sequence[Run], options: Options) -> list[Row]:
-    """Conditions on settings and states select runs; conditions on numbers select rows by their means."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    numbers = dict.fromkeys([N.name, *ALL_METRICS, BEST, *(column.name for column in NUMBERS)])
-    asked = parse_conditions(options.where, [*numbers, STUDY.name, STATE.name, *keys])
-    asked = [as_fraction(one) if one.key in (*ALL_METRICS, BEST) else one for one in asked]
-
-    def run_matches(run: Run) -> bool:
-        facts = {STUDY.name: run.study, STATE.name: run.standing.word} | run.settings
-        return all(one.holds(facts.get(one.key)) for one in asked if one.key not in numbers)
-
-    def number(row: Row, name: str) -> float | None:
-        value = row.mean(name)
-        return len(row.counted) if name == N.name else value and value.mean
-
-    rows = make_rows(filter(run_matches, runs), options.by_seed)
-    rows = [row for row in rows if all(one.holds(number(row, one.key)) for one in asked if one.key in numbers)]
-    if not rows:
-        raise UserError(f"none of {len(runs)} runs matches {' and '.join(condition.text for condition in asked)}")
-    return rows
-
-
 def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> list[Column]:
     """The columns that identify a row: study (if several), and the varying settings; fills the cells and labels."""
     settings = [row.settings for row in rows]
@@ -195,8 +161,8 @@ def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> li
     keys = varying_keys(settings, by_hand)
     known = {key for row in settings for key in row}
     several = len({row.study for row in rows}) > 1
-    columns = [STUDY] if several else []
-    columns += [Column(key, short_name(key, known, RESERVED)) for key in keys] or [RUN]
+    columns = [cells.STUDY] if several else []
+    columns += [Column(key, short_name(key, known, cells.RESERVED)) for key in keys] or [cells.RUN]
     told = labels(settings, keys)
     counts = Counter(told)
     for row, label in zip(rows, told, strict=True):
@@ -204,7 +170,7 @@ def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> li
         label = f"{label} ({name})" if label and counts[label] > 1 else label  # a copied run
         row.label = f"{row.study}: {label or name}" if several else label or name
         row.cells |= {key: row.settings.get(key) for key in keys}
-        row.cells |= {STUDY.name: row.study, RUN.name: name}
+        row.cells |= {cells.STUDY.name: row.study, cells.RUN.name: name}
     return columns
 
 
@@ -224,14 +190,14 @@ def fill_numbers(rows: Sequence[Row], options: Options) -> list[Column]:
     """The columns of state, metrics and cost; fills the cells. A total batch that differs between seeds has no mean."""
     scores = [metric_column(name, 2 * i, percent=options.percent) for i, name in enumerate(options.metrics)]
     scores += on_demand(rows, options)
-    best = replace(metric_column(BEST, 23, percent=options.percent), title="best AP", is_metric=False)
+    best = replace(metric_column(cells.BEST, 23, percent=options.percent), title="best AP", is_metric=False)
     for row in rows:
-        row.cells |= {column.name: row.mean(column.name) for column in (*scores, best, *NUMBERS)}
+        row.cells |= {column.name: row.mean(column.name) for column in (*scores, best, *cells.NUMBERS)}
         batches = sorted(set(row.values("total_batch")))
         if len(batches) > 1:
             row.cells["total_batch"] = " / ".join(f"{batch:.0f}" for batch in batches)
         values = {name: cell for name in options.metrics if isinstance(cell := row.cells[name], Value)}
         n = next((cell.n for cell in values.values()), None)
         row.cells |= {name: replace(cell, of=n or 0) for name, cell in values.items()}
-        row.cells |= {STATE.name: row.state, N.name: Value(n) if n else None}
-    return [STATE, N, *scores, best, *NUMBERS]
+        row.cells |= {cells.STATE.name: row.state, cells.N.name: Value(n) if n else None}
+    return [cells.STATE, cells.N, *scores, best, *cells.NUMBERS]
