@@ -92,8 +92,10 @@ def panoptic_quality(
     In the truth, id 0 is void; a predicted 0 is a segment if segments_info lists it, else void. categories: COCO's,
     with `id` and `isthing`. -> "All", "Things", "Stuff": pq, sq, rq (fractions) and n, the number of categories that
     they are averaged over; "by_category": by id pq, sq, rq (-1 without any segment), iou (their sum), tp, fp, fn.
-    DataError: segments_info and map do not fit.
+    DataError: segments_info and map do not fit, or truth and found are not of the same images.
     """
+    if not 0 < len(truth) == len(found):
+        raise DataError(f"panoptic quality: the truth is of {len(truth)} images, what was found of {len(found)}")
     with TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("truth", "found")]
         sides = [_write_maps(folder, images) for folder, images in zip(folders, (truth, found), strict=True)]
