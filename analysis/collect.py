@@ -93,7 +93,7 @@ def reasons(table: Table, given: argparse.Namespace) -> Iterator[str]:
 
     yield from verdicts.why(table.every, table.verdicts) if given.why else ()
     if given.plan is not None:
-        yield verdicts.plan(table.rows, given.plan, table.verdicts.get("AP", {}))
+        yield from verdicts.plan(table.rows, given.plan, table.verdicts.get("AP", {}))
 
 
 def options(given: argparse.Namespace) -> Options:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -164,20 +165,43 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
             yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
 
 
-def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
-    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of these rows."""
-    finished = [row for row in rows if row.is_finished]
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> Iterator[str]:
+    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of each study's rows."""
+    studies = dict.fromkeys(row.study for row in rows)
+    for study in studies:
+        own = [row for row in rows if row.study == study and row.is_finished]
+        told = {row.label: found[row.label] for row in own if row.label in found}
+        yield f"plan{f' of {study}' if len(studies) > 1 else ''}: {delta:g} AP{_plan(own, delta, told)}"
+
+
+def _plan(finished: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
     several = [row.values("AP") for row in finished if len(row.values("AP")) > 1]
-    if not several:
-        return f"plan: {delta:g} AP: no row has two finished seeds, so the spread of training is unknown"
-    spread = seeds.pooled(several)
-    images = [told.images_interval for told in found.values() if told.images_interval is not None]
-    error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
-    number = power.plan(delta / 100, spread.sd, error)
+    learned = [values for values in several if fmean(values) >= seeds.FLOOR]
+    if not learned:
+        which = "row that has learned" if several else "row"
+        return f": no {which} has two finished seeds, so the spread of training is unknown"
+    spread, error = seeds.pooled(learned), _images_error(found)
+    number = power.plan(delta / 100, spread.sd, error or 0.0)
     basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
-    basis += f", images' standard error {100 * error:.2f} AP" if images else ", images not counted: no run has matches"
+    if len(learned) > 1 and not all(seeds.fit_the_pool(learned)):
+        sds = [100 * stdev(values) for values in learned]
+        basis += f", of rows whose spreads differ, {min(sds):.2f} to {max(sds):.2f}"
+    lost = len(several) - len(learned)
+    basis += f", without rows below AP {100 * seeds.FLOOR:g}: {lost}" if lost else ""
+    basis += f", images' standard error {100 * error:.2f} AP" if error is not None else _without_images(finished)
     if number is None:
-        return f"plan: {delta:g} AP: no number of seeds: more images ({basis})"
+        return f": no number of seeds: more images ({basis})"
     hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
     cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
-    return f"plan: {delta:g} AP at 80 % power: {number} seeds a row{cost} ({basis})"
+    return f" at 80 % power: {number} seeds a row{cost} ({basis})"
+
+
+def _images_error(found: Mapping[str, Difference]) -> float | None:
+    """Of a difference, the standard error over images: the median; None if it is not known."""
+    images = [told.images_interval for told in found.values() if told.images_interval is not None]
+    return float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else None
+
+
+def _without_images(rows: Sequence[Row]) -> str:
+    has_matches = bool(with_matches(rows))
+    return f", images not counted: {'add --baseline and the metric AP' if has_matches else 'no run has matches'}"

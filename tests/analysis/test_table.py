@@ -14,6 +14,7 @@ from scipy import stats
 
 from analysis import collect, load
 from analysis.reading.folders import find_runs
+from analysis.statistics import power
 from analysis.statistics.seeds import fit_the_pool
 from analysis.tables import published
 from analysis.tables.cells import Value
@@ -396,6 +397,28 @@ def test_a_difference_is_told_as_scipy_finds_it(runs_root, capsys):
     number = int(re.findall(r"(\d+) seeds a row", out)[0])
     t = stats.t.ppf([0.975, 0.8], 2 * (number - 1)).sum()
     assert t * pooled * math.sqrt(2 / number) <= 0.003 < t * pooled * math.sqrt(2 / (number - 1)) * 1.01
+
+
+def test_a_plan_is_of_one_study_and_of_rows_that_have_learned(write, show):
+    """A row at the floor hardly varies, and another study varies otherwise."""
+    for study, scores in (
+        ("coco", {"type1": (0.40, 0.41), "type2": (0.42, 0.43), "type3": (0.001, 0.0011)}),
+        ("tiny", {"type1": (0.1, 0.3), "type2": (0.40, 0.4001)}),
+        ("floor", {"type1": (0.001, 0.002)}),
+    ):
+        for scale, values in scores.items():
+            for seed, top in enumerate(values):
+                write(f"dynamic_scale={scale}", f"seed={seed}", study=study, result={"last": {"AP": top}})
+    (coco,), (floor,), (tiny,) = (line for line in show("--plan", "0.5") if line[0].startswith("plan"))
+    assert coco.startswith("plan of coco: 0.5 AP at 80 % power: ")
+    assert coco.endswith(
+        "(seeds' standard deviation 0.71 AP (2 degrees of freedom), without rows below AP 1: 1, images not counted: "
+        "no run has matches)"
+    )
+    number = int(re.findall(r"(\d+) seeds a row", coco)[0])
+    assert number == power.plan(0.005, math.sqrt(0.00005))
+    assert floor.startswith("plan of floor: 0.5 AP: no row that has learned has two finished seeds")
+    assert "of rows whose spreads differ, 0.01 to 14.14" in tiny
 
 
 def test_an_interval_wider_than_100_ap_is_not_printed_but_kept_in_files(write, tmp_path, show):
