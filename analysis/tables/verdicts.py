@@ -166,7 +166,7 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
 
 
 def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> Iterator[str]:
-    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of each study's rows."""
+    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of its study."""
     studies = dict.fromkeys(row.study for row in rows)
     for study in studies:
         own = [row for row in rows if row.study == study and row.is_finished]

@@ -215,6 +215,7 @@ def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp
 def test_a_resume_under_changed_code_or_packages_is_noted(write, tmp_path):
     folder = write("seed=0")
     later = [provenance(), provenance(code={"sha": "f" * 16, "uncommitted": ""}, packages={"torch": "2.7.0"})]
+    later.insert(1, provenance(code={}))  # a start that did not know its code
     folder.write_provenance(provenance(later_starts=later))
     write("seed=1").write_provenance(provenance(later_starts=later[:1]))
     notes = table_of(tmp_path).rows[0].notes
@@ -275,6 +276,32 @@ def test_where(write, tmp_path, where, points):
     write("smooth=16", result=None).write_state("queued")
     table = make_table(find_runs(tmp_path), Options(where=tuple(where)))
     assert {row.label for row in table.rows} == points
+
+
+@pytest.mark.parametrize(
+    ("where", "points"),
+    [
+        ("dc5=True", {"model.dc5=true"}),
+        ("dc5!=True", {"train.ema=0.9", "weights"}),
+        ("ema=None", {"model.dc5=true", "weights"}),
+        ("ema!=None", {"train.ema=0.9"}),
+        ("mixture!=None", set()),
+        ("weights={weights}", {"weights"}),
+        ("weights!={weights}", {"model.dc5=true", "train.ema=0.9"}),
+    ],
+)
+def test_values_as_python_spells_them_and_a_path_with_a_comma(write, tmp_path, where, points):
+    weights = tmp_path / "r50,best.pth"
+    weights.touch()
+    for point in ("model.dc5=true", "train.ema=0.9"):
+        write(point)
+    write(f"weights='{weights}'").path.rename(tmp_path / "study" / "weights")
+    asked = Options(where=(where.format(weights=weights),))
+    if not points:
+        with pytest.raises(UserError, match="none of 3 runs matches"):
+            make_table(find_runs(tmp_path), asked)
+        return
+    assert {row.runs[0].path.name for row in make_table(find_runs(tmp_path), asked).rows} == points
 
 
 def test_where_may_choose_seeds(write, tmp_path):
