@@ -47,12 +47,16 @@ DATA_FILES += ("data.val_fraction", "data.panoptic_root")
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
-# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
-UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule", "train")}
+# What a model, a mode or data do not read: (leaf, its value as text) -> nodes, leaves. Blank in tables; no condition
+# holds on it.
+OF_MASKS = ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS))
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea", "model.mask_prior"), ("mode", "eval"): ("schedule", "train")}
+UNREAD |= {("model.masks", "false"): (*OF_MASKS, "panoptic")}
+UNREAD |= {("data", name): ("panoptic",) for name in CHOICES["data.name"] if name not in PANOPTIC}
 
 
 def unread(settings: Mapping[str, str]) -> set[str]:
-    """The nodes that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
+    """The keys that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
     return {node for (leaf, value), nodes in UNREAD.items() if settings.get(leaf) == value for node in nodes}
 
 
@@ -184,7 +188,7 @@ def _check_model(model: Model) -> None:
 
 def _check_masks(model: Model) -> None:
     usual, values = leaves(Model(), "model"), leaves(model, "model")
-    for key in ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS)):
+    for key in OF_MASKS:
         _refuse(
             not model.masks and values[key] != usual[key],
             f"{key}={str(values[key]).lower()} needs a mask head: add model.masks=true, or leave it out",

@@ -212,6 +212,27 @@ def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp
     assert table_of(tmp_path, baseline="dynamic_scale=type2").baseline is not None
 
 
+def test_settings_of_masks_are_blank_where_there_is_no_mask_head_or_no_prior(write, tmp_path):
+    masks = "experiment=tiny_masks"
+    for point in ([masks], [masks, "model.mask_prior=none"], [masks, "model=detr_focal_tiny"], ["experiment=tiny"]):
+        write(*point)
+    boxes = [masks, "data=shapes", "model.mask_prior=none", "panoptic.threshold=0.5"]
+    write(*boxes)
+    found = {
+        (row.settings["model"], row.settings["model.masks"], row.settings["data"]): [
+            row.settings.get(key) for key in ("model.mask_prior", "panoptic.threshold", "model.loss_weights.dice")
+        ]
+        for row in table_of(tmp_path, where=("mask_prior!=last",)).rows
+    }
+    assert found == {
+        ("fovea_tiny_masks", "true", "shapes_panoptic"): ["none", "0.35", "20"],
+        ("detr_focal_tiny", "true", "shapes_panoptic"): [None, "0.35", "20"],
+        ("fovea_tiny", "false", "shapes"): [None, None, None],
+        ("fovea_tiny_masks", "true", "shapes"): ["none", None, "20"],
+    }
+    assert len(table_of(tmp_path, where=("mask_prior=none",)).rows) == 2
+
+
 def test_a_resume_under_changed_code_or_packages_is_noted(write, tmp_path):
     folder = write("seed=0")
     later = [provenance(), provenance(code={"sha": "f" * 16, "uncommitted": ""}, packages={"torch": "2.7.0"})]
