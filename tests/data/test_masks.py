@@ -137,6 +137,8 @@ def test_polygons_and_both_run_lengths_are_rasterised_by_pycocotools(tmp_path: P
         ([[*TRIANGLE, 3]], "neither polygons nor run lengths"),
         ([[float("nan"), *TRIANGLE[1:]]], "neither polygons nor run lengths"),
         ([1, 2, 3, 4, 5, 6], "neither polygons nor run lengths"),
+        ([TRIANGLE, [0, 0, 1e12, 0, 1e12, 1e12]], "beyond 100000 pixels"),
+        ([[0, 0, -100_001, 0, 9, 9]], "beyond 100000 pixels"),
         ("polygon", "neither polygons nor run lengths"),
         ({"size": [32, 48], "counts": []}, "empty run lengths"),
         ({"size": [32, 48], "counts": [1536]}, "empty run lengths"),
