@@ -124,12 +124,15 @@ def quality_of_files(
     truth: dict[str, Any], truth_folder: Path, found: dict[str, Any], found_folder: Path
 ) -> dict[str, Any]:
     """COCO's panoptic dicts and the folders of their PNGs -> as `panoptic_quality`. DataError."""
-    evaluation = PanopticEval(truth, found, gt_folder=truth_folder, pred_folder=found_folder)
     try:
+        evaluation = PanopticEval(truth, found, gt_folder=truth_folder, pred_folder=found_folder)
         evaluation.evaluate()
     except ValueError as error:
         raise DataError(f"panoptic quality: {' '.join(str(error).split())}") from error
     results = evaluation.results()
+    wrong = [category for category, one in results["per_class"].items() if one["iou"] > one["tp"] * (1 + 1e-9)]
+    if wrong:
+        raise DataError(f"panoptic quality: the truth states areas below those of its pixels in category {wrong[0]}")
     groups = {group: {key: results[group][key] for key in (*SCORES, "n")} for group in GROUPS}
     return {**groups, "by_category": dict(results["per_class"])}
 

@@ -208,6 +208,14 @@ def by_loop(truth: list[Any], found: list[Any], category: int) -> float:
     return total
 
 
+def test_areas_of_the_truth_below_those_of_its_pixels_are_an_error() -> None:
+    """Without it, PQ would be 2."""
+    ids = np.ones((2, 3), np.uint8)
+    truth = (ids, [{"id": 1, "category_id": 1, "area": 3}])
+    with pytest.raises(DataError, match="areas below those of its pixels in category 1"):
+        panoptic_quality([truth], [(ids, [{"id": 1, "category_id": 1}])], [{"id": 1, "isthing": 1}])
+
+
 def test_segments_that_the_map_does_not_hold_are_an_error() -> None:
     ids, one = np.ones((4, 4), np.uint8), {"id": 1, "category_id": 1, "iscrowd": 0, "area": 16}
     with pytest.raises(DataError, match="panoptic quality"):
