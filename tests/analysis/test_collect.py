@@ -46,6 +46,22 @@ def test_averaged_weights_and_validation_losses_are_columns_on_demand(write, sho
     assert "there is no ema_AR" in refused("--columns", "AP,ema_AR")
 
 
+@pytest.mark.parametrize("before", [[], [{"epoch": 49, "class_error": 1.0}]])
+@pytest.mark.parametrize("categories", [3, 2000])
+def test_the_last_line_of_a_history_may_be_of_any_length(write, show, categories, before):
+    folder = write()
+    last = {"AP_by_category": {f"a category of a long name {i}": 0.5 for i in range(categories)}}
+    folder.write_history([*before, {"epoch": 50, "class_error": 12.5, **last}])
+    assert show("--columns", "AP,class_error") == [["AP", "class_error"], ["41.0", "12.500"]]
+
+
+def test_the_same_variants_of_two_studies_are_named_alike(write, tmp_path):
+    for study in ("first", "second"):
+        for scale in ("type1", "type2"):
+            write(f"dynamic_scale={scale}", study=study)
+    assert [row.label for row in load(tmp_path).rows] == [f"{s}: type{i}" for s in ("first", "second") for i in (1, 2)]
+
+
 def test_averaged_weights_without_an_object_are_no_number(write, show, tmp_path):
     """COCO's -1, of `ema_AP_small` as of `AP_small`."""
     for seed, small in enumerate((-1.0, 0.25)):
