@@ -76,7 +76,7 @@ def check(config: Config) -> None:
     _check_schedule(config.schedule)
     _check_axes(config)
     _check_data(config.data)
-    _check_panoptic(config)
+    check_panoptic(config)
     _check_cluster(config.cluster)
     _refuse(
         not re.fullmatch(r"[^./\\][^/\\]*", config.study),
@@ -244,7 +244,8 @@ def _check_data(data: Data) -> None:
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 
 
-def _check_panoptic(config: Config) -> None:
+def check_panoptic(config: Config) -> None:
+    """The panoptic merge with model, data and batch: ConfigError."""
     panoptic, data = config.panoptic, config.data
     _refuse(data.masks != config.model.masks, f"data.masks={data.masks} follows model.masks: leave it out")
     _refuse(
