@@ -93,6 +93,17 @@ def test_encoded_masks_are_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(coco_mask.decode(rle), mask.numpy())
 
 
+def test_no_query_has_no_mask() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    (masks,) = instance_masks.whole_masks(
+        Predictions(torch.zeros(1, 1, 3, 4), torch.rand(1, 1, 3, 4), masks=torch.zeros(1, 3, 2, 3)),
+        [none],
+        [(8, 12)],
+        [(20, 30)],
+    )
+    assert masks.shape == (0, 20, 30)
+
+
 def test_masks_of_a_model_without_them_are_one_line() -> None:
     out = Predictions(torch.zeros(1, 1, 3, 4), torch.rand(1, 1, 3, 4), "softmax")
     for asked in (
