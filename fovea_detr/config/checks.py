@@ -50,7 +50,8 @@ WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3
 # What a model, a mode or data do not read: (leaf, its value as text) -> nodes, leaves. Blank in tables; no condition
 # holds on it.
 OF_MASKS = ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS))
-UNREAD = {("model.fovea", "false"): (*AXES, "fovea", "model.mask_prior"), ("mode", "eval"): ("schedule", "train")}
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea", "model.mask_prior")}
+UNREAD |= {("mode", "eval"): ("schedule", "train", "model.freeze_detector")}
 UNREAD |= {("model.masks", "false"): (*OF_MASKS, "panoptic")}
 UNREAD |= {("data", name): ("panoptic",) for name in CHOICES["data.name"] if name not in PANOPTIC}
 

@@ -201,6 +201,18 @@ def test_published_values_stand_beside_an_evaluation_of_the_published_checkpoint
     assert row.cells.get("AP_published") == published
 
 
+@pytest.mark.parametrize(("mode", "published"), [("train", None), ("eval", Value(0.434))])
+def test_masks_trained_all_at_once_are_not_the_published_second_stage(write, tmp_path, mode, published):
+    """Which trains 25 epochs on a trained detector; so its values stand beside its checkpoint alone."""
+    weights = tmp_path / "detr-r50-panoptic-00ce5173.pth"
+    weights.touch()
+    panoptic = ["data=coco_panoptic", "data.num_classes=250", "evaluation.batch_size=1"]
+    point = ["model=detr_r50", "model.masks=true", "schedule=masks", *panoptic]
+    write(*point, *([f"mode={mode}", f"weights={weights}"] if mode == "eval" else []))
+    (row,) = make_table(find_runs(tmp_path, ["study"]), Options(("AP", "PQ"))).rows
+    assert row.cells.get("PQ_published") == published
+
+
 def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp_path):
     for point in (["model=detr_focal_r50"], ["dynamic_scale=type2"], ["dynamic_scale=type3"]):
         write("experiment=tiny", *point)
