@@ -19,31 +19,60 @@ from analysis.tables.cells import NOTHING, Column, ends, metric_column, rounded
 from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
 from fovea_detr.errors import RunFolderError
-from fovea_detr.evaluation.matches import read_matches
-from fovea_detr.runs.folder import MATCHES
+from fovea_detr.evaluation.matches import MATCH_FILES, OF_BOXES, OF_SEGMENTS, MatchFile, read_matches
+from fovea_detr.runs.folder import Metric
 
 if TYPE_CHECKING:
     from analysis.statistics.verdict import Difference
 
 CACHE = ".resamples"  # in the study's folder
-ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
+ALWAYS = 3  # AP, AP50, AP75 (of masks the same), so that one cache serves most tables
+Resampled = Mapping[str, Mapping[Path, Resamples]]  # by metric and run
 
 
-def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
+def resample(rows: Sequence[Row], metrics: Sequence[str]) -> Resampled:
     """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes.
 
     Matches that cannot be used are a problem of their run.
     """
-    found: dict[Path, Resamples] = {}
-    names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
-    for run in tqdm(with_matches(rows), desc="resampling images", unit="run", leave=False, disable=None):
-        with noted(run):
-            found |= resamples_of([run.path], names, run.path.parent / CACHE)
+    found: dict[str, dict[Path, Resamples]] = {}
+    for file, asked in asked_of(metrics):
+        known = resampled_metrics(file)
+        names = list(dict.fromkeys([*known[: None if file is OF_SEGMENTS else ALWAYS], *asked]))
+        own: dict[Path, Resamples] = {}
+        for run in tqdm(with_matches(rows, file), desc="resampling images", unit="run", leave=False, disable=None):
+            with noted(run):
+                own |= resamples_of([run.path], names, run.path.parent / CACHE, file=file)
+        found |= dict.fromkeys(asked, own)
     return found
 
 
-def with_matches(rows: Iterable[Row]) -> list[Run]:
-    return [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
+def resampled_metrics(file: MatchFile) -> list[str]:
+    """All but AR, which takes longer than AP: it has the seeds' interval alone."""
+    return [one.name for one in file.metrics if not isinstance(one, Metric) or one.table == "precision"]
+
+
+def asked_of(metrics: Sequence[str]) -> Iterator[tuple[MatchFile, list[str]]]:
+    """The files of matches that these metrics need, each with its own."""
+    for file in MATCH_FILES:
+        if asked := [name for name in metrics if name in resampled_metrics(file)]:
+            yield file, asked
+
+
+def with_matches(rows: Iterable[Row], file: MatchFile = OF_BOXES) -> list[Run]:
+    return [run for row in rows if row.is_finished for run in row.counted if (run.path / file.name()).exists()]
+
+
+def without_matches(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
+    """A line for each file of matches that finished runs should have and lack."""
+    for file, asked in asked_of(metrics):
+        runs = [run for row in rows if row.is_finished for run in row.counted if file.score in run.numbers]
+        lacking = [run for run in runs if not (run.path / file.name()).exists()]
+        if lacking:
+            yield (
+                f"{', '.join(asked)}: {len(lacking)} of {len(runs)} runs have no {file.name()}: their differences are "
+                "by the seeds alone; python -m fovea_detr.evaluation matches RUN makes it"
+            )
 
 
 @contextmanager
@@ -55,9 +84,9 @@ def noted(run: Run) -> Iterator[None]:
         run.problems += [] if str(error) in run.problems else [str(error)]
 
 
-def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
+def samples(rows: Iterable[Row], metric: str, resampled: Resampled) -> dict[str, verdict.Row]:
     """The finished rows that have the metric, by label."""
-    found = {}
+    found, resamples = {}, resampled.get(metric, {})
     for row in rows:
         numbers = {run.path: run.numbers[metric] for run in row.counted if metric in run.numbers}
         if numbers and row.is_finished:
@@ -80,7 +109,7 @@ def _sample(
 
 
 def differences(
-    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Mapping[Path, Resamples]
+    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Resampled
 ) -> dict[str, dict[str, Difference]]:
     """By metric and label: every other finished row of the baseline's study minus the baseline."""
     study = [row for row in rows if row.study == baseline.study]
@@ -119,7 +148,7 @@ def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dic
 
 def by_category(a: Row, b: Row) -> dict[str, Difference]:
     """AP of each category that both have, b minus a."""
-    resamples = resample((a, b), ("AP",))
+    resamples = resample((a, b), ("AP",)).get("AP", {})
     arrays = {path: one.by_category for path, one in resamples.items()}
 
     def categories(row: Row) -> dict[str, verdict.Row]:
@@ -132,18 +161,21 @@ def by_category(a: Row, b: Row) -> dict[str, Difference]:
     return verdict.by_category(categories(a), categories(b))
 
 
-def by_error(a: Row, b: Row) -> dict[str, Difference]:
+def by_error(a: Row, b: Row, file: MatchFile = OF_BOXES) -> dict[str, Difference]:
     """The AP50 that each of TIDE's types of errors costs, b minus a; empty if a row has no matches."""
-    both = [{name: verdict.Row(values) for name, values in errors_of(row).items()} for row in (a, b)]
+    both = [{name: verdict.Row(values) for name, values in errors_of(row, file).items()} for row in (a, b)]
     return verdict.by_error(*both) if all(both) else {}
 
 
-def errors_of(row: Row) -> dict[str, list[float]]:
-    """The AP50 that each of TIDE's types of errors costs, by seed, of the finished runs with matches."""
+def errors_of(row: Row, file: MatchFile = OF_BOXES) -> dict[str, list[float]]:
+    """The AP50 that each of TIDE's types of errors costs, by seed, of the finished runs with matches.
+
+    file: of boxes or of masks.
+    """
     found: dict[str, list[float]] = {}
-    for run in with_matches([row]):
+    for run in with_matches([row], file):
         with noted(run):
-            for name, value in read_matches(run.path).errors_by_type.items():
+            for name, value in read_matches(run.path, file.name()).errors_by_type.items():
                 found.setdefault(name, []).append(value)
     return found
 
@@ -165,43 +197,49 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
             yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
 
 
-def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> Iterator[str]:
-    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of its study."""
+def plans(rows: Sequence[Row], delta: float, found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
+    """For each study, a plan for each of AP, segm_AP and PQ that is compared; for AP if none is.
+
+    found: by metric and label.
+    """
+    scores = [file for file in MATCH_FILES if file.score in found] or [OF_BOXES]
     studies = dict.fromkeys(row.study for row in rows)
     for study in studies:
         own = [row for row in rows if row.study == study and row.is_finished]
-        told = {row.label: found[row.label] for row in own if row.label in found}
-        yield f"plan{f' of {study}' if len(studies) > 1 else ''}: {delta:g} AP{_plan(own, delta, told)}"
+        head = f"plan of {study}" if len(studies) > 1 else "plan"
+        for file in scores:
+            told = {row.label: one for row in own if (one := found.get(file.score, {}).get(row.label)) is not None}
+            yield f"{head}: {delta:g} {file.score}{plan(own, delta, told, file)}"
 
 
-def _plan(finished: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
-    several = [row.values("AP") for row in finished if len(row.values("AP")) > 1]
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference], file: MatchFile) -> str:
+    """How many seeds and GPU-hours resolve a difference of `delta` (per cent), by the spread of these finished rows.
+
+    Rows at the floor are left out: their spread is not that of the others.
+    """
+    metric, several = file.score, [values for row in rows if len(values := row.values(file.score)) > 1]
     learned = [values for values in several if fmean(values) >= seeds.FLOOR]
     if not learned:
         which = "row that has learned" if several else "row"
         return f": no {which} has two finished seeds, so the spread of training is unknown"
     spread, error = seeds.pooled(learned), _images_error(found)
     number = power.plan(delta / 100, spread.sd, error or 0.0)
-    basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
+    basis = f"seeds' standard deviation {100 * spread.sd:.2f} {metric} ({spread.df:.0f} degrees of freedom)"
     if len(learned) > 1 and not all(seeds.fit_the_pool(learned)):
         sds = [100 * stdev(values) for values in learned]
         basis += f", of rows whose spreads differ, {min(sds):.2f} to {max(sds):.2f}"
-    lost = len(several) - len(learned)
-    basis += f", without rows below AP {100 * seeds.FLOOR:g}: {lost}" if lost else ""
-    basis += f", images' standard error {100 * error:.2f} AP" if error is not None else _without_images(finished)
+    lost, floor = len(several) - len(learned), 100 * seeds.FLOOR
+    basis += f", without rows below {metric} {floor:g}: {lost}" if lost else ""
+    reason = f"add --baseline and the metric {metric}" if with_matches(rows, file) else "no run has matches"
+    images = f"images not counted: {reason}" if error is None else f"images' standard error {100 * error:.2f} {metric}"
     if number is None:
-        return f": no number of seeds: more images ({basis})"
-    hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
+        return f": no number of seeds: more images ({basis}, {images})"
+    hours = [cell.mean for row in rows if (cell := row.mean("gpu_hours")) is not None]
     cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
-    return f" at 80 % power: {number} seeds a row{cost} ({basis})"
+    return f" at 80 % power: {number} seeds a row{cost} ({basis}, {images})"
 
 
 def _images_error(found: Mapping[str, Difference]) -> float | None:
     """Of a difference, the standard error over images: the median; None if it is not known."""
     images = [told.images_interval for told in found.values() if told.images_interval is not None]
     return float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else None
-
-
-def _without_images(rows: Sequence[Row]) -> str:
-    has_matches = bool(with_matches(rows))
-    return f", images not counted: {'add --baseline and the metric AP' if has_matches else 'no run has matches'}"
