@@ -59,6 +59,8 @@ def test_the_same_variants_of_two_studies_are_named_alike(write, tmp_path):
     for study in ("first", "second"):
         for scale in ("type1", "type2"):
             write(f"dynamic_scale={scale}", study=study)
+    frame = load(tmp_path).table(baseline="study=first,dynamic_scale=type1", metrics="AP")
+    assert frame["AP_verdict"].tolist()[2:] == ["another study: not tested"] * 2
     assert [row.label for row in load(tmp_path).rows] == [f"{s}: type{i}" for s in ("first", "second") for i in (1, 2)]
 
 
