@@ -12,16 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from analysis.figures.drawing import (
-    PAGE_INCHES,
-    draw_lines,
-    house_style,
-    line_styles,
-    new_figure,
-    spread_handles,
-    variant_handles,
-    variants_of,
-)
+from analysis.figures import drawing
 from analysis.figures.fovea_figure import ATTENTION, head_rows, row_inches
 from analysis.figures.head_maps import Marked, View, attention_norm
 from analysis.fovea_maps import open_view
@@ -47,19 +38,19 @@ def paper(study: Study, metric: str = "AP", image: str | None = None) -> tuple[F
     epochs = epochs.loc[epochs["variant"].isin([row.label for row in rows])]
     shown, left_out = heads_of(every, image)
     inches = sum(row_inches(view) + 0.4 for _, view, _ in shown)
-    with house_style():
-        figure = new_figure(PAGE_INCHES, 2.9 + inches)
+    with drawing.house_style():
+        figure = drawing.new_figure(drawing.PAGE_INCHES, 2.9 + inches)
         parts: Any = figure.subfigures(
             2 if shown else 1, 1, squeeze=False, height_ratios=(2.9, inches)[: 1 + bool(shown)]
         )
         above = parts[0, 0]
         curves, errors = above.subplots(1, 2)
-        draw_lines(curves, epochs, "epoch", metric)
+        drawing.draw_lines(curves, epochs, "epoch", metric)
         curves.set(ylabel=metric, ylim=(0, None))
         curves.set_title("(a)", loc="left")
         draw_published(curves, rows, metric)
-        left_out += draw_errors(errors, rows, variants_of(epochs))
-        handles = [*variant_handles(epochs), *spread_handles(epochs, bars=False)]
+        left_out += draw_errors(errors, rows, drawing.variants_of(epochs))
+        handles = [*drawing.variant_handles(epochs), *drawing.spread_handles(epochs, bars=False)]
         above.legend(handles=handles, loc="outside lower center", frameon=False, ncols=min(4, len(handles)))
         if shown:
             draw_heads(parts[1, 0], shown)
@@ -84,9 +75,8 @@ def draw_errors(axes: Axes, rows: Sequence[Row], order: Sequence[str]) -> list[s
         cells = [mean_of(errors[name]) or Value(0) for name in types]
         means, stds = ([100 * one for one in own] for own in zip(*((c.mean, c.std) for c in cells), strict=True))
         places = np.arange(len(types)) + (i - (len(found) - 1) / 2) * width
-        axes.bar(
-            places, means, width, yerr=stds, color=line_styles(order)[label]["color"], error_kw={"elinewidth": 0.7}
-        )
+        style: Any = {"color": drawing.line_styles(order)[label]["color"], "error_kw": {"elinewidth": 0.7}}
+        axes.bar(places, means, width, yerr=stds, **style)
     axes.set_xticks(range(len(types)), types)
     axes.set_ylabel("AP50 lost")
     axes.set_title("(b)", loc="left")
