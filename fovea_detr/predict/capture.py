@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import CrossAttention, ForLayer
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.transformer import DecoderLayer
 from fovea_detr.types import Batch, Predictions
@@ -102,20 +102,19 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
 def attention_weights(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    memory: ForLayer,
     *,
-    may_attend: Tensor | None = None,
+    mask: Tensor | None = None,
     prior: Separable | None = None,
 ) -> Tensor:
-    """An Attention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
-    assert isinstance(module, Attention)
-    q, k, _ = module.projected(query, key, value)
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    """A CrossAttention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
+    assert isinstance(module, CrossAttention)
+    q = module.queries(query, memory)
+    scores = q @ memory.key.transpose(-1, -2) / q.shape[-1] ** 0.5
     if prior is not None:
         scores = scores + prior.dense()
-    elif may_attend is not None:
-        scores = scores.masked_fill(~may_attend, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
     return scores.softmax(-1)
 
 
