@@ -103,14 +103,6 @@ def by_head(rows: Tensor, batch: int, parts: int, heads: int) -> Sequence[Tensor
     return rows.view(batch, -1, parts, heads, rows.shape[-1] // (parts * heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
-def hiding(is_padding: Tensor, dtype: torch.dtype) -> Tensor:
-    """is_padding [B, K] -> the mask [B, 1, 1, K]: 0, or -inf on padding; in autocast's type, where that is enabled."""
-    device = is_padding.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    mask = torch.zeros(is_padding.shape, dtype=dtype, device=is_padding.device)
-    return mask.masked_fill_(is_padding, float("-inf"))[:, None, None]
-
-
 def dropped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """`scaled_dot_product_attention` with dropout on a CPU, where torch has no kernel of its own for it.
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.prior import CellGrid, FoveaPrior, hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import CrossAttention, ForLayer, SelfAttention, for_layers, hiding
+from fovea_detr.model.attention import CrossAttention, ForLayer, SelfAttention, for_layers
 
 
 class FeedForward(nn.Module):
@@ -144,11 +144,12 @@ class Decoder(nn.Module):
         Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
         batch = memory.shape[0]
-        of_queries = query_embed.expand(batch, -1, -1).flatten(0, 1)  # rows, as all below
+        of_images = query_embed.expand(batch, -1, -1)  # once, so that its gradient is summed over the images once
+        of_queries = of_images.flatten(0, 1)  # rows, as all below
         content, reference, outputs = torch.zeros_like(of_queries), None, []
-        is_padding = grid.is_padding()
-        mask = None if is_padding is None else hiding(is_padding.flatten(1), memory.dtype)
         layers: list[DecoderLayer] = list(self.layers)  # type: ignore[arg-type]
+        is_padding = grid.is_padding() if layers[0].prior is None else None  # a prior hides padding itself
+        mask = None if is_padding is None else hiding(is_padding.flatten(1), memory.dtype)
         attentions = [layer.cross_attention for layer in layers]
         seen_by_layer = for_layers(attentions, (memory + position).flatten(0, 1), memory.flatten(0, 1), batch)
         for layer, seen in zip(layers, seen_by_layer, strict=True):
@@ -156,9 +157,10 @@ class Decoder(nn.Module):
                 content = layer(content, of_queries, seen, mask=mask)
             else:
                 images = content.unflatten(0, (batch, -1))
-                prior, reference = layer.prior(images, query_embed, reference, sizes_hw, grid)
+                prior, reference = layer.prior(images, of_images, reference, sizes_hw, grid)
                 content = layer(content, of_queries, seen, prior=prior)
                 if priors is not None:
                     priors[:] = [prior]
             outputs.append(content)
-        return self.norm(torch.stack(outputs)).unflatten(1, (batch, -1)), reference
+        outputs = self.norm(torch.stack(outputs)).unflatten(1, (batch, -1))
+        return outputs, None if reference is None else reference.logits

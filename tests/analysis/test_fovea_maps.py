@@ -22,9 +22,9 @@ from analysis.figures.head_maps import LEAST_RANGE, Marked, attention, attention
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
-from fovea_detr.fovea.prior import FoveaPrior
+from fovea_detr.fovea.prior import FoveaPrior, hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import CrossAttention, for_layers, hiding
+from fovea_detr.model.attention import CrossAttention, for_layers
 from fovea_detr.predict.capture import attention_weights, capture
 from fovea_detr.predict.cells import attention_at_pixels, cell_coordinates, prior_at_pixels
 from fovea_detr.runs.folder import RunFolder
@@ -148,7 +148,7 @@ def test_the_drawn_prior_is_the_formula_at_every_pixel(scale_type, kernel, cell_
     naive = reference.prior_at(
         dict(layer.named_parameters()),
         content[:1],
-        query_embed,
+        query_embed[0],
         None,
         sizes_hw[:1],
         torch.tensor([[(x + 0.5) / 24, (y + 0.5) / 24] for y in range(96) for x in range(144)], dtype=torch.float64),

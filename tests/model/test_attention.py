@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_detr.fovea.prior import hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention, CrossAttention, SelfAttention, dropped_attention, for_layers, hiding
+from fovea_detr.model.attention import Attention, CrossAttention, SelfAttention, dropped_attention, for_layers
 from fovea_detr.model.transformer import Dropout
 from tests import reference
 from tests.fovea.priors import assert_near, gradients, randomise
@@ -114,10 +115,9 @@ def test_the_keys_and_values_of_all_layers_equal_those_of_each() -> None:
     for seed, layer in enumerate(layers):
         randomise(layer, seed)
     query, key, value = inputs()
-    rows = [x.flatten(0, 1) for x in (query, key, value)]
-    together = torch.stack(
-        [one(rows[0], seen) for one, seen in zip(layers, for_layers(layers, *rows[1:], 2), strict=True)]
-    )
+    rows, keys, values = (x.flatten(0, 1) for x in (query, key, value))
+    seen_by_layer = for_layers(layers, keys, values, batch=2)
+    together = torch.stack([layer(rows, seen) for layer, seen in zip(layers, seen_by_layer, strict=True)])
     alone = torch.stack([crossed(layer, query, key, value).flatten(0, 1) for layer in layers])
     leaves = [query, key, value, *(parameter for layer in layers for parameter in layer.parameters())]
     assert_same_with_gradients(together, alone, [(x, x) for x in leaves])
