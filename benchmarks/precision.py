@@ -2,15 +2,14 @@
 
     python -m benchmarks.bench --only precision
 
-A row's "plain" is fp32. Its note has the spread of each side's passes and what the processor says about bfloat16:
-avx512_bf16 multiplies it in vectors, amx_bf16 in tiles; without either it is converted, which is slower.
+A row's "plain" is fp32. Its note has the spread of each side's passes, and the processor's instructions for bfloat16;
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI hides them, to measure a processor without.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,10 +17,9 @@ import torch
 
 from benchmarks.measure import fresh
 from benchmarks.step import R50, TINY, Sides
-from fovea_detr.machine.device import autocast, denormals_flushed, seconds
+from fovea_detr.machine.device import autocast, bfloat16_instructions, denormals_flushed, seconds
 
 CPU = torch.device("cpu")
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 CASES = {
     "training step, R50, 480x640, batch 2": ("step", R50, [480, 640], 2),
     "inference, R50, 800x1066, batch 1": ("inference", R50, [800, 1066], 1),
@@ -57,8 +55,7 @@ WORKS = {"step": step, "inference": inference}
 
 
 def rows(runs: int) -> list[dict[str, Any]]:
-    found, flags = [], Path("/proc/cpuinfo").read_text().split()
-    has = ", ".join(name for name in INSTRUCTIONS if name in flags) or "no bfloat16 instructions"
+    found, has = [], ", ".join(bfloat16_instructions() or ["no bfloat16 instructions"])
     for what, (kind, overrides, size_hw, batch) in CASES.items():
         passes = fresh(
             "benchmarks.precision:times", kind=kind, overrides=overrides, size_hw=size_hw, batch=batch, runs=runs
@@ -66,5 +63,5 @@ def rows(runs: int) -> list[dict[str, Any]]:
         slow, fast = (median(passes[one]) for one in ("fp32", "bf16"))
         spread = ", ".join(f"{name} {min(taken):.3f} to {max(taken):.3f} s" for name, taken in passes.items())
         row = {"part": f"bf16 against fp32: {what}", "plain": slow, "ours": fast, "unit": "s", "ratio": slow / fast}
-        found.append({**row, "note": f"{spread}; {has}", "below": ""})
+        found.append({**row, "note": f"{spread}; {has}"})
     return found

@@ -23,7 +23,7 @@ from fovea_detr.data.flaws import shown
 from fovea_detr.data.readers import describe_layout, fingerprints
 from fovea_detr.errors import ConfigError, NodeError, RunFolderError
 from fovea_detr.machine import distributed
-from fovea_detr.machine.device import denormals_flushed
+from fovea_detr.machine.device import bfloat16_instructions, denormals_flushed
 from fovea_detr.runs import provenance
 from fovea_detr.runs.claim import read_id
 from fovea_detr.runs.extension import origin_of
@@ -347,6 +347,8 @@ def announce(trainer: Trainer) -> None:
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     trainer.console.log(f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {trainer.batching}")
     if trainer.device.type == "cpu":
+        if trainer.config.precision == "bf16" and bfloat16_instructions() == []:
+            trainer.console.log("warning: this CPU has no bfloat16 instructions: precision=fp32 is faster on it")
         trainer.console.log("next: one pass of the largest batch, for its memory; it takes as long as a step")
     if state.total_batch_size != schedule.usual_total_batch:
         is_larger = state.total_batch_size > schedule.usual_total_batch
