@@ -92,8 +92,7 @@ def reasons(table: Table, given: argparse.Namespace) -> Iterator[str]:
     from analysis.tables import verdicts  # only here: it loads scipy
 
     yield from verdicts.why(table.every, table.verdicts) if given.why else ()
-    if given.plan is not None:
-        yield verdicts.plan(table.rows, given.plan, table.verdicts.get("AP", {}))
+    yield from verdicts.plans(table.rows, given.plan, table.verdicts) if given.plan is not None else ()
 
 
 def options(given: argparse.Namespace) -> Options:

@@ -26,7 +26,9 @@ from analysis.tables.rows import Row
 from analysis.tables.table import LISTED, NUMBERS, Options, make_table
 from fovea_detr.config.schema import leaves
 from fovea_detr.errors import UserError
-from fovea_detr.runs.identity import as_typed
+from fovea_detr.evaluation.matches import OF_BOXES, OF_MASKS
+from fovea_detr.runs.folder import SEGM
+from fovea_detr.runs.settings import as_typed
 from fovea_detr.runs.state import FOREIGN
 
 NOT_COMPARED = ("time", "command", "job", "later_starts", "total_batch_size")  # the batch size is in the outcome
@@ -44,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     script.add_runs(whole)
     whole.add_argument("--study", action="append", default=[], help="the study of the rows (default: all)")
     given = whole.parse_args(arguments)
-    metrics = Options(given.metrics).metrics
+    options = Options(given.metrics)
     rows, both = find(given.row, given.runs, given.study)
+    metrics = options.metrics_of([run for row in both for run in row.runs])
     print("\n".join(text(rows, both, metrics, shutil.get_terminal_size((120, 24)).columns)))
 
 
@@ -71,15 +74,19 @@ def as_row(path: Path) -> Row:
 
 
 def text(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str], width: int) -> Iterator[str]:
+    from analysis.tables.verdicts import without_matches  # only here: it loads scipy
+
+    tests = list(tested(rows, both, metrics))  # which find out what is wrong with matches
     yield from (f"{letter}: {row.label} ({row.state})" for letter, row in zip("AB", both, strict=True))
     yield from (f"{run.path}: {problem}" for row in both for run in row.runs for problem in run.problems)
+    yield from without_matches(both, metrics)
     parts = {"configuration": [row.settings for row in both], "made with": [facts(row) for row in both]}
     parts["outcome"] = [outcome(row, metrics) for row in both]
     for title, (first, second) in parts.items():
         lines = differences(first, second)
         yield f"\n{title}: {'differences' if lines else 'no difference'}"
         yield from columns([["", "A", "B"], *lines], width) if lines else ()
-    for title, lines in (*tested(rows, both, metrics), ("by epoch", curves(both, metrics))):
+    for title, lines in (*tests, ("by epoch", curves(both, metrics))):
         yield f"\n{title}:" if len(lines) > 1 else f"\n{title}: no numbers"
         yield from columns(lines, width, right=True) if len(lines) > 1 else ()
 
@@ -111,13 +118,17 @@ def tested(rows: Sequence[Row], both: Sequence[Row], metrics: Sequence[str]) -> 
     from analysis.tables import verdicts  # only here: it loads scipy
 
     a, b = both
-    found = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *SIZES])))
+    files = [file for file, _ in verdicts.asked_of(metrics)]
+    sizes = [*SIZES, *(f"{SEGM}{size}" for size in SIZES if OF_MASKS in files)]
+    found = verdicts.contrast(rows, a, b, list(dict.fromkeys([*metrics, *sizes])))
     parts = {"difference, B minus A": found}
     found = verdicts.by_category(a, b)
     largest = sorted(found, key=lambda name: -abs(found[name].delta))[:MOST_CATEGORIES]
     title = f"by category, the {len(largest)} that differ most of {len(found)}" if found else "by category"
     parts[title] = {name: found[name] for name in largest}
-    parts["AP50 lost to each of TIDE's error types, less is better"] = verdicts.by_error(a, b)
+    for file in (OF_BOXES, OF_MASKS) if OF_MASKS in files else (OF_BOXES,):
+        name = file.score.replace("AP", "AP50")
+        parts[f"{name} lost to each of TIDE's error types, less is better"] = verdicts.by_error(a, b, file)
     for title, told in parts.items():
         yield title, [["", "B-A", "95 %", "is"], *(verdicts.line(name, one) for name, one in told.items())]
 

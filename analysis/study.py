@@ -86,8 +86,8 @@ class Study:
         """
         from analysis.tables.verdicts import contrast  # only here: it loads scipy
 
-        names = Options(metrics).metrics
-        found = contrast(self.rows, find_row(self.rows, a, ""), find_row(self.rows, b, ""), names)
+        options, first, second = Options(metrics), find_row(self.rows, a, ""), find_row(self.rows, b, "")
+        found = contrast(self.rows, first, second, options.metrics_of([*first.runs, *second.runs]))
         return _frames().differences_frame(found)
 
 

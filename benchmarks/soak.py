@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from analysis import load  # noqa: E402
 from benchmarks.faults import LEARNING_RATES, LENGTH, OF_A_POINT, OF_ALL, TRUE_REASONS, Lab, Target, process_of  # noqa: E402
 from fovea_detr.runs.folder import RunFolder  # noqa: E402
-from fovea_detr.runs.identity import Stored  # noqa: E402
+from fovea_detr.runs.stored import Stored  # noqa: E402
 from fovea_detr.study import queue, snapshot  # noqa: E402
 from fovea_detr.study.standing import PointStatus  # noqa: E402
 from tests.study.conftest import SMALL_JOB, TINY, start_cluster  # noqa: E402

@@ -15,7 +15,8 @@ from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.errors import tell
 from fovea_detr.runs.host import process_rank
-from fovea_detr.runs.identity import Folders, point_name, with_absolute_weights
+from fovea_detr.runs.paths import with_absolute_weights
+from fovea_detr.runs.points import Folders, point_name
 from hydra_plugins.fovea_slurm.config import register
 
 

@@ -8,11 +8,11 @@ import re
 import shlex
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fovea_detr.compose import is_users, one_line
 from fovea_detr.config.overrides import HINT, refuse_repeated_sweeps, rewrite
@@ -22,6 +22,17 @@ from fovea_detr.errors import ConfigError, UserError, tell
 OVERRIDE = re.compile(r"[+~]*[\w./@:$][\w./@:$-]*=|~", re.DOTALL)
 OF_A_SWEEP = re.compile(r"\+?(sweeps|hydra/launcher|hydra/sweeper|hydra\.launcher\..*|hydra\.sweeper\..*)")
 RANK_0_SECONDS = 5.0
+
+
+class Parser(ArgumentParser):
+    """The options of a command other than run.py: the description as written; an error is one line, exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"error: {message}; see `{self.prog} --help`")
+        sys.exit(2)
 
 
 @contextmanager

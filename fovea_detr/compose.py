@@ -80,7 +80,8 @@ def one_line(error: BaseException) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key '{match[1]}' on the command line; {suggestion(match[1])}{HINT}"
     if match := re.search(r"Ambiguous value for argument '(.+?)'; 1\.", text):
-        return f"{match[1]}: several values make a sweep: add -m; {HINT}"
+        parts = f"; several parts at once: {match[1].replace(',', '+')}" if match[1].startswith("train.freeze=") else ""
+        return f"{match[1]}: several values make a sweep: add -m{parts}; {HINT}"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, value = match[1].rpartition("/")
         return f"{group}={value}: there is no such value; {_values_of(group)}{HINT}"

@@ -11,7 +11,6 @@ its outputs with the model's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import warnings
@@ -28,7 +27,7 @@ from fovea_detr import cli
 from fovea_detr.errors import UserError
 from fovea_detr.model.pixels import IMAGENET_MEAN, IMAGENET_STD, is_padding
 from fovea_detr.predict.loading import Trained, open_trained
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.types import Batch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -66,9 +65,7 @@ class Exported(nn.Module):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="python -m fovea_detr.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="python -m fovea_detr.export", description=__doc__)
     parser.add_argument("source", metavar="RUN", help="a run folder or a checkpoint")
     parser.add_argument("--to", type=Path, default=Path("model.onnx"), metavar="FILE", help="default: model.onnx")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")

@@ -15,7 +15,18 @@ from tests.launch import ROOT
 
 # From the ground up: a room imports from rooms that stand before it in this list, and from itself.
 ROOMS = ("errors", "types", "boxes", "config", "compose", "cli", "runs", "machine", "fovea", "model", "loss", "data")
-ROOMS += ("evaluation", "training", "build", "predict", "export", "experiment", "study", "__init__", "__main__")
+ROOMS += (
+    "evaluation",
+    "training",
+    "build",
+    "predict",
+    "export",
+    "assembly",
+    "experiment",
+    "study",
+    "__init__",
+    "__main__",
+)
 WITHOUT_TORCH = ("runs", "study")
 # What stands on the package, and may import all of it. Nothing in the package imports from here.
 ABOVE = ("analysis", "benchmarks", "hydra_plugins", "tests", "run")

@@ -41,7 +41,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ("smooth=5", "choose 4, 8, 16"),
         ("schedule=3", "schedule=3: there is no such value; choose 50ep"),
         ("kernel=null", "kernel=null: there is no such value; choose gaussian"),
-        ("mixture=none,head", "mixture=none,head: several values make a sweep: add -m"),
+        ("mixture=none,head", "mixture=none,head: several values make a sweep: add -m; see"),
+        ("train.freeze=backbone,encoder", "add -m; several parts at once: train.freeze=backbone+encoder; see"),
         ("fovea=false", "fovea is not a single value; did you mean model.fovea?"),
         ("--lr 1e-4", "--lr: there is no such option; did you mean schedule.lr? overrides are KEY=VALUE"),
         ("model.heads=7", "does not divide"),
@@ -351,3 +352,15 @@ def test_what_torchs_import_creates_is_never_searched_for_garbage() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["fovea_detr.data", "fovea_detr.evaluation", "fovea_detr.export", "fovea_detr.predict", "fovea_detr.study"],
+)
+def test_a_wrong_option_of_a_command_is_one_line(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--bogus"], cwd=launch.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith(f"; see `python -m {module} --help`")

@@ -15,7 +15,9 @@ from fovea_detr.compose import load_config
 from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import AXES, CONF_DIR, Config, is_infrastructure, leaves
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import identity, point_name, settings
+from fovea_detr.runs.identity import identity
+from fovea_detr.runs.points import point_name
+from fovea_detr.runs.settings import settings
 
 SWEEPS_DIR = CONF_DIR.parent / "sweeps"
 YAMLS = sorted({*CONF_DIR.rglob("*.yaml"), *SWEEPS_DIR.glob("*.yaml")} - {CONF_DIR / "local.yaml"})

@@ -13,10 +13,10 @@ import torch
 
 from fovea_detr.build import build_data
 from fovea_detr.compose import load_config
-from fovea_detr.experiment import announce, data_line
 from fovea_detr.machine import device
 from fovea_detr.predict.__main__ import main as predict
 from fovea_detr.runs.folder import RunFolder
+from fovea_detr.training.announce import announce, data_line
 from tests.data.builders import annotation_path, box, edit, image_path, write_awkward, write_coco
 from tests.launch import only_folder, run, run_well
 from tests.training.test_preflight import new_trainer

@@ -16,7 +16,7 @@ from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.errors import UserError
 from fovea_detr.predict.loading import open_trained
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 
 
 def checkpoint(folder: Path, *overrides: str) -> Path:

@@ -11,7 +11,7 @@ from analysis.reading.runs import Run
 from analysis.reading.settings import overrides
 from fovea_detr.config.overrides import is_several
 from fovea_detr.config.schema import CONF_DIR
-from fovea_detr.runs.identity import NUM_CLASSES, defaults
+from fovea_detr.runs.settings import NUM_CLASSES, defaults
 
 SWEEP_ONLY = ("-m", "--multirun")
 

@@ -14,8 +14,8 @@ from analysis.reading.runs import Run, read_run
 from analysis.reading.settings import SEED, overrides, read_settings
 from fovea_detr.errors import UserError, tell
 from fovea_detr.runs.folder import FILES
-from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import FOREIGN, Job, standing_of
+from fovea_detr.runs.stored import settings_of
 from fovea_detr.study import manifest
 
 __all__ = ["Run", "find_runs", "read_run"]

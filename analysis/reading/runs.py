@@ -23,8 +23,8 @@ from analysis.reading.outcome import (
 from analysis.reading.progress import Progress, describe
 from analysis.reading.settings import last_epoch, leaf, overrides
 from fovea_detr.runs.folder import FILES, RunFolder
-from fovea_detr.runs.identity import settings_of
 from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Job, Standing, number, read_or_note, standing_of
+from fovea_detr.runs.stored import settings_of
 
 TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
 

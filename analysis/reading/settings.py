@@ -1,7 +1,7 @@
 """The settings of runs in a table: the leaves of config.yaml as text, and which of them need a column. No torch.
 
 No axis is named here: a setting is any leaf, and a node with a `name` is one setting, its name. How a stored
-configuration becomes settings: fovea_detr/runs/identity.py.
+configuration becomes settings: fovea_detr/runs/settings.py and stored.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from fovea_detr.config.checks import unread
 from fovea_detr.config.schema import AXES
-from fovea_detr.runs.identity import Settings
+from fovea_detr.runs.settings import Settings
 
 SEED = "seed"  # the one leaf that repeats a configuration instead of making another one
 

@@ -11,7 +11,7 @@ import yaml
 
 from analysis.reading.runs import Run
 from analysis.reading.settings import read_settings
-from fovea_detr.runs.identity import Settings, as_typed, defaults
+from fovea_detr.runs.settings import Settings, as_typed, defaults
 
 FILE = Path(__file__).parent / "published.yaml"
 # What may differ: names (the leaves below them count), the seed, and how often is evaluated and in which batches. The

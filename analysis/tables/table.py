@@ -35,13 +35,14 @@ NUMBERS = (
 STUDY, RUN, STATE, NOTES = (Column(name, name) for name in ("study", "run", "state", "notes"))
 N = Column("n", "n", 0)
 MOST_TESTED = 100  # rows
-LISTED = f"{', '.join(METRICS)} (all: these, of boxes); of masks: {SEGM}AP, ...; panoptic: {', '.join(QUALITIES)}"
+ALL = ("all",)
+LISTED = f"{', '.join(METRICS)}; of masks: {SEGM}AP, ...; panoptic: {', '.join(QUALITIES)}; all: those that runs have"
 RESERVED = {column.name for column in (STUDY, RUN, STATE, N, NOTES, *NUMBERS)} | {*ALL_METRICS, BEST}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all` (of boxes).
+    """The options of the command, as typed. metrics: also as text, `AP,AP50` or `all`, of boxes and what the runs have.
 
     percent: AP as 41.0, else 0.410. tested: with verdicts and marks. Raises UserError for an unknown metric.
     """
@@ -58,11 +59,15 @@ class Options:
 
     def __post_init__(self) -> None:
         if isinstance(self.metrics, str):
-            names = METRICS if self.metrics == "all" else dict.fromkeys(self.metrics.split(","))
-            object.__setattr__(self, "metrics", tuple(names))
+            object.__setattr__(self, "metrics", tuple(dict.fromkeys(self.metrics.split(","))))
         for name in self.metrics:
-            if name not in ALL_METRICS:
+            if name not in ALL_METRICS and self.metrics != ALL:
                 raise UserError(f"there is no metric {name}; choose from {LISTED}; others by --columns")
+
+    def metrics_of(self, runs: Sequence[Run]) -> tuple[str, ...]:
+        """Of `all` those of boxes, and those of masks and panoptic segments that any of these runs has."""
+        held = {*METRICS, *(name for run in runs for name in run.numbers)}
+        return tuple(name for name in ALL_METRICS if name in held) if self.metrics == ALL else tuple(self.metrics)
 
 
 @dataclass
@@ -105,6 +110,7 @@ def make_table(runs: Sequence[Run], options: Options | None = None) -> Table:
     options = options or Options()
     rows = select_rows(runs, options)
     runs = [run for row in rows for run in row.runs]
+    options = replace(options, metrics=options.metrics_of(runs))
     columns = fill_settings(rows, runs, options.by_seed)
     rows.sort(key=lambda row: [(row.cells[c.name] is None, natural(show(c, row.cells[c.name]))) for c in columns])
     columns += fill_numbers(rows, options)
@@ -138,6 +144,7 @@ def test_rows(
         warnings.append(f"no differences: the baseline, {baseline.label}, has not finished")
     if baseline is None or not baseline.is_finished:
         return {}
+    warnings += verdicts.without_matches(rows, options.metrics)
     return verdicts.differences(rows, baseline, options.metrics, verdicts.resample(rows, options.metrics))
 
 

@@ -18,31 +18,60 @@ from analysis.tables.cells import NOTHING, Column, ends, metric_column, rounded
 from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
 from fovea_detr.errors import RunFolderError
-from fovea_detr.evaluation.matches import read_matches
-from fovea_detr.runs.folder import MATCHES
+from fovea_detr.evaluation.matches import MATCH_FILES, OF_BOXES, OF_SEGMENTS, MatchFile, read_matches
+from fovea_detr.runs.folder import Metric
 
 if TYPE_CHECKING:
     from analysis.statistics.verdict import Difference
 
 CACHE = ".resamples"  # in the study's folder
-ALWAYS = ("AP", "AP50", "AP75")  # so that one cache serves most tables
+ALWAYS = 3  # AP, AP50, AP75 (of masks the same), so that one cache serves most tables
+Resampled = Mapping[str, Mapping[Path, Resamples]]  # by metric and run
 
 
-def resample(rows: Iterable[Row], metrics: Sequence[str]) -> dict[Path, Resamples]:
+def resample(rows: Sequence[Row], metrics: Sequence[str]) -> Resampled:
     """Of every finished run with matches, with a progress bar in a terminal; the first time takes minutes.
 
     Matches that cannot be used are a problem of their run.
     """
-    found: dict[Path, Resamples] = {}
-    names = list(dict.fromkeys([*ALWAYS, *(name for name in metrics if name.startswith("AP"))]))
-    for run in tqdm(with_matches(rows), desc="resampling images", unit="run", leave=False, disable=None):
-        with noted(run):
-            found |= resamples_of([run.path], names, run.path.parent / CACHE)
+    found: dict[str, dict[Path, Resamples]] = {}
+    for file, asked in asked_of(metrics):
+        known = resampled_metrics(file)
+        names = list(dict.fromkeys([*known[: None if file is OF_SEGMENTS else ALWAYS], *asked]))
+        own: dict[Path, Resamples] = {}
+        for run in tqdm(with_matches(rows, file), desc="resampling images", unit="run", leave=False, disable=None):
+            with noted(run):
+                own |= resamples_of([run.path], names, run.path.parent / CACHE, file=file)
+        found |= dict.fromkeys(asked, own)
     return found
 
 
-def with_matches(rows: Iterable[Row]) -> list[Run]:
-    return [run for row in rows if row.is_finished for run in row.counted if (run.path / MATCHES).exists()]
+def resampled_metrics(file: MatchFile) -> list[str]:
+    """All but AR, which takes longer than AP: it has the seeds' interval alone."""
+    return [one.name for one in file.metrics if not isinstance(one, Metric) or one.table == "precision"]
+
+
+def asked_of(metrics: Sequence[str]) -> Iterator[tuple[MatchFile, list[str]]]:
+    """The files of matches that these metrics need, each with its own."""
+    for file in MATCH_FILES:
+        if asked := [name for name in metrics if name in resampled_metrics(file)]:
+            yield file, asked
+
+
+def with_matches(rows: Iterable[Row], file: MatchFile = OF_BOXES) -> list[Run]:
+    return [run for row in rows if row.is_finished for run in row.counted if (run.path / file.name()).exists()]
+
+
+def without_matches(rows: Sequence[Row], metrics: Sequence[str]) -> Iterator[str]:
+    """A line for each file of matches that finished runs should have and lack."""
+    for file, asked in asked_of(metrics):
+        runs = [run for row in rows if row.is_finished for run in row.counted if file.score in run.numbers]
+        lacking = [run for run in runs if not (run.path / file.name()).exists()]
+        if lacking:
+            yield (
+                f"{', '.join(asked)}: {len(lacking)} of {len(runs)} runs have no {file.name()}: their differences are "
+                "by the seeds alone; python -m fovea_detr.evaluation matches RUN makes it"
+            )
 
 
 @contextmanager
@@ -54,9 +83,9 @@ def noted(run: Run) -> Iterator[None]:
         run.problems += [] if str(error) in run.problems else [str(error)]
 
 
-def samples(rows: Iterable[Row], metric: str, resamples: Mapping[Path, Resamples]) -> dict[str, verdict.Row]:
+def samples(rows: Iterable[Row], metric: str, resampled: Resampled) -> dict[str, verdict.Row]:
     """The finished rows that have the metric, by label."""
-    found = {}
+    found, resamples = {}, resampled.get(metric, {})
     for row in rows:
         numbers = {run.path: run.numbers[metric] for run in row.counted if metric in run.numbers}
         if numbers and row.is_finished:
@@ -79,7 +108,7 @@ def _sample(
 
 
 def differences(
-    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Mapping[Path, Resamples]
+    rows: Sequence[Row], baseline: Row, metrics: Sequence[str], resamples: Resampled
 ) -> dict[str, dict[str, Difference]]:
     """By metric and label: every other finished row of the baseline's study minus the baseline."""
     study = [row for row in rows if row.study == baseline.study]
@@ -118,7 +147,7 @@ def contrast(rows: Sequence[Row], a: Row, b: Row, metrics: Sequence[str]) -> dic
 
 def by_category(a: Row, b: Row) -> dict[str, Difference]:
     """AP of each category that both have, b minus a."""
-    resamples = resample((a, b), ("AP",))
+    resamples = resample((a, b), ("AP",)).get("AP", {})
     arrays = {path: one.by_category for path, one in resamples.items()}
 
     def categories(row: Row) -> dict[str, verdict.Row]:
@@ -131,18 +160,21 @@ def by_category(a: Row, b: Row) -> dict[str, Difference]:
     return verdict.by_category(categories(a), categories(b))
 
 
-def by_error(a: Row, b: Row) -> dict[str, Difference]:
+def by_error(a: Row, b: Row, file: MatchFile = OF_BOXES) -> dict[str, Difference]:
     """The AP50 that each of TIDE's types of errors costs, b minus a; empty if a row has no matches."""
-    both = [{name: verdict.Row(values) for name, values in errors_of(row).items()} for row in (a, b)]
+    both = [{name: verdict.Row(values) for name, values in errors_of(row, file).items()} for row in (a, b)]
     return verdict.by_error(*both) if all(both) else {}
 
 
-def errors_of(row: Row) -> dict[str, list[float]]:
-    """The AP50 that each of TIDE's types of errors costs, by seed, of the finished runs with matches."""
+def errors_of(row: Row, file: MatchFile = OF_BOXES) -> dict[str, list[float]]:
+    """The AP50 that each of TIDE's types of errors costs, by seed, of the finished runs with matches.
+
+    file: of boxes or of masks.
+    """
     found: dict[str, list[float]] = {}
-    for run in with_matches([row]):
+    for run in with_matches([row], file):
         with noted(run):
-            for name, value in read_matches(run.path).errors_by_type.items():
+            for name, value in read_matches(run.path, file.name()).errors_by_type.items():
                 found.setdefault(name, []).append(value)
     return found
 
@@ -164,20 +196,28 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
             yield f"{column.name} of {label}: {rounded(shown, told.delta)}; {words}"
 
 
-def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference]) -> str:
+def plans(rows: Sequence[Row], delta: float, found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
+    """A plan for each of AP, segm_AP and PQ that is compared; for AP if none is. found: by metric and label."""
+    scores = [file.score for file in MATCH_FILES if file.score in found]
+    yield from (plan(rows, delta, found.get(name, {}), name) for name in scores or ["AP"])
+
+
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference], metric: str = "AP") -> str:
     """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of these rows."""
     finished = [row for row in rows if row.is_finished]
-    several = [row.values("AP") for row in finished if len(row.values("AP")) > 1]
+    several = [row.values(metric) for row in finished if len(row.values(metric)) > 1]
     if not several:
-        return f"plan: {delta:g} AP: no row has two finished seeds, so the spread of training is unknown"
+        return f"plan: {delta:g} {metric}: no row has two finished seeds, so the spread of training is unknown"
     spread = seeds.pooled(several)
     images = [told.images_interval for told in found.values() if told.images_interval is not None]
     error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
     number = power.plan(delta / 100, spread.sd, error)
-    basis = f"seeds' standard deviation {100 * spread.sd:.2f} AP ({spread.df:.0f} degrees of freedom)"
-    basis += f", images' standard error {100 * error:.2f} AP" if images else ", images not counted: no run has matches"
+    basis = f"seeds' standard deviation {100 * spread.sd:.2f} {metric} ({spread.df:.0f} degrees of freedom)"
+    basis += (
+        f", images' standard error {100 * error:.2f} {metric}" if images else ", images not counted: no run has matches"
+    )
     if number is None:
-        return f"plan: {delta:g} AP: no number of seeds: more images ({basis})"
+        return f"plan: {delta:g} {metric}: no number of seeds: more images ({basis})"
     hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
     cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
-    return f"plan: {delta:g} AP at 80 % power: {number} seeds a row{cost} ({basis})"
+    return f"plan: {delta:g} {metric} at 80 % power: {number} seeds a row{cost} ({basis})"

@@ -19,7 +19,7 @@ from benchmarks.plain.layers import MLP, sine_position
 from fovea_detr.config.backbones import BACKBONES
 from fovea_detr.config.schema import AXES, Config
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import defaults, settings
+from fovea_detr.runs.settings import defaults, settings
 
 # The values that the plain model has a formula for, by the key of the command line.
 VALUES = {

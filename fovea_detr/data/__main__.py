@@ -9,11 +9,11 @@ ones that are corrected on reading (small clips and the like); 1: flawed objects
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
+from fovea_detr.cli import Parser
 from fovea_detr.config.schema import GENERATED, Data
 from fovea_detr.data.annotations import CocoSplit
 from fovea_detr.data.categories import merge_names
@@ -31,11 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(max(check_classes(split for split, _ in found), *(code for _, code in found)))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     assert __doc__ is not None
-    whole = argparse.ArgumentParser(
-        prog="python -m fovea_detr.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = Parser(prog="python -m fovea_detr.data", description=__doc__)
     verb = whole.add_subparsers(dest="verb", required=True, metavar="check").add_parser("check")
     verb.add_argument("root", metavar="ROOT")
     readers = sorted({*READERS} - GENERATED)

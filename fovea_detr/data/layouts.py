@@ -15,7 +15,7 @@ from fovea_detr.config.local import NO_ROOT
 from fovea_detr.config.schema import Data
 from fovea_detr.data.holdout import Holdout, SplitName
 from fovea_detr.errors import DataError
-from fovea_detr.runs.identity import absolute_split_path
+from fovea_detr.runs.paths import absolute_split_path
 from fovea_detr.runs.provenance import file_fingerprint
 
 

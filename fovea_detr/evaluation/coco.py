@@ -84,22 +84,26 @@ class GroundTruth:
         """COCOeval, evaluated and accumulated. kind: on boxes (bbox) or on masks (segm)."""
         with collector_paused(), contextlib.redirect_stdout(io.StringIO()):
             backend = BACKENDS[self.backend]
-            boxes = self.boxes_of(table)
-            boxes = boxes.with_areas_of_masks() if kind == "segm" else boxes._replace(masks=None)
-            found = backend.found(self.split, self.index, boxes)
+            found = backend.found(self.split, self.index, self.boxes_of(table, kind))
             evaluation = backend.evaluation(self.index, found, kind=kind)
             evaluation.accumulate()
         return evaluation
 
-    def boxes_of(self, table: DetectionTable) -> Boxes:
-        """The detections as columns; those of other categories, which never match, are left out."""
+    def boxes_of(self, table: DetectionTable, kind: str = "bbox") -> Boxes:
+        """The detections as columns; those of other categories, which never match, are left out.
+
+        kind: bbox, without their masks; segm, with them and their areas.
+        """
         rows = table.rows.numpy(force=True)
         known = np.isin(rows[:, 5], list(self.names))
         rows, image_ids = rows[known], table.image_ids.numpy(force=True)[known]
         areas, none = rows[:, 2] * rows[:, 3], np.zeros(len(rows), bool)
         categories = _places(self.category_ids, rows[:, 5].astype(np.int64)) + 1
-        masks = None if table.masks is None else table.masks[known]
-        return Boxes(self.numbers(image_ids), categories, rows[:, :4], areas, none, rows[:, 4], masks)
+        boxes = Boxes(self.numbers(image_ids), categories, rows[:, :4], areas, none, rows[:, 4])
+        if kind == "bbox":
+            return boxes
+        assert table.masks is not None
+        return boxes._replace(masks=table.masks[known]).with_areas_of_masks()
 
     def numbers(self, image_ids: np.ndarray) -> np.ndarray:
         """[N] image ids -> [N] the numbers of these images."""
@@ -121,22 +125,26 @@ def _has_rle(annotation: dict[str, Any]) -> bool:
 
 
 def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """[N] ids -> [N] their places in the sorted known ones, which have them all."""
+    """[N] ids -> [N] their places in the sorted known ones. ValueError: one is not among them."""
     places = np.searchsorted(known, ids)
-    assert (known[places.clip(max=len(known) - 1)] == ids).all(), "an image or a category of another split"
+    if not (known[places.clip(max=len(known) - 1)] == ids).all():
+        raise ValueError("an image or a category of another split")
     return places
 
 
 def coco_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
-    """COCO_METRICS by name, and AP_by_category {category name: AP}; -1 where undefined. With masks also segm_AP, ..."""
-    metrics = _metrics(truth, truth.evaluate(table))
-    if table.masks is not None:
-        of_masks = _metrics(truth, truth.evaluate(table, "segm"))
-        metrics |= {f"{SEGM}{name}": value for name, value in of_masks.items()}
-    return metrics
+    """As `metrics_of`, of boxes; with masks also segm_AP, ..."""
+    return metrics_of(truth, table) | (mask_metrics(truth, table) if table.masks is not None else {})
 
 
-def _metrics(truth: GroundTruth, evaluation: Any) -> dict[str, Any]:
+def mask_metrics(truth: GroundTruth, table: DetectionTable) -> dict[str, Any]:
+    """segm_AP, ..."""
+    return {f"{SEGM}{name}": value for name, value in metrics_of(truth, table, "segm").items()}
+
+
+def metrics_of(truth: GroundTruth, table: DetectionTable, kind: str = "bbox") -> dict[str, Any]:
+    """COCO_METRICS by name, and AP_by_category {category name: AP}; -1 where undefined."""
+    evaluation = truth.evaluate(table, kind)
     metrics: dict[str, Any] = {metric.name: _mean(_values(evaluation, metric)) for metric in COCO_METRICS}
     precision = _values(evaluation, Metric("AP", "precision"))
     metrics["AP_by_category"] = {

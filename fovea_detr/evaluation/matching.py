@@ -24,12 +24,14 @@ Columns = dict[str, np.ndarray]  # [D] images, scores, ids, owners (at an IoU of
 Objects = tuple[np.ndarray, np.ndarray]  # images [M], counts [A, M]
 
 
-def matches_of(truth: GroundTruth, table: DetectionTable, ap: float, source: str = "evaluation") -> Matches:
-    """The matches of a table of detections, whose AP the evaluator has given."""
-    boxes, names = truth.boxes_of(table), truth.split.categories
+def matches_of(
+    truth: GroundTruth, table: DetectionTable, ap: float, source: str = "evaluation", kind: str = "bbox"
+) -> Matches:
+    """The matches of a table of detections, whose AP the evaluator has given. kind: of boxes (bbox) or masks (segm)."""
+    boxes, names = truth.boxes_of(table, kind), truth.split.categories
     parts: dict[int, list[Columns]] = {category: [] for category in names}
     objects: dict[int, list[Objects]] = {category: [] for category in names}
-    for cells in _cells(truth, boxes):
+    for cells in _cells(truth, boxes, kind):
         for category, by_area in _by_category(cells).items():
             parts[category].append(_detections(by_area))
             objects[category].append(_objects(by_area))
@@ -50,7 +52,7 @@ def matches_of(truth: GroundTruth, table: DetectionTable, ap: float, source: str
     )
 
 
-def _cells(truth: GroundTruth, boxes: Boxes) -> Iterator[list[Cell]]:
+def _cells(truth: GroundTruth, boxes: Boxes, kind: str) -> Iterator[list[Cell]]:
     """The cells of some images at a time."""
     backend = BACKENDS[FAST]
     index = truth.index if truth.backend == FAST else backend.truth(truth.split, truth.objects)
@@ -58,7 +60,7 @@ def _cells(truth: GroundTruth, boxes: Boxes) -> Iterator[list[Cell]]:
     for first in range(1, truth.split.images + 1, IMAGES_AT_ONCE):
         last = min(first + IMAGES_AT_ONCE - 1, truth.split.images)
         with collector_paused():
-            yield backend.evaluation(index, found, range(first, last + 1)).evalImgs
+            yield backend.evaluation(index, found, range(first, last + 1), kind).evalImgs
 
 
 def _by_category(cells: list[Cell]) -> dict[int, list[list[Cell]]]:

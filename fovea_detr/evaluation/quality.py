@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from hotcoco.panoptic import PanopticEval
 
 from fovea_detr.data.panoptic import PanopticFiles, as_png
 from fovea_detr.errors import DataError
+from fovea_detr.evaluation import matches
 
 Segments = list[dict[str, Any]]
 GROUPS = {"All": "", "Things": "_things", "Stuff": "_stuff"}
@@ -77,11 +79,49 @@ class PanopticTruth:
 
     def metrics(self, maps: Sequence[PanopticMap]) -> dict[str, Any]:
         """PQ, SQ, RQ, PQ_things, ... and PQ_by_category; -1 where there is no such category. DataError."""
+        with self._written(maps) as folder:
+            found = quality_of_files(self.content, self.files.png_folder, self.annotations(maps), folder)
+        return quality_metrics(found, self.names)
+
+    def by_image(self, maps: Sequence[PanopticMap], pq: float, source: str = "evaluation") -> matches.Segments:
+        """What each image adds to the quality, by an evaluation of it alone. pq: the evaluator's, of all. DataError."""
+        names, things, image_ids = self.names, self.things, np.array(sorted(self.image_ids), np.int64)
+        with self._written(maps) as folder:
+            rows = np.array(list(self._parts(maps, folder, image_ids.tolist())), np.float64).reshape(-1, 6)
+        images, labels, _, tp, fp, fn = rows.T.astype(np.int64)
+        return matches.Segments(
+            image_ids=image_ids,
+            category_ids=np.array(sorted(names), np.int64),
+            category_names=np.array([names[category] for category in sorted(names)], str),
+            things=np.array([things[category] for category in sorted(names)], bool),
+            **{"images": images, "labels": labels, "ious": rows[:, 2], "tp": tp, "fp": fp, "fn": fn},
+            pq=pq,
+            source=source,
+        )
+
+    def _parts(self, maps: Sequence[PanopticMap], folder: Path, image_ids: Sequence[int]) -> Iterator[list[float]]:
+        """Index of the image, index of the category, sum of IoU, tp, fp, fn."""
+        places = {category: k for k, category in enumerate(sorted(self.names))}
+        sides = [self.content, self.annotations(maps)]
+        by_image = [{one["image_id"]: one for one in side["annotations"]} for side in sides]
+        images = {one["id"]: one for one in self.content["images"]}
+        for i, image_id in enumerate(image_ids):
+            truth, found = (
+                {**self.content, "images": [images[image_id]], "annotations": [side[image_id]]} for side in by_image
+            )
+            quality = quality_of_files(truth, self.files.png_folder, found, folder)["by_category"]
+            for category, one in sorted((int(key), one) for key, one in quality.items()):
+                counts = [one[key] for key in ("tp", "fp", "fn")]
+                if any(counts):
+                    yield [i, places[category], one["iou"], *counts]
+
+    @contextmanager
+    def _written(self, maps: Sequence[PanopticMap]) -> Iterator[Path]:
+        """A folder with the PNGs of the maps."""
         with TemporaryDirectory() as temporary:
             for one in maps:
                 (Path(temporary) / self.file_name(one.image_id)).write_bytes(one.png)
-            found = quality_of_files(self.content, self.files.png_folder, self.annotations(maps), Path(temporary))
-        return quality_metrics(found, self.names)
+            yield Path(temporary)
 
 
 def panoptic_quality(

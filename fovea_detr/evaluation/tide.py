@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from hotcoco.primitives import bbox_iou
+from hotcoco.primitives import bbox_iou, mask_iou
 
 from fovea_detr.evaluation.backends import Boxes
 from fovea_detr.evaluation.matches import ERRORS
@@ -33,6 +33,8 @@ class Judged(NamedTuple):
 
 def error_gains(objects: Boxes, detections: Boxes, owners: np.ndarray) -> np.ndarray:
     """G objects that count; D detections that count, best first; [D] the object that each has found, or -1.
+
+    Detections with masks are compared by their masks.
 
     -> [len(ERRORS)] gains of AP, fractions. 0 without any object.
     """
@@ -76,7 +78,7 @@ def _judge(objects: Boxes, detections: Boxes, owners: np.ndarray) -> Judged:
 
 def _of_image(objects: Boxes, own: np.ndarray, detections: Boxes, rows: np.ndarray) -> Judged:
     """The false positives and the objects of one image, one object at least."""
-    ious = bbox_iou(detections.xywh[rows], objects.xywh[own], np.zeros(len(own), bool))
+    ious = _ious(detections.take(rows), objects.take(own))
     is_same = detections.categories[rows][:, None] == objects.categories[own]
     same, other = np.where(is_same, ious, 0.0), np.where(is_same, 0.0, ious)
     best_same, best_other = same.max(1), other.max(1)
@@ -91,6 +93,15 @@ def _of_image(objects: Boxes, own: np.ndarray, detections: Boxes, rows: np.ndarr
         BOTH,
     )
     return Judged(kinds, np.where(kinds == CLS, own[other.argmax(1)], own[same.argmax(1)]))
+
+
+def _ious(detections: Boxes, objects: Boxes) -> np.ndarray:
+    """[D, G] between their boxes or, where the detections have masks, between these."""
+    crowds = np.zeros(len(objects.images), bool)
+    if detections.masks is None:
+        return bbox_iou(detections.xywh, objects.xywh, crowds)
+    assert objects.masks is not None
+    return mask_iou(detections.masks.tolist(), objects.masks.tolist(), crowds)
 
 
 def _mean_ap(hits: np.ndarray, categories: np.ndarray, counted: np.ndarray, every: np.ndarray) -> float:

@@ -1,7 +1,8 @@
-"""The device: precision, timing, denormals, and restoring a model after a trial."""
+"""The device: which one, precision, timing, denormals, and restoring a model after a trial."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
+
+from fovea_detr.config.schema import Config
+from fovea_detr.errors import ConfigError, NodeError
+from fovea_detr.machine import distributed
 
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and ARM processors, as Linux names them
 CPU_FACTS = Path("/proc/cpuinfo")
@@ -21,6 +26,33 @@ def bfloat16_instructions() -> list[str] | None:
     except OSError:
         return None
     return sorted(BFLOAT16.intersection(words))
+
+
+def choose_device(config: Config, gpus_asked: str = "") -> torch.device:
+    """device=auto is this local rank's GPU if there is one. Raises ConfigError for a missing device or precision.
+
+    gpus_asked: what a job has asked for; NodeError if its node shows none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if gpus_asked and config.device != "cpu" and not has_gpu:
+        raise NodeError(
+            f"node {socket.gethostname()}: the job asked for {gpus_asked}, but torch {torch.__version__} sees no GPU "
+            "there; use device=cpu to train on the CPU"
+        )
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigError("device=cuda: torch sees no GPU here; use device=cpu, or a torch build for this driver")
+    if config.device == "cpu" or not has_gpu:
+        return torch.device("cpu")
+    local, count = distributed.local_rank(), torch.cuda.device_count()
+    if local >= count:
+        raise ConfigError(
+            f"local rank {local} has no GPU: this node shows {count}; start at most {count} processes on it"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    if config.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(f"precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use precision=fp32")
+    return device
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -12,8 +12,8 @@ Exit code 1: a picture could not be read; the others are done.
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     assert __doc__ is not None
-    found = argparse.ArgumentParser(
-        prog="python -m fovea_detr.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = cli.Parser(prog="python -m fovea_detr.predict", description=__doc__)
     found.add_argument("source", metavar="RUN", help="a run folder or a checkpoint")
     found.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, patterns")
     found.add_argument("--to", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
@@ -74,7 +72,7 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: Namespace) -> None:
     if not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold {options.threshold}: a score is in 0..1")
     if options.to.exists() and not options.to.is_dir():
@@ -92,9 +90,7 @@ def names_for(pictures: Sequence[Path]) -> list[str]:
     return names
 
 
-def predict(
-    predictor: Predictor, path: Path, to: Path, number: int, options: argparse.Namespace
-) -> list[dict[str, Any]]:
+def predict(predictor: Predictor, path: Path, to: Path, number: int, options: Namespace) -> list[dict[str, Any]]:
     """Write the files of one picture, `to` with an ending -> its COCO results."""
     pixels = as_pixels(path)
     (found,) = predictor.predict([pixels], options.threshold)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders
+from fovea_detr.runs.points import Folders
 
 
 def origin_of(config: Config, folder: RunFolder) -> RunFolder | None:

@@ -11,7 +11,8 @@
         ema.pt            with train.ema: the averaged weights after the last epoch
         result.json       last and best metrics, cost, inference time: its presence means done
         .run .lock        the run's id, which its checkpoints carry, too; the lock of the process that works here
-        matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py
+        matches.npz       of the last evaluation, what a resample of the images needs: evaluation/matches.py; with masks
+                          matches_segm.npz, too, and with a panoptic truth matches_panoptic.npz
         samples/          IMAGE_ID.jpg: predictions on a few validation images, after the last evaluation
         predictions.json  with evaluation.save_predictions: boxes; predictions_segm.json: masks;
                           predictions_panoptic.json and predictions_panoptic/: panoptic segments and their PNGs
@@ -39,7 +40,6 @@ FILES = ("config.yaml", "state.json", "history.jsonl", "result.json", "provenanc
 STATES = ("queued", "running", "preempted", "failed", "done")
 HEARTBEAT_SECONDS = 30.0
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-MATCHES = "matches.npz"
 
 
 class Metric(NamedTuple):
@@ -84,7 +84,20 @@ COCO_METRICS = (
 METRICS = tuple(metric.name for metric in COCO_METRICS)
 SEGM = "segm_"  # before the name of a metric of boxes: the same of masks
 SEGM_METRICS = tuple(f"{SEGM}{name}" for name in METRICS)
-QUALITIES = tuple(f"{score}{group}" for group in ("", "_things", "_stuff") for score in ("PQ", "SQ", "RQ"))
+
+
+class Quality(NamedTuple):
+    """A panoptic quality, the mean over the categories. score: PQ | SQ | RQ. group: "" (all) | _things | _stuff."""
+
+    name: str
+    score: str
+    group: str
+
+
+PANOPTIC_METRICS = tuple(
+    Quality(f"{score}{group}", score, group) for group in ("", "_things", "_stuff") for score in ("PQ", "SQ", "RQ")
+)
+QUALITIES = tuple(quality.name for quality in PANOPTIC_METRICS)
 BY_CATEGORY = "_by_category"  # after the name of a metric
 ALL_METRICS = (*METRICS, *SEGM_METRICS, *QUALITIES)
 

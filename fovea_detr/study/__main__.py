@@ -11,16 +11,16 @@ as in seed=1 or dynamic_scale=type1,seed=1, or a pattern: 'seed=1*'.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fovea_detr.cli import one_line_errors
+from fovea_detr.cli import Parser, one_line_errors
 from fovea_detr.errors import UserError, tell
 from fovea_detr.study.checks import refuse_twins
 from fovea_detr.study.folder import Study, frozen_point
@@ -54,11 +54,9 @@ def quiet_ends() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     assert __doc__ is not None
-    whole = argparse.ArgumentParser(
-        prog="python -m fovea_detr.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = Parser(prog="python -m fovea_detr.study", description=__doc__)
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="status | cancel | relaunch | tail")
     for name in ("status", "cancel", "relaunch", "tail"):
         verb = verbs.add_parser(name)
@@ -78,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def show_status(study: Study, options: argparse.Namespace) -> None:
+def show_status(study: Study, options: Namespace) -> None:
     while True:
         points = study.points(options.points)
         statuses = states_or_none(study, points) if options.watch else study.current_states(points)
@@ -90,7 +88,7 @@ def show_status(study: Study, options: argparse.Namespace) -> None:
         time.sleep(SECONDS)
 
 
-def cancel(study: Study, options: argparse.Namespace) -> None:
+def cancel(study: Study, options: Namespace) -> None:
     """Queued and running points, all of them or those named. What they have saved stays."""
     statuses = study.current_states(study.points(options.points))
     for line in foreign_jobs(statuses):
@@ -105,7 +103,7 @@ def cancel(study: Study, options: argparse.Namespace) -> None:
             raise UserError(f"{status.point} (job {status.job}): cannot be cancelled from here: {status.reason}")
 
 
-def relaunch(study: Study, options: argparse.Namespace) -> None:
+def relaunch(study: Study, options: Namespace) -> None:
     """Points that failed, are lost, or were preempted and not queued again; cancelled ones only if they are named."""
     wanted = (*FAILED, "cancelled") if options.points else FAILED
     statuses = study.current_states(study.points(options.points))
@@ -126,7 +124,7 @@ def relaunch(study: Study, options: argparse.Namespace) -> None:
         launch(points, kind)
 
 
-def tail(study: Study, options: argparse.Namespace) -> None:
+def tail(study: Study, options: Namespace) -> None:
     matching = study.current_states(study.points([options.point]))
     if len(matching) != 1:
         raise UserError(f"{options.point} matches {len(matching)} points; name one")

@@ -17,19 +17,17 @@ from fovea_detr.errors import ConfigError, tell
 from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.identity import (
-    NUM_CLASSES,
-    Folders,
-    Stored,
-    config_text,
     differences,
     identity,
     note_left_out,
     refuse_other_batch,
     refuse_other_config,
     refuse_other_data,
-    settings,
 )
+from fovea_detr.runs.points import Folders
+from fovea_detr.runs.settings import NUM_CLASSES, settings
 from fovea_detr.runs.state import read_or_note
+from fovea_detr.runs.stored import Stored, config_text
 from fovea_detr.study.folder import Study
 from fovea_detr.study.manifest import Point
 from fovea_detr.study.standing import PointStatus

@@ -26,9 +26,10 @@ from typing import Any
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import UserError
 from fovea_detr.runs.files import write_text
-from fovea_detr.runs.identity import Stored, config_text, note_left_out
+from fovea_detr.runs.identity import note_left_out
 from fovea_detr.runs.last_error import last_error
 from fovea_detr.runs.state import Job
+from fovea_detr.runs.stored import Stored, config_text
 
 NOT_IN_FACTS = ("folder", "job", "refused", "cancelled")
 

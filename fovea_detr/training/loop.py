@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from fovea_detr.config.batching import Batching
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import NonFiniteError
-from fovea_detr.evaluation.coco import DetectionTable, GroundTruth
+from fovea_detr.evaluation.coco import DetectionTable
 from fovea_detr.evaluation.detections import gather_detections
 from fovea_detr.evaluation.matches import refuse_other_ap, write_matches
-from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.loss.criterion import Criterion, Losses, mean_objects
 from fovea_detr.machine import distributed
 from fovea_detr.machine.device import autocast
 from fovea_detr.machine.memory import out_of_memory_as_error
-from fovea_detr.runs.folder import MATCHES, RunFolder
+from fovea_detr.runs.folder import RunFolder
 from fovea_detr.runs.stop import StopFlag, Stopped
 from fovea_detr.training.compiled import Compiled
 from fovea_detr.training.console import Console
@@ -198,7 +197,7 @@ class Trainer:
             metrics = self.val.metrics(table) | metrics
             if averaged is not None:
                 metrics |= {f"ema_{name}": value for name, value in self.val.metrics(averaged).items()}
-            self.keep(table, self.val.ground_truth, metrics["AP"])
+            self.keep(self.val, table, metrics)
         return metrics if distributed.rank() == 0 else {}, {"evaluation_seconds": time.monotonic() - begin}
 
     def detections(self, model: nn.Module, losses: ValidationLosses | None = None) -> DetectionTable:
@@ -209,19 +208,19 @@ class Trainer:
         detect = lambda: val.detect(model, self.device, self._stop_or_write_heartbeat, after_each)  # noqa: E731
         return gather_detections(distributed.stop_together(detect))
 
-    def keep(self, table: DetectionTable, truth: GroundTruth, ap: float) -> None:
+    def keep(self, val: Split, table: DetectionTable, metrics: dict[str, Any]) -> None:
         """Write the predictions, if wanted, and the matches: of the last evaluation, and of those between if wanted."""
-        evaluation, epoch = self.config.evaluation, self.state.epoch + 1
+        evaluation, epoch, ap = self.config.evaluation, self.state.epoch + 1, metrics["AP"]
         if evaluation.save_predictions:
             refuse_other_ap(self.folder, ap)
-            write_found(self.folder, table, self.val and self.val.panoptic_truth)
+            write_found(self.folder, table, val.panoptic_truth)
         is_last = self.config.mode == "eval" or epoch == self.config.last_epoch
         is_last |= self.state.has_stalled(self.config.train.early_stop, ap)
         if is_last or (evaluation.keep_matches and epoch % evaluation.keep_matches == 0):
-            name = MATCHES if is_last else f"matches_{epoch}.npz"
-            write_matches(self.folder, matches_of(truth, table, ap), name)
-        if is_last and self.val is not None:
-            write_samples(self.folder, self.val.dataset, table, truth.names)
+            for file, matches in val.matches(table, metrics).items():
+                write_matches(self.folder, matches, file.name(None if is_last else epoch))
+        if is_last:
+            write_samples(self.folder, val.dataset, table, val.ground_truth.names)
 
     def commit(self, line: dict[str, Any], timing: dict[str, float]) -> None:
         """End the epoch: checkpoint, history and console. line: the epoch's number, losses and metrics."""

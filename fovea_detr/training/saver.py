@@ -14,7 +14,8 @@ from fovea_detr.config.schema import Checkpoint, Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.machine import distributed
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import config_text, differences
+from fovea_detr.runs.identity import differences
+from fovea_detr.runs.stored import config_text
 from fovea_detr.training import checkpoint
 from fovea_detr.training.state import TrainState
 

@@ -18,6 +18,8 @@ from fovea_detr.data.loader import Loader
 from fovea_detr.errors import DataError
 from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.detections import detect, in_category_ids, inference_seconds
+from fovea_detr.evaluation.matches import OF_BOXES, OF_MASKS, OF_SEGMENTS, Matches, MatchFile, Segments
+from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.evaluation.panoptic import panoptic
 from fovea_detr.evaluation.quality import PanopticMap, PanopticTruth
 from fovea_detr.machine import distributed
@@ -83,6 +85,15 @@ class Split:
         found = coco_metrics(self.ground_truth, table)
         if table.maps is not None and self.panoptic_truth is not None:
             found |= self.panoptic_truth.metrics(table.maps)
+        return found
+
+    def matches(self, table: DetectionTable, metrics: Mapping[str, Any]) -> dict[MatchFile, Matches | Segments]:
+        """What a resample of the images needs of these detections; metrics: theirs."""
+        found: dict[MatchFile, Matches | Segments] = {OF_BOXES: matches_of(self.ground_truth, table, metrics["AP"])}
+        if table.masks is not None:
+            found[OF_MASKS] = matches_of(self.ground_truth, table, metrics[OF_MASKS.score], kind="segm")
+        if table.maps is not None and self.panoptic_truth is not None:
+            found[OF_SEGMENTS] = self.panoptic_truth.by_image(table.maps, metrics[OF_SEGMENTS.score])
         return found
 
     def _merge(self, batch: Batch, predictions: Predictions) -> list[PanopticMap]:

@@ -15,7 +15,8 @@ from fovea_detr.config.schema import AXES, Config, Data
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, is_torchvision
 from fovea_detr.runs.host import process_rank
-from fovea_detr.runs.identity import Stored, settings
+from fovea_detr.runs.settings import settings
+from fovea_detr.runs.stored import Stored
 from fovea_detr.training.files import read, tensors_of
 
 # Settings of the model that change no evaluation.

@@ -24,7 +24,8 @@ from fovea_detr.config.local import with_local
 from fovea_detr.config.schema import CONF_DIR, Config
 from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import point_name, with_absolute_paths
+from fovea_detr.runs.paths import with_absolute_paths
+from fovea_detr.runs.points import point_name
 from fovea_detr.study import local, sbatch
 from fovea_detr.study.checks import refuse_twins
 from fovea_detr.study.manifest import Point

@@ -11,7 +11,7 @@ from analysis import collect
 from analysis.tables import published
 from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import point_name
+from fovea_detr.runs.points import point_name
 
 RESULT = {"last": {"AP": 0.41, "AP50": 0.622}, "best": {"epoch": 45, "AP": 0.42}, "epochs": 50, "minutes": 1500.0}
 

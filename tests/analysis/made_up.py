@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from fovea_detr.compose import load_config
 from fovea_detr.runs.folder import METRICS
-from fovea_detr.runs.identity import point_name
+from fovea_detr.runs.points import point_name
 
 SEEDS = 3
 AXES = {

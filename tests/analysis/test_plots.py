@@ -27,7 +27,7 @@ from analysis.tables.frames import over_seeds
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import point_name
+from fovea_detr.runs.points import point_name
 from tests.launch import ROOT
 
 SCRIPT = Path(plots.__file__)

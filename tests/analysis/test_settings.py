@@ -6,7 +6,8 @@ import yaml
 from analysis.reading.runs import progress_of
 from analysis.reading.settings import last_epoch, overrides
 from fovea_detr.config.schema import leaves
-from fovea_detr.runs.identity import Stored, as_typed
+from fovea_detr.runs.settings import as_typed
+from fovea_detr.runs.stored import Stored
 
 
 def stored(text: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from analysis.tables.rows import Row
 from analysis.tables.table import Options, Table, make_table
 from fovea_detr.errors import UserError
 from fovea_detr.runs.folder import ALL_METRICS, METRICS, RunFolder
-from fovea_detr.runs.identity import settings_of
+from fovea_detr.runs.stored import settings_of
 from tests.analysis.made_up import provenance, write_every_kind
 
 BASE = "fovea_r50, type2, none, gaussian, 50ep, coco"  # of a single row

@@ -18,7 +18,8 @@ from fovea_detr.data.readers import READERS, describe_layout, fingerprints
 from fovea_detr.errors import ConfigError, DataError
 from fovea_detr.experiment import run
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import settings, with_absolute_paths
+from fovea_detr.runs.paths import with_absolute_paths
+from fovea_detr.runs.settings import settings
 from fovea_detr.study.launch import data_folders, refuse_missing_data
 from fovea_detr.study.manifest import Point
 

@@ -12,7 +12,8 @@ from fovea_detr.compose import load_config
 from fovea_detr.data.readers import read_coco
 from fovea_detr.data.transforms import CROP_SHORT_SIDES, CROP_SIDES, SHORT_SIDES, published_sides
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import config_text, differences
+from fovea_detr.runs.identity import differences
+from fovea_detr.runs.stored import config_text
 from tests.data.builders import box, write_coco
 
 

@@ -72,6 +72,8 @@ def test_matches_are_made_from_predictions_or_the_checkpoint(trained: Path, run:
 @pytest.mark.slow
 def test_what_cannot_be_made_is_one_clear_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictions = json.loads((run / "predictions.json").read_text())
+    (run / "predictions.json").write_text(json.dumps([{**predictions[0], "image_id": -7}]))
+    assert "damaged (ValueError('an image or a category of another split'))" in refused(capsys, str(run))
     (run / "predictions.json").write_text(json.dumps(predictions[: len(predictions) // 4]))
     result = json.loads((run / "result.json").read_text())
     result["last"]["AP"] += 0.01

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fovea_detr.config.checks import CHOICES
 from fovea_detr.errors import RunFolderError
 from fovea_detr.evaluation import matches as file
 from fovea_detr.evaluation import matching
-from fovea_detr.evaluation.coco import GroundTruth, coco_metrics
+from fovea_detr.evaluation.coco import DetectionTable, GroundTruth, coco_metrics
 from fovea_detr.evaluation.matches import AREAS, ERRORS, Matches, read_matches, write_matches
 from fovea_detr.evaluation.matching import matches_of
 from fovea_detr.runs.folder import RunFolder
-from tests.evaluation import tide
+from fovea_detr.training.predictions import MASKS, write_found
+from tests.evaluation import test_segm, tide
 from tests.evaluation.test_coco import MADE, by_pycocotools, table_of
 
 CASES = [(kind, seed) for kind in MADE for seed in range(3)]
@@ -52,7 +54,20 @@ def test_every_detection_and_object_is_pycocotools(
 ) -> None:
     monkeypatch.setattr(matching, "IMAGES_AT_ONCE", at_once)
     truth, results = MADE[kind](seed)
-    evaluation, found = by_pycocotools(truth, results, tmp_path), made_matches(kind, seed)
+    assert_equal(made_matches(kind, seed), by_pycocotools(truth, results, tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_mask_and_object_is_pycocotools(seed: int, tmp_path: Path) -> None:
+    content, table = test_segm.made(seed, times=20)
+    write_found(RunFolder(tmp_path), table, None)
+    evaluation = test_segm.by_pycocotools(content, tmp_path / MASKS)
+    for backend in CHOICES["evaluation.backend"]:
+        found = matches_of(GroundTruth(content, backend), table, float(evaluation.stats[0]), kind="segm")
+        assert_equal(found, evaluation)
+
+
+def assert_equal(found: Matches, evaluation: Any) -> None:
     assert found.image_ids.tolist() == evaluation.params.imgIds
     assert found.ious.tolist() == evaluation.params.iouThrs.tolist()
     for k, category in enumerate(found.categories):
@@ -72,6 +87,14 @@ def test_every_detection_and_object_is_pycocotools(
             own = found.object_categories == k
             stored = dict(zip(found.object_images[own].tolist(), found.objects[a, own].tolist(), strict=True))
             assert {i: n for i, n in stored.items() if n} == {i: n for i, n in counts.items() if n}
+
+
+def test_boxes_match_as_without_masks() -> None:
+    content, table = test_segm.made(4, times=3)
+    alone = matches_of(GroundTruth(content), DetectionTable(table.image_ids, table.rows), 0.0)
+    with_masks = matches_of(GroundTruth(content), table, 0.0)
+    for name, column in vars(alone).items():
+        assert np.array_equal(column, vars(with_masks)[name]), name
 
 
 def test_the_backend_of_the_run_changes_no_match() -> None:
@@ -102,6 +125,28 @@ def test_the_errors_are_tides_definition(kind: str, seed: int, tmp_path: Path) -
     expected = tide.errors(*counted(by_pycocotools(truth, results, tmp_path)))
     assert list(expected) == list(ERRORS)
     assert made_matches(kind, seed).errors_by_type == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_the_errors_of_masks_are_tides_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tide, "iou", lambda a, b: float(test_segm.coco_mask.iou([a], [b], [0])[0, 0]))
+    seen = []
+    for seed in range(3):
+        content, table = test_segm.made(seed, times=3, far=3, other=5)
+        write_found(RunFolder(tmp_path), table, None)
+        objects, found, owner = counted(test_segm.by_pycocotools(content, tmp_path / MASKS))
+        sides = ([{**one, "bbox": one["segmentation"]} for one in side] for side in (objects, found))
+        errors = matches_of(GroundTruth(content), table, 0.0, kind="segm").errors_by_type
+        assert errors == pytest.approx(tide.errors(next(sides), next(sides), owner), rel=0, abs=1e-12)
+        seen.append(list(errors.values()))
+    assert (np.max(seen, axis=0) > 0.001).all(), dict(zip(ERRORS, np.max(seen, axis=0), strict=True))
+
+
+def test_without_crowds_the_errors_of_masks_are_hotcocos() -> None:
+    content, table = test_segm.made(1, times=3)
+    content = {**content, "annotations": [{**one, "iscrowd": 0} for one in content["annotations"]]}
+    gains = GroundTruth(content).evaluate(table, "segm").tide_errors()["delta_ap"]
+    errors = matches_of(GroundTruth(content), table, 0.0, kind="segm").errors_by_type
+    assert errors == pytest.approx({name: gains[name] for name in ERRORS}, rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "huge image ids", "nothing found"])

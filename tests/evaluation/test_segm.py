@@ -32,8 +32,11 @@ def disc(centre: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(np.hypot(x - centre[0], y - centre[1]) < radius, np.uint8, order="F")
 
 
-def made(seed: int, *, times: int) -> tuple[dict[str, Any], DetectionTable]:
-    """Discs of all sizes on four images, crowds among them, each found `times` times, some of another category."""
+def made(seed: int, *, times: int, far: float = 1, other: int = 9) -> tuple[dict[str, Any], DetectionTable]:
+    """Discs of all sizes on four images, crowds among them, each found `times` times, some of the other category.
+
+    far: how far off the masks are.
+    """
     rng = np.random.default_rng(seed)
     annotations, rows, image_ids, masks = [], [], [], []
     for image in (7, 1, 3, 20):
@@ -44,8 +47,10 @@ def made(seed: int, *, times: int) -> tuple[dict[str, Any], DetectionTable]:
             own = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
             annotations.append({**own, **truth, "iscrowd": int(rng.random() < 0.1)})
             for _ in range(times):
-                found = coco_mask.encode(disc(centre + rng.normal(0, radius / 6, 2), radius * rng.uniform(0.8, 1.25)))
-                score, label = float(np.float32(rng.random())), category if rng.random() < 0.8 else 9
+                found = coco_mask.encode(
+                    disc(centre + far * rng.normal(0, radius / 6, 2), radius * rng.uniform(0.8, 1.25))
+                )
+                score, label = float(np.float32(rng.random())), category if rng.random() < 0.8 else other
                 rows.append(
                     [*rng.uniform(0, 90, 4).astype(np.float32).tolist(), score, label]
                 )  # the box is not the mask's
@@ -57,7 +62,8 @@ def made(seed: int, *, times: int) -> tuple[dict[str, Any], DetectionTable]:
     return content, DetectionTable(*columns)
 
 
-def by_pycocotools(content: dict[str, Any], results: Path) -> list[float]:
+def by_pycocotools(content: dict[str, Any], results: Path) -> COCOeval:
+    """From a file of results; the truth is written beside it."""
     texts = [{**one, "segmentation": as_text(one["segmentation"])} for one in content["annotations"]]
     (results.parent / "truth.json").write_text(json.dumps({**content, "annotations": texts}))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -66,7 +72,7 @@ def by_pycocotools(content: dict[str, Any], results: Path) -> list[float]:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats.tolist()
+    return evaluation
 
 
 def as_text(rle: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def test_masks_are_scored_as_pycocotools_does_from_the_file(tmp_path: Path, seed
     write_found(RunFolder(tmp_path), table, None)
     metrics = coco_metrics(GroundTruth(content, backend), table)
     known = [metrics[f"segm_{name}"] for name in TWELVE]
-    assert known == pytest.approx(by_pycocotools(content, tmp_path / MASKS), rel=0, abs=1e-12)
+    assert known == pytest.approx(by_pycocotools(content, tmp_path / MASKS).stats.tolist(), rel=0, abs=1e-12)
     assert metrics["segm_AP"] > 0.2 > metrics["AP"]
     assert set(SEGM_METRICS) <= metrics.keys()
     assert list(metrics["segm_AP_by_category"]) == ["one", "five", "nothing"]

@@ -27,7 +27,7 @@ from fovea_detr.predict.capture import capture
 from fovea_detr.predict.fovea import fovea_heat, overlay
 from fovea_detr.predict.pictures import as_pixels, find_pictures
 from fovea_detr.predict.predictor import Predictor
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 
 NAMES = {1: "cat", 3: "dog"}
 

@@ -16,19 +16,11 @@ from analysis.tables.table import make_table
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR, Config
 from fovea_detr.errors import ConfigError, RunFolderError
-from fovea_detr.runs import identity
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import (
-    Folders,
-    Stored,
-    config_text,
-    differences,
-    point_name,
-    refuse_other_config,
-    refuse_other_data,
-    settings,
-    settings_of,
-)
+from fovea_detr.runs.identity import differences, note_left_out, refuse_other_config, refuse_other_data
+from fovea_detr.runs.points import Folders, point_name
+from fovea_detr.runs.settings import default_axes, settings
+from fovea_detr.runs.stored import CHANGED, Stored, config_text, settings_of
 
 BEFORE = Path(__file__).parent / "before"  # eight runs of the version before `kernel`, less their checkpoints
 FOLDERS = sorted(path.name for path in BEFORE.iterdir())
@@ -116,7 +108,7 @@ def test_what_is_stored_is_read_again(text: str) -> None:
 
 
 def test_the_first_line_names_the_keys_that_were_set(text: str) -> None:
-    first = text.partition("\n")[0].removeprefix(identity.CHANGED).split(", ")
+    first = text.partition("\n")[0].removeprefix(CHANGED).split(", ")
     assert {"mixture", "model", "model.hidden", "fovea.smooth"} <= set(first)
     assert not {"dynamic_scale", "seed", "model.pre_norm"} & set(first)
     assert config_text(Config()).startswith("# not at its default")
@@ -162,7 +154,7 @@ def test_a_key_that_is_gone_is_left_out_and_named_where_it_was_set(text: str, ke
         content[last] = 3
 
     config = load_config(["experiment=tiny", "mixture=head"])
-    for first, words in ((text, []), (text.replace(identity.CHANGED, f"{identity.CHANGED}{key}, "), [f"{key}=3"])):
+    for first, words in ((text, []), (text.replace(CHANGED, f"{CHANGED}{key}, "), [f"{key}=3"])):
         old = edited(first, add)
         assert Stored(old).passed_over == words
         assert differences(old, config) == []
@@ -202,7 +194,7 @@ def test_the_defaults_of_the_schema_are_those_of_the_command_line() -> None:
 
 
 def test_axes_have_a_folder_and_a_default() -> None:
-    for axis, name in identity.default_axes().items():
+    for axis, name in default_axes().items():
         assert (CONF_DIR / axis / f"{name}.yaml").is_file()
 
 
@@ -266,11 +258,11 @@ def test_a_run_with_a_set_key_that_is_gone_is_found_by_its_own_name_only(
 ) -> None:
     """It is another model: the plain command must not show its result."""
     config = load_config(["experiment=tiny", "mixture=head"])
-    first = text.replace(identity.CHANGED, f"{identity.CHANGED}model.flag, ")
+    first = text.replace(CHANGED, f"{CHANGED}model.flag, ")
     learned = edited(first, lambda content: content["model"].update(flag="learned"))
     RunFolder(tmp_path / "model.flag=learned").write_config(learned)
     folders = Folders(tmp_path)
     assert folders.name("mixture=head", config) == "mixture=head"
     assert folders.name("model.flag=learned", config) == "model.flag=learned"
-    identity.note_left_out(tmp_path / "model.flag=learned", learned)
+    note_left_out(tmp_path / "model.flag=learned", learned)
     assert capsys.readouterr().err.endswith("this version does not have them: model.flag=learned\n")

@@ -19,7 +19,7 @@ from fovea_detr.compose import load_config
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.errors import ConfigError, UserError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.study.manifest import Point
 from hydra_plugins.fovea_slurm import launcher
 from hydra_plugins.fovea_slurm.config import register

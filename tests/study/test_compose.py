@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fovea_detr.compose import parse
 from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import with_absolute_paths
+from fovea_detr.runs.paths import with_absolute_paths
 from fovea_detr.study.sbatch import resources
 from hydra_plugins.fovea_slurm import _compose
 from hydra_plugins.fovea_slurm.config import register

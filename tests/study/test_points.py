@@ -9,7 +9,7 @@ import pytest
 
 from fovea_detr.compose import load_config
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import point_name
+from fovea_detr.runs.points import point_name
 from fovea_detr.runs.state import Standing
 from fovea_detr.study.checks import compare_with_submission, refuse_twins
 from fovea_detr.study.folder import Study, frozen_point

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fovea_detr import experiment
+from fovea_detr import assembly
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.average import Average, decay_at
 from tests.launch import only_folder, run_well, start
@@ -89,7 +89,7 @@ def test_it_changes_no_weight(tmp_path: Path) -> None:
 def on_rank(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     trainer = SmallTrainer(folder / str(rank), "train.ema=0.9")
-    trainer.wrapped = experiment.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
+    trainer.wrapped = assembly.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
     trainer.targets = trainer.targets[:: 1 - 2 * rank]  # other objects on each rank
     for _ in range(4):
         trainer.step()

@@ -13,7 +13,8 @@ from fovea_detr.config.schema import Schedule
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.runs.extension import origin_of
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders, config_text
+from fovea_detr.runs.points import Folders
+from fovea_detr.runs.stored import config_text
 from fovea_detr.training.optim import learning_rate_factor
 from tests.launch import run, run_well, start
 from tests.training.test_resume import SIGNALS, assert_equal_runs, kill_while_training

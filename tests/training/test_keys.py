@@ -11,7 +11,8 @@ from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError
-from fovea_detr.runs.identity import config_text, differences
+from fovea_detr.runs.identity import differences
+from fovea_detr.runs.stored import config_text
 from fovea_detr.training.frozen import train_mode
 from fovea_detr.training.optim import build_optimizer
 from fovea_detr.training.state import TrainState

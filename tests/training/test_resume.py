@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from fovea_detr.evaluation.matches import wanted_files
 from fovea_detr.runs.folder import RunFolder
 from tests.launch import only_folder, run_well, start, wait_for
 
@@ -23,7 +24,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 
 
 WORKERS = ("data.workers=2", "data.in_memory=false", "data.bucketing=true")
-MASKS = ("model.masks=true",)
+MASKS = ("model.masks=true", "data=shapes_panoptic", "panoptic.score=sigmoid", "panoptic.threshold=0.3")
+MASKS += ("panoptic.crop=true",)
 BF16 = ("precision=bf16",)
 
 
@@ -77,6 +79,8 @@ def workers(process: subprocess.Popen[str], ranks: int) -> list[int]:
 
 def assert_equal_runs(one: RunFolder, other: RunFolder) -> None:
     assert without_timing(one) == without_timing(other)
+    files = [file.name() for file in wanted_files(one.result())]
+    assert all((one.path / name).read_bytes() == (other.path / name).read_bytes() for name in files)
     a, b = (torch.load(folder.checkpoint_path) for folder in (one, other))
     assert a["model"].keys() == b["model"].keys()
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])

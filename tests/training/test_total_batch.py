@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from fovea_detr import experiment
+from fovea_detr import assembly
 from fovea_detr.compose import load_config
 from fovea_detr.config.batching import Batching
 from fovea_detr.data.loader import collate_images
 from fovea_detr.errors import ConfigError, RunFolderError
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import Folders, Stored, config_text, differences, refuse_other_batch, settings_of
+from fovea_detr.runs.identity import differences, refuse_other_batch
+from fovea_detr.runs.points import Folders
+from fovea_detr.runs.stored import Stored, config_text, settings_of
 from fovea_detr.types import Batch, Target
 from tests.launch import only_folder, run, run_well, start
 from tests.model.builders import random_image
@@ -80,7 +82,7 @@ def part(number: int) -> tuple[Batch, list[Target]]:
 def gradients(folder: Path, overrides: tuple[str, ...], parts: list[tuple[Batch, list[Target]]]) -> dict[str, Any]:
     """The gradient and the report of one step on these micro-batches of this rank."""
     trainer = SmallTrainer(folder, "schedule.total_batch=8", "schedule.batch_size=2", "schedule.clip=0", *overrides)
-    trainer.wrapped = experiment.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
+    trainer.wrapped = assembly.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
     assert trainer.batching.micro_batches == len(parts)
     trainer.train_step(*parts[0], 0, *parts[1:])
     trainer.reports.settle()

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from fovea_detr import experiment
+from fovea_detr import assembly, experiment
 from fovea_detr.compose import load_config
 from fovea_detr.data.categories import Classes
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, in_published_names
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.study.ready import make_ready
 from fovea_detr.training.checkpoint import load_weights
 from fovea_detr.training.console import Console
@@ -168,7 +168,7 @@ def _steps_of_a_rank(rank: int, folder: Path, overrides: tuple[str, ...], counts
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     trainer = MaskTrainer(folder / f"run{rank}", *overrides, "model.dropout=0", counts=counts)
-    trainer.wrapped = experiment.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
+    trainer.wrapped = assembly.wrap_for_ranks(trainer.config, trainer.state.model, trainer.device)
     train_mode(trainer.wrapped, trainer.state.model, trainer.config)
     for step in range(2):
         trainer.train_step(*micro_batch(trainer, rank), step)

@@ -17,7 +17,7 @@ from fovea_detr.data.categories import ClassMap
 from fovea_detr.errors import RunFolderError, WeightsError
 from fovea_detr.model.published import published_name
 from fovea_detr.runs.folder import RunFolder
-from fovea_detr.runs.identity import config_text
+from fovea_detr.runs.stored import config_text
 from fovea_detr.training.checkpoint import load_weights, read
 from fovea_detr.training.saver import About, Saver
 from fovea_detr.training.state import TrainState

@@ -8,7 +8,7 @@ from statistics import mean
 import pytest
 import torch
 
-from fovea_detr import experiment
+from fovea_detr import assembly, experiment
 from fovea_detr.compose import load_config
 from fovea_detr.machine import distributed
 from fovea_detr.runs.folder import RunFolder
@@ -28,7 +28,7 @@ def trainer(tmp_path: Path) -> Trainer:
     config = load_config([*TINY, f"runs={tmp_path}", f"data.cache={tmp_path}", "evaluation.losses=true"])
     folder = RunFolder(tmp_path / "tiny" / "point")
     folder.lock()
-    return experiment.build_trainer(config, folder, torch.device("cpu"), StopFlag())
+    return assembly.build_trainer(config, folder, torch.device("cpu"), StopFlag())
 
 
 def test_they_are_the_means_over_the_batches_and_no_metric_changes(trainer: Trainer) -> None:
