@@ -35,6 +35,8 @@ __all__ += ["panoptic", "postprocess"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "evaluation":  # `fovea_detr.evaluation.panoptic_quality` after this import alone
+        return import_module("fovea_detr.evaluation")
     if name not in _HOMES:
         raise AttributeError(f"module 'fovea_detr' has no attribute '{name}'")
     module, attribute = _HOMES[name]

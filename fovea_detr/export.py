@@ -4,9 +4,10 @@
 
 RUN is a run folder or a checkpoint. Batch and image size are free. Input `images` is uint8 [batch, 3, height, width]
 RGB, `sizes_hw` int64 [batch, 2] each image's own height and width; outputs are `logits` [batch, queries, outputs] and
-`boxes` [batch, queries, 4] (centre x, centre y, width, height; 0..1 of the image's own size). The file's metadata state
-resizing, scores, class names and category ids. The command runs the file with ONNX Runtime at two sizes and compares
-its outputs with the model's.
+`boxes` [batch, queries, 4] (centre x, centre y, width, height; 0..1 of the image's own size), and of a model with masks
+`pred_masks` [batch, queries, height / 4, width / 4], logits of all queries. The file's metadata state resizing, scores,
+class names and category ids. The command runs the file with ONNX Runtime at two sizes and compares its outputs with the
+model's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from fovea_detr import cli
 from fovea_detr.errors import UserError
+from fovea_detr.model.detr import DETR
+from fovea_detr.model.masks import OfImages, Seen
 from fovea_detr.model.pixels import IMAGENET_MEAN, IMAGENET_STD, is_padding
 from fovea_detr.predict.loading import Trained, open_trained
 from fovea_detr.runs.stored import config_text
@@ -32,7 +35,12 @@ from fovea_detr.types import Batch
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHECKED = ((2, 480, 640), (1, 320, 448))  # batch, height, width: of the comparison
-TOLERANCE = 1e-4
+CHECKED_MASKS = ((2, 190, 253), (1, 160, 224))  # smaller, for all queries have masks, and not whole cells
+TOLERANCE = 1e-4  # of masks, whose logits may be large: a share of the largest
+MASKS = (
+    "pred_masks: logits at a quarter of the batch's size, rounded up; resize to the batch's size (bilinear), cut off "
+)
+MASKS += "the padding, sigmoid > 0.5, resize to the image's size (nearest)"
 SHORTEST, LONGEST = 64, 8192  # pixels of a side
 RESIZING = {
     "coco": "the short side to {short_side} pixels, or less so that the long side is about {max_side} at most",
@@ -45,22 +53,48 @@ SCORES = {
 
 
 class Exported(nn.Module):
-    """uint8 images and sizes -> logits and boxes of the last layer. The slow, obvious form of `normalised`."""
+    """uint8 images and sizes -> logits, boxes, perhaps masks of the last layer.
+
+    The slow, obvious form of `normalised` and of the mask head.
+    """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: DETR) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs."""
+        return ["logits", "boxes", *(["pred_masks"] if self.model.mask_head is not None else [])]
+
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
         pixels = (images.float() * (1 / 255) - self.mean) / self.deviation
         pixels = pixels.masked_fill(is_padding(sizes_hw, images.shape[-2], images.shape[-1]), 0.0)
-        out = self.model(Batch(pixels, sizes_hw, sizes_hw))
-        return out.logits[-1], out.boxes_cxcywh[-1]
+        out, seen = self.model.detect(Batch(pixels, sizes_hw, sizes_hw))
+        masks = () if seen is None else (all_masks(self.model, seen),)
+        return out.logits[-1], out.boxes_cxcywh[-1], *masks
+
+
+def all_masks(model: DETR, seen: Seen) -> Tensor:
+    """[B, Q, *seen.size] logits: the head runs on all queries at once, as published, for a graph has no loops."""
+    attention, head = model.bbox_attention, model.mask_head
+    assert attention is not None
+    assert head is not None
+    maps = attention(seen.decoded, seen.memory, seen.is_padding.flatten(1), seen.prior)
+    number = maps.shape[1]
+    images = head.of_images(maps, seen.cells.transpose(1, 2).unflatten(-1, seen.is_padding.shape[1:]), seen.pyramid)
+    cells, *adapted = (part.repeat_interleave(number, dim=0) for part in (images.cells, *images.adapted))
+    each = OfImages(images.maps.flatten(0, 1), cells, tuple(adapted))
+    logits = head(each.maps, each, slice(None))[:, 0]
+    for dim, side in zip((-2, -1), seen.size, strict=True):  # as `fitted`, without asking for sizes
+        places = torch.arange(side, device=logits.device).clamp(max=logits.shape[dim] - 1)
+        logits = logits.index_select(dim, places)
+    return logits.unflatten(0, (-1, number))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,7 +130,7 @@ def export(trained: Trained, to: Path) -> None:
             example(3, 128, 192),
             dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "sizes_hw": {0: batch}},
             input_names=["images", "sizes_hw"],
-            output_names=["logits", "boxes"],
+            output_names=model.names,
             dynamo=True,
             verbose=False,
         )
@@ -118,17 +152,20 @@ def compare(model: Exported, path: Path) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for shape in CHECKED:
+    for shape in CHECKED_MASKS if "pred_masks" in model.names else CHECKED:
         images, sizes_hw = example(*shape)
         found = session.run(None, {"images": images.numpy(), "sizes_hw": sizes_hw.numpy()})
         with torch.no_grad():
-            expected = model(images, sizes_hw)
+            out = model.model(Batch(images, sizes_hw, sizes_hw))
+        expected = [out.logits[-1], out.boxes_cxcywh[-1], *([out.masks] if out.has_masks else [])]
         apart = [float((torch.from_numpy(f) - e).abs().max()) for f, e in zip(found, expected, strict=True)]
+        apart[2:] = [far / max(1.0, float(expected[2].abs().max())) for far in apart[2:]]
         if not max(apart) <= TOLERANCE:
             raise UserError(
                 f"{path}: its outputs differ from the model's by {max(apart):.1e} at {shape}: do not use it"
             )
-        print(f"{shape[0]} x {shape[1]} x {shape[2]}: logits equal to {apart[0]:.1e}, boxes to {apart[1]:.1e}")
+        told = ", ".join(f"{name} to {far:.1e}" for name, far in zip(model.names, apart, strict=True))
+        print(f"{shape[0]} x {shape[1]} x {shape[2]}: {told.replace(' to', ' equal to', 1)}")
 
 
 def metadata(trained: Trained) -> dict[str, Any]:
@@ -137,7 +174,8 @@ def metadata(trained: Trained) -> dict[str, Any]:
     return {
         "preprocessing": f"RGB, upright, uint8; resized (bilinear, antialiased): {resizing}; zeros below and right of "
         "it to the batch's size; normalisation is part of the model",
-        "postprocessing": f"{SCORES[trained.model.activation]}; boxes x the image's own (width, height)",
+        "postprocessing": f"{SCORES[trained.model.activation]}; boxes x the image's own (width, height)"
+        f"{f'; {MASKS}' if config.model.masks else ''}",
         "names": json.dumps(trained.names),
         "category_ids": json.dumps(trained.category_ids),
         "config": config_text(config),

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fovea_detr.errors import UserError
+
 
 @dataclass
 class Batch:
@@ -107,11 +109,12 @@ class Predictions:
         """queries: for each of the B images the chosen ones, [N] int64 on any device -> its logits [N, h / 4, w / 4].
 
         Computed for these queries alone, a few at a time, in memory that their number does not change but for the
-        result; taken from `masks`, if these have been given or read.
+        result; taken from `masks`, if these have been given or read. UserError: a model without masks.
         """
         if self.mask_head is not None and self.__dict__["_masks"] is None:
             return self.mask_head(queries)
-        assert self.masks is not None, "these are predictions of a model without masks"
+        if self.masks is None:
+            raise UserError("these are predictions of a model without masks: build it with model.masks=true")
         return [masks[chosen.to(masks.device)] for masks, chosen in zip(self.masks, queries, strict=True)]
 
 

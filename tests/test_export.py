@@ -17,6 +17,7 @@ from fovea_detr.compose import load_config
 from fovea_detr.errors import UserError
 from fovea_detr.predict.loading import open_trained
 from fovea_detr.runs.stored import config_text
+from fovea_detr.types import Batch
 
 
 def checkpoint(folder: Path, *overrides: str) -> Path:
@@ -36,8 +37,10 @@ def checkpoint(folder: Path, *overrides: str) -> Path:
         ("dynamic_scale=type5",),
         ("kernel=laplace",),
         ("model=detr_focal_tiny", "model.loss=softmax"),
+        ("model.masks=true", "model.mask_prior=last", "model.batch_norm=frozen"),
+        ("model=detr_focal_tiny", "model.masks=true", "model.backbone=resnet18", "model.backbone_weights=none"),
     ],
-    ids=lambda overrides: overrides[0],
+    ids=str,
 )
 def test_the_file_gives_the_models_outputs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], overrides: tuple[str, ...]
@@ -53,14 +56,21 @@ def test_the_file_gives_the_models_outputs(
     pictures = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((100, 128), (128, 96))]
     batch = predictor.batch(pictures)
     found = session.run(None, {"images": batch.images.numpy(), "sizes_hw": batch.sizes_hw.numpy()})
-    logits, boxes = (np.asarray(one) for one in found)
+    logits, boxes, *masks = (np.asarray(one) for one in found)
     with torch.no_grad():
         expected = predictor.model(batch)
     np.testing.assert_allclose(logits, expected.logits[-1], rtol=0, atol=1e-4)
     np.testing.assert_allclose(boxes, expected.boxes_cxcywh[-1], rtol=0, atol=1e-4)
+    assert len(masks) == expected.has_masks
+    for sides in ((batch.images, batch.sizes_hw), (batch.images[:, :, :97, :83], torch.tensor([[97, 83], [90, 70]]))):
+        found = session.run(["pred_masks"], {"images": sides[0].numpy(), "sizes_hw": sides[1].numpy()}) if masks else []
+        with torch.no_grad():
+            own = predictor.model(Batch(*sides, sides[1])).masks
+        np.testing.assert_allclose([np.asarray(one) for one in found], [own] * len(masks), rtol=1e-4, atol=1e-4)
     facts = {entry.key: entry.value for entry in onnx.load(to).metadata_props}
     assert json.loads(facts["names"]) == {"1": "cat"}
     assert "128 pixels" in facts["preprocessing"]
+    assert ("pred_masks" in facts["postprocessing"]) == bool(masks)
     assert ("softmax" in facts["postprocessing"]) == ("model.loss=softmax" in overrides)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fovea_detr.runs.folder import ALL_METRICS
@@ -28,7 +28,7 @@ def read_numbers(history: list[dict[str, Any]], result: dict[str, Any], provenan
         best = max(evaluations, key=lambda line: score(line["AP"]), default={})
     epochs = number(result.get("epochs", line.get("epoch")))
     found = {name: score(scores.get(name)) for name in ALL_METRICS}
-    found |= {name: number(value) for name, value in {**line, **scores}.items() if name.startswith(ON_DEMAND)}
+    found |= {name: stored(name, value) for name, value in {**line, **scores}.items() if name.startswith(ON_DEMAND)}
     found |= {
         "best_AP": score(best.get("AP")),
         "best_epoch": number(best.get("epoch")),
@@ -67,6 +67,11 @@ def score(value: Any) -> float:
     return math.nan if value < 0 else value
 
 
+def stored(name: str, value: Any) -> float:
+    """A number of a history or a result; NaN for a metric that is no score, of averaged weights, too."""
+    return score(value) if name.removeprefix("ema_") in ALL_METRICS else number(value)
+
+
 def node_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -98,10 +103,12 @@ def resume_changes(provenance: dict[str, Any]) -> list[str]:
         | {"total batch": start.get("total_batch_size"), **node_of(start.get("packages"))}
         for start in starts
     ]
+    known = [{name: value for name, value in part.items() if value} for part in parts]
+    known = list(accumulate(known, lambda before, now: before | now))  # a start may not know its code
     changes = [
         f"{name} {before[name]} -> {now[name]}"
-        for before, now in pairwise(parts)
-        for name in before.keys() & now.keys()
-        if before[name] != now[name] and before[name] and now[name]
+        for before, now in pairwise(known)
+        for name in before
+        if before[name] != now[name]
     ]
     return sorted(dict.fromkeys(changes))

@@ -26,7 +26,7 @@ from fovea_detr.runs.folder import FILES, RunFolder
 from fovea_detr.runs.state import BROKEN, FOREIGN, STARTING, Job, Standing, number, read_or_note, standing_of
 from fovea_detr.runs.stored import settings_of
 
-TAIL_BYTES = 1 << 16  # many times a line of history.jsonl
+TAIL_BYTES = 1 << 16  # many times most lines of history.jsonl
 
 
 @dataclass
@@ -119,11 +119,13 @@ def read_run(path: Path, job: str | None = None, frozen: Path | None = None, end
 def last_line(path: Path) -> Iterator[dict[str, Any]]:
     """The end of a history: all that a finished run's table needs, and 500 epochs of 80 categories are megabytes."""
     with (path / "history.jsonl").open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    last = next((line for line in reversed(lines) if line.strip()), None)
-    if last is not None:
-        yield json.loads(last)
+        start, content = file.seek(0, os.SEEK_END), b""
+        while start > 0 and b"\n" not in content.strip():  # a line of 1000 categories is longer
+            size = min(TAIL_BYTES, start)
+            start = file.seek(start - size)
+            content = file.read(size) + content
+    if content.strip():
+        yield json.loads(content.strip().rpartition(b"\n")[2])
 
 
 def progress_of(settings: dict[str, str], history: list[dict[str, Any]]) -> Progress:

@@ -24,8 +24,9 @@ def overrides(point: str) -> dict[str, str]:
 
 def read_settings(settings: dict[str, str]) -> dict[str, str]:
     """Without those that the run's model or mode does not read."""
-    nodes = unread(settings)
-    return {key: value for key, value in settings.items() if key.partition(".")[0] not in nodes} if nodes else settings
+    keys = unread(settings)
+    below = tuple(f"{key}." for key in keys)
+    return {key: value for key, value in settings.items() if key not in keys and not key.startswith(below)}
 
 
 def leaf(settings: Settings, name: str) -> str | None:

@@ -63,7 +63,8 @@ def with_differences(
         wider += [difference, Column(words, f"{column.title} is", drop_order=column.drop_order + 1)][: 1 + bool(found)]
         for row in rows:
             told = found.get(row.label)
-            row.cells[words] = told.words if told else None
+            untested = "another study: not tested" if found and row.study != baseline.study else None
+            row.cells[words] = told.words if told else untested
             row.cells[difference.name] = _minus(row, baseline, column, told) if row is not baseline else None
         baseline.cells[words if found else difference.name] = "baseline"
     return wider

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from fovea_detr.errors import UserError
 
+PYTHON = {"True": ("true",), "False": ("false",), "None": ("null", "none")}  # its words -> those of settings
 COMPARE = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 
 
@@ -25,7 +26,8 @@ class Condition:
     def holds(self, found: str | float | None) -> bool:
         """Whether the value fulfils the condition. None (unknown) fulfils only !=."""
         if self.sign in ("=", "!="):
-            is_equal = found is not None and any(_equal(found, value) for value in self.value.split(","))
+            values = (self.value, *self.value.split(","))  # a path may hold a comma
+            is_equal = found is not None and any(_equal(found, value) for value in values)
             return is_equal == (self.sign == "=")
         number = _number(found)
         return number is not None and COMPARE[self.sign](number, float(self.value))
@@ -79,7 +81,8 @@ def as_fraction(condition: Condition) -> Condition:
 
 def _equal(found: str | float | None, value: str) -> bool:
     number = _number(found)
-    return str(found) == value if number is None else number == _number(value)
+    same = (value, *PYTHON.get(value, ()))
+    return str(found) in same if number is None else number == _number(value)
 
 
 def _number(value: str | float | None) -> float | None:

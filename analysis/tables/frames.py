@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from analysis.reading.outcome import gpu_hours, node_of, score
+from analysis.reading.outcome import gpu_hours, node_of, stored
 from analysis.reading.runs import Run
 from analysis.reading.settings import SEED
 from analysis.tables.comparison import interval_of
 from analysis.tables.rows import Row
 from analysis.tables.table import Table
-from fovea_detr.runs.folder import ALL_METRICS, METRICS
+from fovea_detr.runs.folder import METRICS
 from fovea_detr.runs.state import number
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _epoch(run: Run, line: dict[str, Any]) -> dict[str, float]:
         "gpu_hours": gpu_hours(timing.get("gpu_hours"), run.provenance),
         "images_per_second": number(timing.get("images_per_second")),
     }
-    found = {name: score(value) if name in ALL_METRICS else number(value) for name, value in line.items()}
+    found = {name: stored(name, value) for name, value in line.items()}
     return cost | {name: value for name, value in found.items() if name in METRICS or not math.isnan(value)}
 
 

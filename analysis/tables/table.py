@@ -188,10 +188,10 @@ def fill_settings(rows: Sequence[Row], runs: Sequence[Run], by_seed: bool) -> li
     columns = [STUDY] if several else []
     columns += [Column(key, short_name(key, known, RESERVED)) for key in keys] or [RUN]
     told = labels(settings, keys)
-    counts = Counter(told)
+    counts = Counter((row.study, label) for row, label in zip(rows, told, strict=True))
     for row, label in zip(rows, told, strict=True):
         name = row.runs[0].path.name if by_seed else name_of(row)
-        label = f"{label} ({name})" if label and counts[label] > 1 else label  # a copied run
+        label = f"{label} ({name})" if label and counts[row.study, label] > 1 else label  # a copied run
         row.label = f"{row.study}: {label or name}" if several else label or name
         row.cells |= {key: row.settings.get(key) for key in keys}
         row.cells |= {STUDY.name: row.study, RUN.name: name}

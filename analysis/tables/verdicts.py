@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -197,27 +198,48 @@ def why(columns: Iterable[Column], found: Mapping[str, Mapping[str, Difference]]
 
 
 def plans(rows: Sequence[Row], delta: float, found: Mapping[str, Mapping[str, Difference]]) -> Iterator[str]:
-    """A plan for each of AP, segm_AP and PQ that is compared; for AP if none is. found: by metric and label."""
-    scores = [file.score for file in MATCH_FILES if file.score in found]
-    yield from (plan(rows, delta, found.get(name, {}), name) for name in scores or ["AP"])
+    """For each study, a plan for each of AP, segm_AP and PQ that is compared; for AP if none is.
+
+    found: by metric and label.
+    """
+    scores = [file for file in MATCH_FILES if file.score in found] or [OF_BOXES]
+    studies = dict.fromkeys(row.study for row in rows)
+    for study in studies:
+        own = [row for row in rows if row.study == study and row.is_finished]
+        head = f"plan of {study}" if len(studies) > 1 else "plan"
+        for file in scores:
+            told = {row.label: one for row in own if (one := found.get(file.score, {}).get(row.label)) is not None}
+            yield f"{head}: {delta:g} {file.score}{plan(own, delta, told, file)}"
 
 
-def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference], metric: str = "AP") -> str:
-    """How many seeds and GPU-hours resolve a difference of `delta` AP (per cent), by the spread of these rows."""
-    finished = [row for row in rows if row.is_finished]
-    several = [row.values(metric) for row in finished if len(row.values(metric)) > 1]
-    if not several:
-        return f"plan: {delta:g} {metric}: no row has two finished seeds, so the spread of training is unknown"
-    spread = seeds.pooled(several)
-    images = [told.images_interval for told in found.values() if told.images_interval is not None]
-    error = float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else 0.0
-    number = power.plan(delta / 100, spread.sd, error)
+def plan(rows: Sequence[Row], delta: float, found: Mapping[str, Difference], file: MatchFile) -> str:
+    """How many seeds and GPU-hours resolve a difference of `delta` (per cent), by the spread of these finished rows.
+
+    Rows at the floor are left out: their spread is not that of the others.
+    """
+    metric, several = file.score, [values for row in rows if len(values := row.values(file.score)) > 1]
+    learned = [values for values in several if fmean(values) >= seeds.FLOOR]
+    if not learned:
+        which = "row that has learned" if several else "row"
+        return f": no {which} has two finished seeds, so the spread of training is unknown"
+    spread, error = seeds.pooled(learned), _images_error(found)
+    number = power.plan(delta / 100, spread.sd, error or 0.0)
     basis = f"seeds' standard deviation {100 * spread.sd:.2f} {metric} ({spread.df:.0f} degrees of freedom)"
-    basis += (
-        f", images' standard error {100 * error:.2f} {metric}" if images else ", images not counted: no run has matches"
-    )
+    if len(learned) > 1 and not all(seeds.fit_the_pool(learned)):
+        sds = [100 * stdev(values) for values in learned]
+        basis += f", of rows whose spreads differ, {min(sds):.2f} to {max(sds):.2f}"
+    lost, floor = len(several) - len(learned), 100 * seeds.FLOOR
+    basis += f", without rows below {metric} {floor:g}: {lost}" if lost else ""
+    reason = f"add --baseline and the metric {metric}" if with_matches(rows, file) else "no run has matches"
+    images = f"images not counted: {reason}" if error is None else f"images' standard error {100 * error:.2f} {metric}"
     if number is None:
-        return f"plan: {delta:g} {metric}: no number of seeds: more images ({basis})"
-    hours = [cell.mean for row in finished if (cell := row.mean("gpu_hours")) is not None]
+        return f": no number of seeds: more images ({basis}, {images})"
+    hours = [cell.mean for row in rows if (cell := row.mean("gpu_hours")) is not None]
     cost = f", {number * sum(hours):.4g} GPU-hours for the {len(hours)} rows" if hours else ""
-    return f"plan: {delta:g} {metric} at 80 % power: {number} seeds a row{cost} ({basis})"
+    return f" at 80 % power: {number} seeds a row{cost} ({basis}, {images})"
+
+
+def _images_error(found: Mapping[str, Difference]) -> float | None:
+    """Of a difference, the standard error over images: the median; None if it is not known."""
+    images = [told.images_interval for told in found.values() if told.images_interval is not None]
+    return float(np.median([(one.high - one.low) / (2 * 1.96) for one in images])) if images else None

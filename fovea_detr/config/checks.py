@@ -47,12 +47,17 @@ DATA_FILES += ("data.val_fraction", "data.panoptic_root")
 # Cross-axis rules: (axis, value) -> another axis, and its allowed values. All others, new ones among them, are refused.
 WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3"))}  # no product term
 
-# What a model or a mode does not read: (leaf, its value as text) -> nodes. Blank in tables; no condition holds on it.
-UNREAD = {("model.fovea", "false"): (*AXES, "fovea"), ("mode", "eval"): ("schedule", "train")}
+# What a model, a mode or data do not read: (leaf, its value as text) -> nodes, leaves. Blank in tables; no condition
+# holds on it.
+OF_MASKS = ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS))
+UNREAD = {("model.fovea", "false"): (*AXES, "fovea", "model.mask_prior")}
+UNREAD |= {("mode", "eval"): ("schedule", "train", "model.freeze_detector")}
+UNREAD |= {("model.masks", "false"): (*OF_MASKS, "panoptic")}
+UNREAD |= {("data", name): ("panoptic",) for name in CHOICES["data.name"] if name not in PANOPTIC}
 
 
 def unread(settings: Mapping[str, str]) -> set[str]:
-    """The nodes that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
+    """The keys that a run with these settings (key -> text) does not read: for plain DETR `dynamic_scale`, ..."""
     return {node for (leaf, value), nodes in UNREAD.items() if settings.get(leaf) == value for node in nodes}
 
 
@@ -72,7 +77,7 @@ def check(config: Config) -> None:
     _check_schedule(config.schedule)
     _check_axes(config)
     _check_data(config.data)
-    _check_panoptic(config)
+    check_panoptic(config)
     _check_cluster(config.cluster)
     _refuse(
         not re.fullmatch(r"[^./\\][^/\\]*", config.study),
@@ -184,7 +189,7 @@ def _check_model(model: Model) -> None:
 
 def _check_masks(model: Model) -> None:
     usual, values = leaves(Model(), "model"), leaves(model, "model")
-    for key in ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS)):
+    for key in OF_MASKS:
         _refuse(
             not model.masks and values[key] != usual[key],
             f"{key}={str(values[key]).lower()} needs a mask head: add model.masks=true, or leave it out",
@@ -240,7 +245,8 @@ def _check_data(data: Data) -> None:
     _check_data_files(data, {key: value for key, value in leaves(data, "data").items() if key in DATA_FILES})
 
 
-def _check_panoptic(config: Config) -> None:
+def check_panoptic(config: Config) -> None:
+    """The panoptic merge with model, data and batch: ConfigError."""
     panoptic, data = config.panoptic, config.data
     _refuse(data.masks != config.model.masks, f"data.masks={data.masks} follows model.masks: leave it out")
     _refuse(

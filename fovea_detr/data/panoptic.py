@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,11 +141,18 @@ class PngReader:
         self.folder, self.missing = files.png_folder, np.array([place is None for place in places], bool)
         self.names = [str(one.get("file_name")) for one in mine]
         self.known = [integers(fields(one.get("segments_info", []), "id"))[0] for one in mine]
+        counts = Counter(owners[valid].tolist())
+        self.twice = {
+            "images with several panoptic annotations": [counts[i] > 1 for i in image_ids.tolist()],
+            "images with two segments of one id": [len(set(ids.tolist())) < len(ids) for ids in self.known],
+        }
 
     def check(self, sizes_hw: np.ndarray, image_names: Sequence[str], flaws: Flaws) -> None:
         """List what is wrong with the files; what they hold, of a small split. Of a large one it is found when read."""
         kind = f"images without panoptic annotations in {flaws.path.name}"
         flaws.add(kind, Fate.REFUSED, [name for name, lost in zip(image_names, self.missing, strict=True) if lost])
+        for kind, places in self.twice.items():
+            flaws.add(kind, Fate.REFUSED, np.flatnonzero(places), image_names.__getitem__)
         present = listed(self.folder, "")
         lost = [name for name, no in zip(self.names, self.missing, strict=True) if not no and name not in present]
         flaws.add(f"panoptic PNGs that are not in {self.folder}", Fate.REFUSED, lost)

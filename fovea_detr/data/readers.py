@@ -21,6 +21,7 @@ from fovea_detr.data.file_names import resolve_names
 from fovea_detr.data.holdout import SplitName
 from fovea_detr.data.layouts import LAYOUTS, Source, cached_fingerprint, locate, source_of
 from fovea_detr.data.panoptic import PanopticFiles, as_objects, png_reader
+from fovea_detr.data.panoptic_truth import check_truth
 from fovea_detr.data.parsed import once_parsed
 from fovea_detr.data.segmentations import Segmentations
 from fovea_detr.data.shapes.generate import generate, generate_masks
@@ -138,6 +139,7 @@ def read_panoptic(files: PanopticFiles, instances: Source, split: SplitName, *, 
     found = CocoSplit.of(files.annotations, instances.images, as_instances, fingerprint, reader, with_crowds=True)
     if split == "train":
         return replace(found, panoptic=files)
+    check_truth(files.annotations, content)
     truth = read(instances, masks=masks)
     found.flaws.found.extend(truth.flaws.found)
     return replace(found, panoptic=files, truth=truth)

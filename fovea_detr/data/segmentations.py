@@ -22,6 +22,8 @@ coco_mask: Any = pycocotools.mask  # its type hints know no lists
 # What is wrong with a mask, as a message names it.
 ABSENT = "objects without a mask (segmentation)"
 SHORT = "objects with a polygon of fewer than three points"
+FARTHEST = 100_000  # pixels; pycocotools takes minutes for a polygon that reaches 10^8, and ends the process at 10^12
+FAR = f"objects with a polygon that reaches beyond {FARTHEST} pixels"
 EMPTY = "objects whose mask is empty run lengths (RLE)"
 OTHER_SIZE = "objects whose run lengths (RLE) have another size than their image"
 MALFORMED = "objects whose mask is neither polygons nor run lengths (RLE)"
@@ -114,7 +116,9 @@ def _flaw(found: Any, height: int, width: int) -> str:
         return ABSENT
     if isinstance(found, Exception) or any(len(polygon) % 2 for polygon in found):
         return MALFORMED
-    return SHORT if any(len(polygon) < 6 for polygon in found) else ""  # four numbers, pycocotools takes for a box
+    if any(len(polygon) < 6 for polygon in found):
+        return SHORT  # four numbers, pycocotools takes for a box
+    return FAR if any(max(polygon) > FARTHEST or min(polygon) < -FARTHEST for polygon in found) else ""
 
 
 def _flaw_of_runs(found: RunLengths, height: int, width: int) -> str:

@@ -36,6 +36,8 @@ def binary_masks(logits: Tensor, batch_hw: SizeHW, own_hw: SizeHW, final_hw: Siz
     As DETR has it (PostProcessSegm): resized to the largest size of the batch's images (bilinear), above a probability
     of 0.5, cut to the image's own size, resized to the final one (nearest).
     """
+    if not len(logits):  # which torch resizes to nothing but an error
+        return
     for part in logits.split(max(1, AT_ONCE // (batch_hw[0] * batch_hw[1]))):
         large = functional.interpolate(part[None], batch_hw, mode="bilinear", align_corners=False)[0]
         own = (large.sigmoid() > 0.5)[:, None, : own_hw[0], : own_hw[1]]

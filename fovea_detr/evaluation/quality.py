@@ -132,8 +132,10 @@ def panoptic_quality(
     In the truth, id 0 is void; a predicted 0 is a segment if segments_info lists it, else void. categories: COCO's,
     with `id` and `isthing`. -> "All", "Things", "Stuff": pq, sq, rq (fractions) and n, the number of categories that
     they are averaged over; "by_category": by id pq, sq, rq (-1 without any segment), iou (their sum), tp, fp, fn.
-    DataError: segments_info and map do not fit.
+    DataError: segments_info and map do not fit, or truth and found are not of the same images.
     """
+    if not 0 < len(truth) == len(found):
+        raise DataError(f"panoptic quality: the truth is of {len(truth)} images, what was found of {len(found)}")
     with TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("truth", "found")]
         sides = [_write_maps(folder, images) for folder, images in zip(folders, (truth, found), strict=True)]
@@ -162,12 +164,15 @@ def quality_of_files(
     truth: dict[str, Any], truth_folder: Path, found: dict[str, Any], found_folder: Path
 ) -> dict[str, Any]:
     """COCO's panoptic dicts and the folders of their PNGs -> as `panoptic_quality`. DataError."""
-    evaluation = PanopticEval(truth, found, gt_folder=truth_folder, pred_folder=found_folder)
     try:
+        evaluation = PanopticEval(truth, found, gt_folder=truth_folder, pred_folder=found_folder)
         evaluation.evaluate()
     except ValueError as error:
         raise DataError(f"panoptic quality: {' '.join(str(error).split())}") from error
     results = evaluation.results()
+    wrong = [category for category, one in results["per_class"].items() if one["iou"] > one["tp"] * (1 + 1e-9)]
+    if wrong:
+        raise DataError(f"panoptic quality: the truth states areas below those of its pixels in category {wrong[0]}")
     groups = {group: {key: results[group][key] for key in (*SCORES, "n")} for group in GROUPS}
     return {**groups, "by_category": dict(results["per_class"])}
 

@@ -25,6 +25,9 @@ def mask_losses(
     masks = [target.masks for target in targets if target.masks is not None]
     if len(masks) < len(targets):
         raise DataError("model.masks=true, but the targets have no masks: train on data with masks, or without a head")
+    for mask, target in zip(masks, targets, strict=True):
+        if len(mask) != len(target):
+            raise DataError(f"a target has {len(target)} objects and {len(mask)} masks: it needs one for each")
     size_hw = (max(mask.shape[1] for mask in masks), max(mask.shape[2] for mask in masks))
     logits = predictions.masks_of([queries for queries, _ in matches])
     losses = [

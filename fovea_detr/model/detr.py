@@ -108,7 +108,8 @@ class DETR(nn.Module):
             return out, None
         prior = priors[0] if priors else None
         height, width = batch.images.shape[-2:]
-        size = (-(-height // MASK_STRIDE), -(-width // MASK_STRIDE))
+        up = MASK_STRIDE - 1  # not -(-height // MASK_STRIDE): ONNX rounds negative quotients the other way
+        size = ((height + up) // MASK_STRIDE, (width + up) // MASK_STRIDE)
         return out, Seen(outputs[-1], memory, cells, is_padding, pyramid[:3], prior, size)
 
     def heads(self, outputs: Tensor, reference: Tensor | None) -> Predictions:

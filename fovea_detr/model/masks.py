@@ -123,8 +123,11 @@ class MaskHead(nn.Module):
                 found.append(torch.cat(parts).float())
         return found
 
-    def forward(self, maps: Tensor, images: OfImages, image: int) -> Tensor:
-        """maps [N, H, rows, columns] of N queries of one image -> logits [N, 1, rows of C2, columns of C2]."""
+    def forward(self, maps: Tensor, images: OfImages, image: int | slice) -> Tensor:
+        """maps [N, H, rows, columns] of N queries of one image -> logits [N, 1, rows of C2, columns of C2].
+
+        image: of `images`; slice(None): N images, one for each of the maps.
+        """
         x = functional.conv2d(maps, self.lay1.weight[:, self.hidden :], padding=1) + images.cells[image]
         x = self.gn2(self.lay2(self.gn1(x).relu())).relu()
         steps = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))

@@ -1,4 +1,7 @@
-"""The names in Hugging Face transformers' DetrForObjectDetection (versions 4 and 5, either backbone) -> ours."""
+"""The names in Hugging Face transformers' DetrForObjectDetection and DetrForSegmentation -> ours.
+
+Versions 4 and 5, either backbone. Version 4 has the published names in its mask head.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,12 @@ RENAMED = (
     (r"^(decoder\..*)\bfinal_layer_norm\.", r"\1norm3."),
     (r"^class_labels_classifier\.", "class_head."),
     (r"^bbox_predictor\.", "box_head."),
+    (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
+    (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
+    (r"^mask_head\.fpn_stages\.(\d)\.fpn_adapter\.", lambda m: f"mask_head.adapter{int(m[1]) + 1}."),
+    (r"^mask_head\.fpn_stages\.(\d)\.refine\.", lambda m: f"mask_head.conv{int(m[1]) + 3}."),
+    (r"^mask_head\.conv(\d)\.conv\.", r"mask_head.lay\1."),
+    (r"^mask_head\.conv(\d)\.norm\.", r"mask_head.gn\1."),
 )
 PROJECTION = re.compile(r"(.*_attention\.)([qkv])_proj\.(weight|bias)")
 

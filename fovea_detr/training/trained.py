@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from fovea_detr.config.checks import check_panoptic
 from fovea_detr.config.schema import AXES, Config, Data
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, is_torchvision
@@ -110,7 +111,8 @@ def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = F
     """With mode=eval: the configuration of `weights`, as far as the overrides do not name something else.
 
     Taken from the checkpoint: model, prior, evaluation size and number of classes, and the data if no override names
-    any, and printed unless `quiet`. Raises WeightsError, one line, if an override differs from what was trained.
+    any, and printed unless `quiet`. Raises WeightsError, one line, if an override differs from what was trained, and
+    ConfigError if the two together are no valid configuration.
     """
     if config.mode != "eval":
         return config
@@ -128,6 +130,7 @@ def as_trained(config: Config, overrides: Sequence[str] = (), *, quiet: bool = F
         raise WeightsError(
             f"{config.weights} was trained with {pairs}: leave {'it' if len(wrong) == 1 else 'them'} out to evaluate it"
         )
+    check_panoptic(taken)  # a larger batch may not fit the merge of the checkpoint, which would stretch its masks
     if trained is not None and changed and not quiet and process_rank() == 0:
         print(f"from the checkpoint: {', '.join(f'{key}={value}' for key, value in changed.items())}", flush=True)
     return taken
@@ -144,7 +147,8 @@ def _taken_over(config: Config, trained: Config, typed: set[str]) -> Config:
     if "model.masks" in typed and not config.model.masks:
         model = replace(model, **{key: getattr(config.model, key) for key in OF_MASKS})
     data = replace(data, masks=model.masks)
-    panoptic = config.panoptic if any(key.startswith("panoptic.") for key in typed) else trained.panoptic
+    asked = {key: value for key, value in vars(config.panoptic).items() if f"panoptic.{key}" in typed}
+    panoptic = replace(trained.panoptic, **asked)
     parts = {"model": model, "fovea": trained.fovea, "data": data, "evaluation": evaluation, "panoptic": panoptic}
     return replace(config, **parts, **axes)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import collect
+from analysis import collect, load
 from fovea_detr.runs.folder import METRICS, RunFolder
 from tests.analysis.conftest import RESULT
 
@@ -44,6 +44,35 @@ def test_averaged_weights_and_validation_losses_are_columns_on_demand(write, sho
     table = show("--columns", "AP,ema_AP,val_loss,class_error")
     assert table == [["AP", "ema_AP", "val_loss", "class_error"], ["41.0", "43.5", "2.250", "12.500"]]
     assert "there is no ema_AR" in refused("--columns", "AP,ema_AR")
+
+
+@pytest.mark.parametrize("before", [[], [{"epoch": 49, "class_error": 1.0}]])
+@pytest.mark.parametrize("categories", [3, 2000])
+def test_the_last_line_of_a_history_may_be_of_any_length(write, show, categories, before):
+    folder = write()
+    last = {"AP_by_category": {f"a category of a long name {i}": 0.5 for i in range(categories)}}
+    folder.write_history([*before, {"epoch": 50, "class_error": 12.5, **last}])
+    assert show("--columns", "AP,class_error") == [["AP", "class_error"], ["41.0", "12.500"]]
+
+
+def test_the_same_variants_of_two_studies_are_named_alike(write, tmp_path):
+    for study in ("first", "second"):
+        for scale in ("type1", "type2"):
+            write(f"dynamic_scale={scale}", study=study)
+    frame = load(tmp_path).table(baseline="study=first,dynamic_scale=type1", metrics="AP")
+    assert frame["AP_verdict"].tolist()[2:] == ["another study: not tested"] * 2
+    assert [row.label for row in load(tmp_path).rows] == [f"{s}: type{i}" for s in ("first", "second") for i in (1, 2)]
+
+
+def test_averaged_weights_without_an_object_are_no_number(write, show, tmp_path):
+    """COCO's -1, of `ema_AP_small` as of `AP_small`."""
+    for seed, small in enumerate((-1.0, 0.25)):
+        last = {"AP": 0.4, "AP_small": small, "ema_AP": 0.4, "ema_AP_small": small}
+        folder = write("train.ema=0.99", f"seed={seed}", result={**RESULT, "last": last})
+        folder.write_history([{"epoch": 50, "loss": 2.0, **last, "steps": 9, "timing": {}}])
+    assert show("--metrics", "AP_small", "--columns", "AP_small,ema_AP_small")[1] == ["25.0", "25.0 (n 1)"]
+    epochs = load(tmp_path / "study").epochs
+    assert epochs["ema_AP_small"].isna().tolist() == epochs["AP_small"].isna().tolist() == [True, False]
 
 
 def test_numbers_are_sorted_as_numbers_and_the_seed_comes_last(write, show):

@@ -14,6 +14,7 @@ from scipy import stats
 
 from analysis import collect, load
 from analysis.reading.folders import find_runs
+from analysis.statistics import power
 from analysis.statistics.seeds import fit_the_pool
 from analysis.tables import published
 from analysis.tables.cells import Value
@@ -200,6 +201,18 @@ def test_published_values_stand_beside_an_evaluation_of_the_published_checkpoint
     assert row.cells.get("AP_published") == published
 
 
+@pytest.mark.parametrize(("mode", "published"), [("train", None), ("eval", Value(0.434))])
+def test_masks_trained_all_at_once_are_not_the_published_second_stage(write, tmp_path, mode, published):
+    """Which trains 25 epochs on a trained detector; so its values stand beside its checkpoint alone."""
+    weights = tmp_path / "detr-r50-panoptic-00ce5173.pth"
+    weights.touch()
+    panoptic = ["data=coco_panoptic", "data.num_classes=250", "evaluation.batch_size=1"]
+    point = ["model=detr_r50", "model.masks=true", "schedule=masks", *panoptic]
+    write(*point, *([f"mode={mode}", f"weights={weights}"] if mode == "eval" else []))
+    (row,) = make_table(find_runs(tmp_path, ["study"]), Options(("AP", "PQ"))).rows
+    assert row.cells.get("PQ_published") == published
+
+
 def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp_path):
     for point in (["model=detr_focal_r50"], ["dynamic_scale=type2"], ["dynamic_scale=type3"]):
         write("experiment=tiny", *point)
@@ -211,9 +224,31 @@ def test_what_a_model_does_not_read_is_blank_and_matches_no_condition(write, tmp
     assert table_of(tmp_path, baseline="dynamic_scale=type2").baseline is not None
 
 
+def test_settings_of_masks_are_blank_where_there_is_no_mask_head_or_no_prior(write, tmp_path):
+    masks = "experiment=tiny_masks"
+    for point in ([masks], [masks, "model.mask_prior=none"], [masks, "model=detr_focal_tiny"], ["experiment=tiny"]):
+        write(*point)
+    boxes = [masks, "data=shapes", "model.mask_prior=none", "panoptic.threshold=0.5"]
+    write(*boxes)
+    found = {
+        (row.settings["model"], row.settings["model.masks"], row.settings["data"]): [
+            row.settings.get(key) for key in ("model.mask_prior", "panoptic.threshold", "model.loss_weights.dice")
+        ]
+        for row in table_of(tmp_path, where=("mask_prior!=last",)).rows
+    }
+    assert found == {
+        ("fovea_tiny_masks", "true", "shapes_panoptic"): ["none", "0.35", "20"],
+        ("detr_focal_tiny", "true", "shapes_panoptic"): [None, "0.35", "20"],
+        ("fovea_tiny", "false", "shapes"): [None, None, None],
+        ("fovea_tiny_masks", "true", "shapes"): ["none", None, "20"],
+    }
+    assert len(table_of(tmp_path, where=("mask_prior=none",)).rows) == 2
+
+
 def test_a_resume_under_changed_code_or_packages_is_noted(write, tmp_path):
     folder = write("seed=0")
     later = [provenance(), provenance(code={"sha": "f" * 16, "uncommitted": ""}, packages={"torch": "2.7.0"})]
+    later.insert(1, provenance(code={}))  # a start that did not know its code
     folder.write_provenance(provenance(later_starts=later))
     write("seed=1").write_provenance(provenance(later_starts=later[:1]))
     notes = table_of(tmp_path).rows[0].notes
@@ -274,6 +309,32 @@ def test_where(write, tmp_path, where, points):
     write("smooth=16", result=None).write_state("queued")
     table = make_table(find_runs(tmp_path), Options(where=tuple(where)))
     assert {row.label for row in table.rows} == points
+
+
+@pytest.mark.parametrize(
+    ("where", "points"),
+    [
+        ("dc5=True", {"model.dc5=true"}),
+        ("dc5!=True", {"train.ema=0.9", "weights"}),
+        ("ema=None", {"model.dc5=true", "weights"}),
+        ("ema!=None", {"train.ema=0.9"}),
+        ("mixture!=None", set()),
+        ("weights={weights}", {"weights"}),
+        ("weights!={weights}", {"model.dc5=true", "train.ema=0.9"}),
+    ],
+)
+def test_values_as_python_spells_them_and_a_path_with_a_comma(write, tmp_path, where, points):
+    weights = tmp_path / "r50,best.pth"
+    weights.touch()
+    for point in ("model.dc5=true", "train.ema=0.9"):
+        write(point)
+    write(f"weights='{weights}'").path.rename(tmp_path / "study" / "weights")
+    asked = Options(where=(where.format(weights=weights),))
+    if not points:
+        with pytest.raises(UserError, match="none of 3 runs matches"):
+            make_table(find_runs(tmp_path), asked)
+        return
+    assert {row.runs[0].path.name for row in make_table(find_runs(tmp_path), asked).rows} == points
 
 
 def test_where_may_choose_seeds(write, tmp_path):
@@ -396,6 +457,28 @@ def test_a_difference_is_told_as_scipy_finds_it(runs_root, capsys):
     number = int(re.findall(r"(\d+) seeds a row", out)[0])
     t = stats.t.ppf([0.975, 0.8], 2 * (number - 1)).sum()
     assert t * pooled * math.sqrt(2 / number) <= 0.003 < t * pooled * math.sqrt(2 / (number - 1)) * 1.01
+
+
+def test_a_plan_is_of_one_study_and_of_rows_that_have_learned(write, show):
+    """A row at the floor hardly varies, and another study varies otherwise."""
+    for study, scores in (
+        ("coco", {"type1": (0.40, 0.41), "type2": (0.42, 0.43), "type3": (0.001, 0.0011)}),
+        ("tiny", {"type1": (0.1, 0.3), "type2": (0.40, 0.4001)}),
+        ("floor", {"type1": (0.001, 0.002)}),
+    ):
+        for scale, values in scores.items():
+            for seed, top in enumerate(values):
+                write(f"dynamic_scale={scale}", f"seed={seed}", study=study, result={"last": {"AP": top}})
+    (coco,), (floor,), (tiny,) = (line for line in show("--plan", "0.5") if line[0].startswith("plan"))
+    assert coco.startswith("plan of coco: 0.5 AP at 80 % power: ")
+    assert coco.endswith(
+        "(seeds' standard deviation 0.71 AP (2 degrees of freedom), without rows below AP 1: 1, images not counted: "
+        "no run has matches)"
+    )
+    number = int(re.findall(r"(\d+) seeds a row", coco)[0])
+    assert number == power.plan(0.005, math.sqrt(0.00005))
+    assert floor.startswith("plan of floor: 0.5 AP: no row that has learned has two finished seeds")
+    assert "of rows whose spreads differ, 0.01 to 14.14" in tiny
 
 
 def test_an_interval_wider_than_100_ap_is_not_printed_but_kept_in_files(write, tmp_path, show):

@@ -137,6 +137,8 @@ def test_polygons_and_both_run_lengths_are_rasterised_by_pycocotools(tmp_path: P
         ([[*TRIANGLE, 3]], "neither polygons nor run lengths"),
         ([[float("nan"), *TRIANGLE[1:]]], "neither polygons nor run lengths"),
         ([1, 2, 3, 4, 5, 6], "neither polygons nor run lengths"),
+        ([TRIANGLE, [0, 0, 1e12, 0, 1e12, 1e12]], "beyond 100000 pixels"),
+        ([[0, 0, -100_001, 0, 9, 9]], "beyond 100000 pixels"),
         ("polygon", "neither polygons nor run lengths"),
         ({"size": [32, 48], "counts": []}, "empty run lengths"),
         ({"size": [32, 48], "counts": [1536]}, "empty run lengths"),
@@ -359,6 +361,14 @@ def of_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
             of_json(lambda content: content["annotations"].pop(1)),
             r"images without panoptic annotations in panoptic_train2017\.json: 1 \(000002\.jpg\)",
         ),
+        (
+            of_json(lambda content: content["annotations"].append(content["annotations"][0])),
+            r"images with several panoptic annotations: 1 \(000001\.jpg\)",
+        ),
+        (
+            of_json(lambda content: content["annotations"][0]["segments_info"].append({"id": 7, "category_id": 1})),
+            r"images with two segments of one id: 1 \(000001\.jpg\)",
+        ),
     ],
 )
 def test_what_is_wrong_with_panoptic_files_is_one_line(
@@ -367,6 +377,30 @@ def test_what_is_wrong_with_panoptic_files_is_one_line(
     damage(write_panoptic(tmp_path))
     with pytest.raises(DataError, match=message) as caught:
         refuse([read_panoptic(tmp_path).flaws], 0.01)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["categories"][1].pop("isthing"), r"missing required field `isthing`"),
+        (
+            lambda content: content["categories"][1].update(isthing="0"),
+            r"got `str` - at `\$\.categories\[1\]\.isthing`",
+        ),
+        (lambda content: content["annotations"][0]["segments_info"][1].update(area="9"), r"segments_info\[1\]\.area"),
+        (lambda content: content["annotations"][0]["segments_info"][1].update(id="7"), r"segments_info\[1\]\.id"),
+    ],
+)
+def test_a_truth_that_the_evaluator_cannot_read_is_refused_before_training(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    root = write_panoptic(tmp_path)
+    content = json.loads(panoptic_json(root, "val").read_text())
+    change(content)
+    panoptic_json(root, "val").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"panoptic_val2017\.json: not COCO's panoptic format: .*{message}") as caught:
+        read_panoptic(root, "val", masks=True)
     assert "\n" not in str(caught.value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -89,6 +91,27 @@ def test_encoded_masks_are_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rles) == 10
     for rle, mask in zip(rles, (mask for one in found for mask in one.masks), strict=True):  # type: ignore[union-attr]
         assert np.array_equal(coco_mask.decode(rle), mask.numpy())
+
+
+def test_no_query_has_no_mask() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    (masks,) = instance_masks.whole_masks(
+        Predictions(torch.zeros(1, 1, 3, 4), torch.rand(1, 1, 3, 4), masks=torch.zeros(1, 3, 2, 3)),
+        [none],
+        [(8, 12)],
+        [(20, 30)],
+    )
+    assert masks.shape == (0, 20, 30)
+
+
+def test_masks_of_a_model_without_them_are_one_line() -> None:
+    out = Predictions(torch.zeros(1, 1, 3, 4), torch.rand(1, 1, 3, 4), "softmax")
+    for asked in (
+        lambda: fovea_detr.panoptic(out, [(8, 8)], [(8, 8)]),
+        lambda: fovea_detr.postprocess(out, torch.tensor([[8, 8]]), masks=True, processed_hw=torch.tensor([[8, 8]])),
+    ):
+        with pytest.raises(UserError, match="a model without masks"):
+            asked()
 
 
 def test_masks_need_the_processed_sizes() -> None:
@@ -196,10 +219,31 @@ def by_loop(truth: list[Any], found: list[Any], category: int) -> float:
     return total
 
 
+def test_areas_of_the_truth_below_those_of_its_pixels_are_an_error() -> None:
+    """Without it, PQ would be 2."""
+    ids = np.ones((2, 3), np.uint8)
+    truth = (ids, [{"id": 1, "category_id": 1, "area": 3}])
+    with pytest.raises(DataError, match="areas below those of its pixels in category 1"):
+        panoptic_quality([truth], [(ids, [{"id": 1, "category_id": 1}])], [{"id": 1, "isthing": 1}])
+
+
 def test_segments_that_the_map_does_not_hold_are_an_error() -> None:
     ids, one = np.ones((4, 4), np.uint8), {"id": 1, "category_id": 1, "iscrowd": 0, "area": 16}
     with pytest.raises(DataError, match="panoptic quality"):
         panoptic_quality([(ids, [one])], [(ids, [one, {"id": 7, "category_id": 1}])], [{"id": 1, "isthing": 1}])
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (1, 2), (2, 1)])
+def test_truth_and_prediction_of_other_images_are_an_error(counts: tuple[int, int]) -> None:
+    image = (np.ones((2, 2), np.uint8), [{"id": 1, "category_id": 1, "area": 4}])
+    with pytest.raises(DataError, match=f"the truth is of {counts[0]} images, what was found of {counts[1]}"):
+        panoptic_quality([image] * counts[0], [image] * counts[1], [{"id": 1, "isthing": 1}])
+
+
+def test_the_name_of_the_api_needs_no_other_import() -> None:
+    line = "import fovea_detr; print(fovea_detr.evaluation.panoptic_quality.__name__)"
+    done = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True)
+    assert done.stdout == "panoptic_quality\n"
 
 
 def test_a_perfect_map_whose_segment_has_the_id_0() -> None:

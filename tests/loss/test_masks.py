@@ -118,6 +118,15 @@ def test_a_batch_without_objects_has_no_loss_and_a_gradient_of_zero() -> None:
     assert not masks.grad.any()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_masks_than_objects_is_refused(count: int) -> None:
+    out = Predictions(torch.zeros(1, 1, 4, 2), torch.rand(1, 1, 4, 4), masks=torch.zeros(1, 4, 3, 3))
+    target = Target(torch.zeros(2, dtype=torch.int64), torch.rand(2, 4), torch.ones(count, 12, 12, dtype=torch.bool))
+    match = (torch.tensor([0, 1]), torch.tensor([0, 1]))
+    with pytest.raises(DataError, match=rf"2 objects and {count} masks"):
+        mask_losses(out, [target], [match], torch.ones(1))
+
+
 def test_targets_without_masks_are_refused() -> None:
     target = Target(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 4))
     with pytest.raises(DataError, match="the targets have no masks"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fovea_detr
 from fovea_detr.model.detr import DETR
-from fovea_detr.model.published import in_our_names
+from fovea_detr.model.published import in_our_names, is_of_masks
 from tests.model.builders import small_model
 
 PLAIN = ["model=detr_r50", "model.backbone=resnet18"]
@@ -77,6 +77,30 @@ def test_every_tensor_finds_its_place(model: DETR, version: int, prefix: str) ->
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
 
 
+MASK_NAMES = {
+    r"mask_head\.lay([12])\.": r"mask_head.conv\1.conv.",
+    r"mask_head\.gn([12])\.": r"mask_head.conv\1.norm.",
+    r"mask_head\.lay([345])\.": lambda m: f"mask_head.fpn_stages.{int(m[1]) - 3}.refine.conv.",
+    r"mask_head\.gn([345])\.": lambda m: f"mask_head.fpn_stages.{int(m[1]) - 3}.refine.norm.",
+    r"mask_head\.adapter(\d)\.": lambda m: f"mask_head.fpn_stages.{int(m[1]) - 1}.fpn_adapter.",
+    r"mask_head\.out_lay\.": "mask_head.output_conv.",
+    r"bbox_attention\.([qk])_linear\.": r"bbox_attention.\1_proj.",
+}
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_every_tensor_of_a_model_with_masks_finds_its_place(version: int) -> None:
+    """DetrForSegmentation: version 4 has the published names in its head."""
+    state = small_model(*PLAIN, "model.masks=true").state_dict()
+    of_head = {name: value for name, value in state.items() if is_of_masks(name)}
+    detector = their_state({name: value for name, value in state.items() if name not in of_head}, version)
+    for theirs, mine in MASK_NAMES.items() if version == 5 else ():
+        of_head = {re.sub(theirs, mine, name): value for name, value in of_head.items()}
+    ours = in_our_names({f"detr.{name}": value for name, value in detector.items()} | of_head)
+    assert ours.keys() == state.keys()
+    assert all(torch.equal(ours[name], value) for name, value in state.items())
+
+
 def test_a_backbone_of_timm_has_torchvisions_names(model: DETR) -> None:
     state = their_state(model.state_dict(), 4)
     timm = {
@@ -89,18 +113,20 @@ def test_a_backbone_of_timm_has_torchvisions_names(model: DETR) -> None:
 
 
 @pytest.mark.slow
-def test_outputs_equal_those_of_transformers() -> None:
+@pytest.mark.parametrize("masks", [False, True])
+def test_outputs_equal_those_of_transformers(masks: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="pip install transformers to compare with its outputs")
     torch.manual_seed(0)
-    backbone = transformers.ResNetConfig(out_features=["stage4"])
+    backbone = transformers.ResNetConfig(out_features=[f"stage{i}" for i in range(1 if masks else 4, 5)])
     config = transformers.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, num_labels=91
     )
-    theirs = transformers.DetrForObjectDetection(config).eval()
+    theirs = (transformers.DetrForSegmentation if masks else transformers.DetrForObjectDetection)(config).eval()
     for name, buffer in theirs.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    ours = fovea_detr.build_model(fovea_detr.load_config(["model=detr_r50", "model.backbone_weights=none"])).eval()
+    overrides = ["model=detr_r50", "model.backbone_weights=none", *(["model.masks=true"] * masks)]
+    ours = fovea_detr.build_model(fovea_detr.load_config(overrides)).eval()
     fovea_detr.load_weights(ours, theirs.state_dict())
     batch = fovea_detr.collate([torch.randn(3, 160, 224), torch.randn(3, 128, 200)])
     inside = torch.zeros(2, 160, 224, dtype=torch.long)
@@ -110,3 +136,5 @@ def test_outputs_equal_those_of_transformers() -> None:
         out, expected = ours(batch), theirs(pixel_values=batch.images, pixel_mask=inside)
     torch.testing.assert_close(out.logits[-1], expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(out.boxes_cxcywh[-1], expected.pred_boxes, rtol=0, atol=1e-5)
+    if masks:
+        torch.testing.assert_close(out.masks, expected.pred_masks, rtol=0, atol=1e-4)

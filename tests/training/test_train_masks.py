@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +262,28 @@ def test_evaluation_takes_masks_from_the_checkpoint_unless_told_otherwise(tmp_pa
     typed = ["mode=eval", f"weights={of_boxes}", MASKS]
     with pytest.raises(WeightsError, match=r"was trained with model.masks=false"):
         as_trained(load_config(typed), typed, quiet=True)
+
+
+def test_an_evaluation_may_change_one_key_of_the_merge(tmp_path: Path) -> None:
+    merge = ["panoptic.score=sigmoid", "panoptic.threshold=0.4", "panoptic.crop=true"]
+    path = saved(tmp_path / "a.pt", MASKS, *merge)
+    typed = ["mode=eval", f"weights={path}", "panoptic.threshold=0.2"]
+    assert vars(as_trained(load_config(typed), typed, quiet=True).panoptic) == {
+        "score": "sigmoid",
+        "threshold": 0.2,
+        "crop": True,
+    }
+
+
+def test_a_larger_batch_than_that_of_the_checkpoint_does_not_stretch_its_masks_silently(tmp_path: Path) -> None:
+    panoptic = ["data=shapes_panoptic", "model.loss=softmax", "evaluation.batch_size=1"]
+    path = saved(tmp_path / "a.pt", MASKS, *panoptic)
+    for batch, refused in ((1, False), (8, True)):
+        typed = ["mode=eval", f"weights={path}", f"evaluation.batch_size={batch}"]
+        with pytest.raises(ConfigError, match="stretches the masks") if refused else nullcontext():
+            assert as_trained(load_config(typed), typed, quiet=True).evaluation.batch_size == batch
+    typed = [*typed, "panoptic.crop=true"]
+    assert as_trained(load_config(typed), typed, quiet=True).panoptic.crop
 
 
 def test_the_arguments_of_a_published_checkpoint_name_masks(tmp_path: Path) -> None:
