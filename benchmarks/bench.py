@@ -3,9 +3,9 @@
     python -m benchmarks.bench [--only PART ...] [--runs 5] [--full] [--name NAME] [--device cpu]
 
 Parts: core (prior + attention), operations (dispatched by a step), criterion, optimizer, data, evaluation, backbone,
-masks, step, tiny (the whole run of experiment=tiny), growth (curves), gpu. One thread; about 8 minutes on two cores,
-12 to 19 with --full: 5000 images for the evaluation, three seeds for tiny. Prints one table and stores it as
-benchmarks/results/NAME.{md,json,png}.
+masks, step, tiny (the whole run of experiment=tiny), precision (bf16 on a CPU), growth (curves), gpu. One thread; about
+9 minutes on two cores, 12 to 19 with --full: 5000 images for the evaluation, three seeds for tiny. Prints one table and
+stores it as benchmarks/results/NAME.{md,json,png}.
 Exits with 1 if a part failed or missed its target.
 """
 
@@ -47,6 +47,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Rows]]:
         "masks": lambda: rows_of("masks", runs=max(2, runs // 2), device=device),
         "step": lambda: rows_of("step", "whole_rows", runs=max(2, runs // 2), device=device),
         "tiny": lambda: rows_of("tiny", seeds=seeds),
+        "precision": lambda: rows_of("precision", runs=max(2, runs // 2)),
         "gpu": lambda: rows_of("gpu", runs=runs),
     }
 

@@ -19,7 +19,7 @@ from benchmarks.plain.attention import attend as plainly_attend
 from fovea_detr.fovea.attend import attend
 from fovea_detr.fovea.dynamic_scale import Type1, Type2, Type3, Type4
 from fovea_detr.fovea.prior import CellGrid, FoveaPrior
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import CrossAttention, for_layers
 from fovea_detr.model.transformer import FeedForward
 
 BATCH, QUERIES, HIDDEN, HEADS, STRIDE, SMOOTH = 2, 300, 256, 8, 32, 8.0
@@ -38,7 +38,7 @@ class Case:
     kind: str
     grid: CellGrid
     prior: FoveaPrior
-    attention: Attention
+    attention: CrossAttention
     plain_prior: PlainPrior
     plain_attention: PlainCrossAttention
     content: Tensor
@@ -68,7 +68,9 @@ class Case:
 
     def layer_ours(self) -> Tensor:
         prior, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
-        return self.attention(self.content + self.query_embed, self.places, self.memory, prior=prior)
+        queries, keys, values = ((self.content + self.query_embed), self.places, self.memory)
+        (seen,) = for_layers([self.attention], keys.flatten(0, 1), values.flatten(0, 1), len(keys))
+        return self.attention(queries.flatten(0, 1), seen, prior=prior).view_as(queries)
 
     def layer_plain(self) -> Tensor:
         embed = self.query_embed[None].repeat(len(self.content), 1, 1)
@@ -93,7 +95,7 @@ def build(
     prior = FoveaPrior(HIDDEN, HEADS, TYPES[kind](HIDDEN, HEADS), SMOOTH, mlp)
     for parameter in prior.dynamic_scale.parameters():
         nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.02)
-    attention = Attention(HIDDEN, HEADS, dropout)
+    attention = CrossAttention(HIDDEN, HEADS, dropout)
     plain_prior = PlainPrior(kind, HIDDEN, HEADS, SMOOTH, first=True)
     plain_attention = PlainCrossAttention(HIDDEN, HEADS, dropout)
     plain_prior.load_state_dict(prior.state_dict())

@@ -4,7 +4,7 @@
 
 R50 with the defaults of `model=fovea_r50`, batch 2, 6 + 6 layers, 96x128 pixels: the attention of these 12 cells is one
 tile, as every attention is on a GPU. `kernels` are operations that are no views; `casts`, of them, convert a type;
-`views` cost the host as much as a kernel; `allocations` are results in memory of their own. --record stores the counts
+`views` cost the host, too; `allocations` are results in memory of their own. --record stores the counts
 of ours in benchmarks/results/operations.json; tests/benchmarks/test_operations.py fails where a part has grown.
 """
 

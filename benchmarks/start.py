@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="ours-first ours-second tiny-first tiny-second published")
     options = parser.parse_args()
     ranks, workers, root = options.ranks, options.workers, options.root.absolute()
-    make(root)
+    if not all(name.startswith("tiny") for name in options.only or ["ours"]):
+        make(root)
     print(f"{ranks} ranks x {workers} workers; CPU seconds and GB of the whole process tree")
     with tempfile.TemporaryDirectory() as folder:
         for name, command, started, running in commands(Path(folder), root, ranks, workers):

@@ -28,7 +28,8 @@ def run_point(composed: DictConfig) -> float | None:
     with cli.one_line_errors(leave, on_every_rank=True):
         config = with_absolute_weights(parse(with_local(composed, typed)))
         if config.mode == "eval":
-            from fovea_detr.training.trained import as_trained  # reads the checkpoint, with torch
+            with cli.importing_torch():
+                from fovea_detr.training.trained import as_trained  # reads the checkpoint
 
             config = as_trained(config, typed)
     with cli.one_line_errors(leave):
@@ -38,7 +39,8 @@ def run_point(composed: DictConfig) -> float | None:
         if (note := folders.shorter(point, config)) and process_rank() == 0:
             tell(note)
 
-        from fovea_detr import experiment  # imports torch: only after the configuration has passed its checks
+        with cli.importing_torch():  # only after the configuration has passed its checks
+            from fovea_detr import experiment
 
         return experiment.run(config, point)
 

@@ -333,6 +333,27 @@ def test_an_error_is_one_write_so_that_those_of_two_ranks_stay_two_lines(monkeyp
     assert writes == [b"error: data.root is not set\n"]
 
 
+def test_what_torchs_import_creates_is_never_searched_for_garbage() -> None:
+    """In a new process; the search is on again afterwards, also after an error, and later imports freeze nothing."""
+    code = """if True:
+        import gc
+        from fovea_detr.cli import importing_torch
+        with importing_torch():
+            assert not gc.isenabled()
+            from fovea_detr import experiment
+        frozen = gc.get_freeze_count()
+        assert gc.isenabled() and frozen > 100_000, frozen
+        try:
+            with importing_torch():
+                kept = [[] for _ in range(10)]
+                raise ImportError
+        except ImportError:
+            assert gc.isenabled() and gc.get_freeze_count() <= frozen
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "module",
     ["fovea_detr.data", "fovea_detr.evaluation", "fovea_detr.export", "fovea_detr.predict", "fovea_detr.study"],

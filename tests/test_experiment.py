@@ -13,6 +13,7 @@ import torch
 
 from fovea_detr.build import build_data
 from fovea_detr.compose import load_config
+from fovea_detr.machine import device
 from fovea_detr.predict.__main__ import main as predict
 from fovea_detr.runs.folder import RunFolder
 from fovea_detr.training.announce import announce, data_line
@@ -327,6 +328,25 @@ def test_another_total_batch_than_the_recipes_is_a_warning(
     out = capsys.readouterr().out
     assert (f"warning: the total batch is {size}, the recipe's is 8: results are not comparable" in out) == warned
     assert ("AP is usually lower with larger batches" in out) == lower
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warned"),
+    [("bf16", "avx512f", True), ("bf16", "avx512f avx512_bf16", False), ("fp32", "avx512f", False)],
+)
+def test_bf16_on_a_cpu_without_its_instructions_is_a_warning(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    flags: str,
+    warned: bool,
+) -> None:
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(device, "CPU_FACTS", facts)
+    announce(new_trainer(tmp_path, f"precision={precision}"))
+    assert ("no bfloat16 instructions: precision=fp32 is faster" in capsys.readouterr().out) == warned
 
 
 def test_tensorboard_when_configured(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fovea_detr.errors import ConfigError
 from fovea_detr.fovea.kernel import Gaussian
@@ -52,11 +53,12 @@ class DynamicScale(nn.Module):
     def learned(self, z: Tensor) -> Tensor:
         """z [B, Q, D] -> [B, Q, H, scales_per_head]."""
         assert self.scale is not None
-        return self.scale(z).unflatten(-1, (self.heads, self.scales_per_head))
+        return self.scale(z.flatten(0, 1)).view(*z.shape[:2], self.heads, self.scales_per_head)
 
     def magnitudes(self, z: Tensor) -> list[Tensor]:
         """z [B, Q, D] -> the kernel's magnitude of each scale, [B, H, Q, 1] each."""
-        return _split(self.kernel.magnitude(self.learned(z).clamp(-LARGEST_SCALE, LARGEST_SCALE)))
+        bounded = functional.hardtanh(self.learned(z), -LARGEST_SCALE, LARGEST_SCALE)  # clamp, in fewer operations
+        return _split(self.kernel.magnitude(bounded))
 
     def forward(self, z: Tensor, dx: Tensor, dy: Tensor) -> Separable:
         """z [B, Q, D]; dx [B, H, Q, columns] and dy [B, H, Q, rows], centre minus cell, signed -> the distance."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,9 @@ class CellGrid:
 
     @cached_property
     def hidden(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of columns and rows, is_padding as [B, 1, 1, n]: once for all layers."""
+        """Of columns and rows, what hides padding, [B, 1, 1, n]: once for all layers."""
         sides = (self.column_is_padding, self.row_is_padding)
-        of_columns, of_rows = (None if side is None else side[:, None, None] for side in sides)
+        of_columns, of_rows = (None if side is None else hiding(side, torch.float32) for side in sides)
         return of_columns, of_rows
 
     def is_padding(self) -> Tensor | None:
@@ -48,6 +49,30 @@ class CellGrid:
         if self.row_is_padding is None or self.column_is_padding is None:
             return None
         return self.row_is_padding[:, :, None] | self.column_is_padding[:, None, :]
+
+
+def hiding(is_padding: Tensor, dtype: torch.dtype) -> Tensor:
+    """is_padding [B, n] -> the mask [B, 1, 1, n]: 0, or -inf on padding; in autocast's type, where that is enabled."""
+    device = is_padding.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    mask = torch.zeros(is_padding.shape, dtype=dtype, device=is_padding.device)
+    return mask.masked_fill_(is_padding, float("-inf"))[:, None, None]
+
+
+class Reference(NamedTuple):
+    """Of every query, in the images of a batch. logits [B, Q, 2]: the point (x, y) before the sigmoid.
+
+    cells [B, Q, 1, 2]: the same in cells, of the image's own size.
+    """
+
+    logits: Tensor
+    cells: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, sizes_hw: Tensor, stride: int) -> Reference:
+        """sizes_hw [B, 2] pixels."""
+        extent_cells = sizes_hw.flip(-1).to(logits.dtype)[:, None] / stride  # [B, 1, 2] as (w, h)
+        return cls(logits, (logits.sigmoid() * extent_cells)[:, :, None])
 
 
 class FoveaPrior(nn.Module):
@@ -83,54 +108,59 @@ class FoveaPrior(nn.Module):
         self.register_buffer("selected", _selection(selected_heads, selected_queries), persistent=False)
 
     def forward(
-        self, content: Tensor, query_embed: Tensor, reference: Tensor | None, sizes_hw: Tensor, grid: CellGrid
-    ) -> tuple[Separable, Tensor]:
-        """content [B, Q, D], query_embed [Q, D], reference [B, Q, 2] (None in layer 0), sizes_hw [B, 2] pixels.
+        self, content: Tensor, query_embed: Tensor, reference: Reference | None, sizes_hw: Tensor, grid: CellGrid
+    ) -> tuple[Separable, Reference]:
+        """content [B, Q, D], query_embed [Q, D] or of each image, reference (None in layer 0), sizes_hw [B, 2] pixels.
 
-        Returns the log-prior, float32, never above 0 and -inf on padding, and the reference logits [B, Q, 2].
+        Returns the log-prior, float32, never above 0 and -inf on padding, and the reference for the next layers.
         """
         with torch.autocast(content.device.type, enabled=False):
             z = self.norm(content.float() + query_embed.float())
             if self.reference is not None:
-                reference = self.reference(z)
+                reference = Reference.of(self.reference(z), sizes_hw, grid.stride)
             assert reference is not None, "the first layer's prior must own a reference"
-            centres = self.centres_cells(z, reference, sizes_hw, grid.stride)
-            return self.log_prior(z, centres, grid), reference
+            return self.log_prior(z, self.centres_cells(z, reference), grid), reference
 
-    def centres_cells(self, z: Tensor, reference: Tensor, sizes_hw: Tensor, stride: int) -> Tensor:
-        """z [B, Q, D], reference [B, Q, 2] -> the prior's centre (x, y) of every head, in cells [B, H, Q, 2]."""
-        extent_cells = sizes_hw.flip(-1).to(z.dtype)[:, None] / stride  # [B, 1, 2] as (w, h)
-        offsets = self.offset(z).unflatten(-1, (self.heads, 2))  # [B, Q, H, 2]
-        return ((reference.sigmoid() * extent_cells)[:, :, None] + offsets).transpose(1, 2)
+    def centres_cells(self, z: Tensor, reference: Reference) -> Tensor:
+        """z [B, Q, D] -> the prior's centre (x, y) of every head, in cells [B, H, Q, 2]."""
+        offsets = self.offset(z.flatten(0, 1)).view(*z.shape[:2], self.heads, 2)  # [B, Q, H, 2]
+        return (reference.cells + offsets).transpose(1, 2)
 
     def log_prior(self, z: Tensor, centres_cells: Tensor, grid: CellGrid) -> Separable:
         """centres [B, H, Q, 2] -> the log-prior at every cell in separable form, -inf on padding."""
         columns, rows = (torch.arange(cells, device=z.device, dtype=z.dtype) for cells in (grid.columns, grid.rows))
         if self.first_cell:
             columns, rows = columns + self.first_cell, rows + self.first_cell
-        x, y, xy_x, xy_y = self.log_prior_at(z, centres_cells, columns, rows)
-        of_columns, of_rows = grid.hidden
-        return Separable(_hide(x, of_columns), _hide(y, of_rows), xy_x, xy_y)
+        return self.log_prior_at(z, centres_cells, columns, rows, grid.hidden)
 
-    def log_prior_at(self, z: Tensor, centres_cells: Tensor, x: Tensor, y: Tensor) -> Separable:
-        """The log-prior at any positions: x [columns] and y [rows] in cells from the image's left and top edge."""
+    def log_prior_at(
+        self,
+        z: Tensor,
+        centres_cells: Tensor,
+        x: Tensor,
+        y: Tensor,
+        hidden: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> Separable:
+        """The log-prior at any positions: x [columns] and y [rows] in cells from the image's left and top edge.
+
+        hidden: of columns and rows, see CellGrid.
+        """
         centre_x, centre_y = centres_cells.split(1, dim=-1)
         distance = self.dynamic_scale(z, centre_x - x, centre_y - y)
         assert distance.xy_x is None or not self.dynamic_scale.per_axis, "a per_axis dynamic scale has no product term"
         of_x, of_y, xy_x, xy_y = self._select(distance)
-        by = -self.divisor
-        return Separable(of_x / by, of_y / by, None if xy_x is None else xy_x / by, xy_y)
+        by = -1 / self.divisor
+
+        def log(part: Tensor, mask: Tensor | None) -> Tensor:
+            return part * by if mask is None else torch.add(mask, part, alpha=by)
+
+        return Separable(log(of_x, hidden[0]), log(of_y, hidden[1]), None if xy_x is None else xy_x * by, xy_y)
 
     def _select(self, distance: Separable) -> Separable:
         """Zero, by selection, the distance of heads and queries that do not use the prior."""
         if self.selected is None:
             return distance
         return Separable(*(None if part is None else part.where(self.selected, 0.0) for part in distance))  # type: ignore[arg-type]
-
-
-def _hide(part: Tensor, is_padding: Tensor | None) -> Tensor:
-    """part [B, H, Q, n], is_padding [B, 1, 1, n] -> the part with -inf on padding."""
-    return part if is_padding is None else part.masked_fill(is_padding, float("-inf"))
 
 
 def _selection(heads: Tensor | None, queries: Tensor | None) -> Tensor | None:

@@ -93,7 +93,10 @@ class Criterion(nn.Module):
         if "mask" in self.weights:
             by_layer |= mask_losses(predictions, objects, matches[-1], num_boxes)
         total = torch.stack([self.weights[part] * value.sum() for part, value in by_layer.items()]).sum()
-        return Losses(by_layer, total, matches, measures(predictions, objects, matches[-1]))
+        count = len(labels) // num_layers  # each layer has as many matches, and the last layer's come last
+        image, query, labels = (part[len(part) - count :] for part in (image, query, labels))
+        number = torch.tensor([len(target) for target in objects]).to(device, non_blocking=True)
+        return Losses(by_layer, total, matches, measures(predictions.logits[-1], image, query, labels, number))
 
     def _classification(
         self, logits: Tensor, where: tuple[Tensor, Tensor, Tensor], labels: Tensor, num_boxes: Tensor

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +14,18 @@ from torch import nn
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import ConfigError, NodeError
 from fovea_detr.machine import distributed
+
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86 and ARM processors, as Linux names them
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+def bfloat16_instructions() -> list[str] | None:
+    """Those that this processor has; without any, bf16 is slower than fp32 on it. None: it is not known."""
+    try:
+        words = CPU_FACTS.read_text().split()
+    except OSError:
+        return None
+    return sorted(BFLOAT16.intersection(words))
 
 
 def choose_device(config: Config, gpus_asked: str = "") -> torch.device:

@@ -1,4 +1,7 @@
-"""DETR's transformer (Carion et al., 2020), batch first; a decoder layer may have a fovea prior."""
+"""DETR's transformer (Carion et al., 2020); a decoder layer may have a fovea prior.
+
+The stacks take and return [B, n, D]; their layers work on rows [B * n, D], which linear layers need.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.prior import CellGrid, FoveaPrior, hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import CrossAttention, ForLayer, SelfAttention, for_layers
 
 
 class FeedForward(nn.Module):
@@ -48,8 +51,7 @@ class _Layer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        rows = self.linear1(x.flatten(0, 1)).relu()
-        return self.linear2(self.dropout(rows)).unflatten(0, x.shape[:2])
+        return self.linear2(self.dropout(self.linear1(x).relu()))
 
     def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
         if self.pre_norm:
@@ -60,14 +62,13 @@ class _Layer(nn.Module):
 class EncoderLayer(_Layer):
     def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__(hidden, feedforward, dropout, pre_norm)
-        self.self_attention = Attention(hidden, heads, dropout)
+        self.self_attention = SelfAttention(hidden, heads, dropout)
 
-    def forward(self, cells: Tensor, position: Tensor, may_attend: Tensor) -> Tensor:
-        """cells, position [B, K, D]; may_attend [B, 1, 1, K] bool -> [B, K, D]."""
+    def forward(self, cells: Tensor, position: Tensor, mask: Tensor) -> Tensor:
+        """cells, position: rows [B * K, D]; mask [B, 1, 1, K], see `hiding` -> rows."""
 
         def attend(x: Tensor) -> Tensor:
-            place = x + position
-            return self.self_attention(place, place, x, may_attend=may_attend)
+            return self.self_attention(x + position, x, mask.shape[0], mask)
 
         cells = self.residual(cells, self.norm1, attend)
         return self.residual(cells, self.norm2, self.feed_forward)
@@ -81,31 +82,26 @@ class DecoderLayer(_Layer):
     ) -> None:
         super().__init__(hidden, feedforward, dropout, pre_norm)
         self.norm3 = nn.LayerNorm(hidden)
-        self.self_attention = Attention(hidden, heads, dropout)
-        self.cross_attention = Attention(hidden, heads, dropout)
+        self.self_attention = SelfAttention(hidden, heads, dropout)
+        self.cross_attention = CrossAttention(hidden, heads, dropout)
         self.prior = prior
 
     def forward(
         self,
         content: Tensor,
         query_embed: Tensor,
-        memory: Tensor,
-        keys: Tensor,
+        memory: ForLayer,
         *,
-        may_attend: Tensor | None = None,
+        mask: Tensor | None = None,
         prior: Separable | None = None,
     ) -> Tensor:
-        """content [B, Q, D], query_embed [Q, D], memory [B, K, D], keys = memory + position -> [B, Q, D].
-
-        may_attend, prior: of the cross-attention, see Attention.
-        """
+        """content, query_embed: rows [B * Q, D] -> rows. mask, prior: of the cross-attention, see Attention."""
 
         def attend_queries(x: Tensor) -> Tensor:
-            place = x + query_embed
-            return self.self_attention(place, place, x)
+            return self.self_attention(x + query_embed, x, memory.key.shape[0])
 
         def attend_cells(x: Tensor) -> Tensor:
-            return self.cross_attention(x + query_embed, keys, memory, may_attend=may_attend, prior=prior)
+            return self.cross_attention(x + query_embed, memory, mask=mask, prior=prior)
 
         content = self.residual(content, self.norm1, attend_queries)
         content = self.residual(content, self.norm2, attend_cells)
@@ -120,10 +116,12 @@ class Encoder(nn.Module):
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
         """cells, position [B, K, D]; is_padding [B, K] -> memory [B, K, D]."""
-        may_attend = ~is_padding[:, None, None]
+        rows, of_cells = cells.flatten(0, 1), position.flatten(0, 1)
+        mask = hiding(is_padding, cells.dtype)
         for layer in self.layers:
-            cells = layer(cells, position, may_attend)
-        return cells if self.norm is None else self.norm(cells)
+            rows = layer(rows, of_cells, mask)
+        rows = rows if self.norm is None else self.norm(rows)
+        return rows.view(cells.shape)
 
 
 class Decoder(nn.Module):
@@ -145,19 +143,24 @@ class Decoder(nn.Module):
 
         Returns every layer's normalised output [L, B, Q, D], and the reference logits [B, Q, 2] (None: no fovea).
         """
-        content = query_embed.new_zeros(memory.shape[0], *query_embed.shape)
-        of_images = query_embed.expand_as(content)  # once, so that its gradient is summed over the images once
-        keys, reference, outputs = memory + position, None, []
-        is_padding = grid.is_padding()
-        may_attend = None if is_padding is None else ~is_padding.flatten(1)[:, None, None]  # [B, 1, 1, K]
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
+        batch = memory.shape[0]
+        of_images = query_embed.expand(batch, -1, -1)  # once, so that its gradient is summed over the images once
+        of_queries = of_images.flatten(0, 1)  # rows, as all below
+        content, reference, outputs = torch.zeros_like(of_queries), None, []
+        layers: list[DecoderLayer] = list(self.layers)  # type: ignore[arg-type]
+        is_padding = grid.is_padding() if layers[0].prior is None else None  # a prior hides padding itself
+        mask = None if is_padding is None else hiding(is_padding.flatten(1), memory.dtype)
+        attentions = [layer.cross_attention for layer in layers]
+        seen_by_layer = for_layers(attentions, (memory + position).flatten(0, 1), memory.flatten(0, 1), batch)
+        for layer, seen in zip(layers, seen_by_layer, strict=True):
             if layer.prior is None:
-                content = layer(content, of_images, memory, keys, may_attend=may_attend)
+                content = layer(content, of_queries, seen, mask=mask)
             else:
-                prior, reference = layer.prior(content, query_embed, reference, sizes_hw, grid)
-                content = layer(content, of_images, memory, keys, prior=prior)
+                images = content.unflatten(0, (batch, -1))
+                prior, reference = layer.prior(images, of_images, reference, sizes_hw, grid)
+                content = layer(content, of_queries, seen, prior=prior)
                 if priors is not None:
                     priors[:] = [prior]
             outputs.append(content)
-        return self.norm(torch.stack(outputs)), reference
+        outputs = self.norm(torch.stack(outputs)).unflatten(1, (batch, -1))
+        return outputs, None if reference is None else reference.logits

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.prior import CellGrid, FoveaPrior, Reference
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import CrossAttention, ForLayer
 from fovea_detr.model.detr import DETR
 from fovea_detr.model.transformer import DecoderLayer
 from fovea_detr.types import Batch, Predictions
@@ -60,7 +60,7 @@ def capture(model: DETR, batch: Batch, image: int = 0) -> Capture:
     with _hooks(model, grids) as captured:
         predictions = model.eval()(batch)
     (grid,) = grids
-    layers = [_layer_maps(kept, batch.sizes_hw, grid, image) for kept in captured]
+    layers = [_layer_maps(kept, grid, image) for kept in captured]
     own = slice(image, image + 1)
     predictions = Predictions(predictions.logits[:, own], predictions.boxes_cxcywh[:, own], predictions.activation)
     height, width = batch.sizes_hw[image].tolist()
@@ -102,24 +102,23 @@ def _hooks(model: DETR, grids: list[CellGrid]) -> Iterator[list[dict[str, Any]]]
 def attention_weights(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    memory: ForLayer,
     *,
-    may_attend: Tensor | None = None,
+    mask: Tensor | None = None,
     prior: Separable | None = None,
 ) -> Tensor:
-    """An Attention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
-    assert isinstance(module, Attention)
-    q, k, _ = module.projected(query, key, value)
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    """A CrossAttention's inputs -> softmax(q k^T / sqrt(d) + log_prior) [B, H, Q, K]."""
+    assert isinstance(module, CrossAttention)
+    q = module.queries(query, memory)
+    scores = q @ memory.key.transpose(-1, -2) / q.shape[-1] ** 0.5
     if prior is not None:
         scores = scores + prior.dense()
-    elif may_attend is not None:
-        scores = scores.masked_fill(~may_attend, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
     return scores.softmax(-1)
 
 
-def _layer_maps(kept: dict[str, Any], sizes_hw: Tensor, grid: CellGrid, image: int) -> LayerMaps:
+def _layer_maps(kept: dict[str, Any], grid: CellGrid, image: int) -> LayerMaps:
     rows = _image_cells(grid.row_is_padding, grid.rows, image)
     columns = _image_cells(grid.column_is_padding, grid.columns, image)
 
@@ -130,8 +129,9 @@ def _layer_maps(kept: dict[str, Any], sizes_hw: Tensor, grid: CellGrid, image: i
     everywhere = torch.full(attention.shape[:2], prior is not None)
     if prior is None:
         return LayerMaps(attention, None, everywhere)
-    z, reference = (kept[name][image : image + 1] for name in ("z", "reference"))
-    centres = prior.centres_cells(z, reference, sizes_hw[image : image + 1], grid.stride)
+    own = slice(image, image + 1)
+    z, reference = kept["z"][own], Reference(*(part[own] for part in kept["reference"]))
+    centres = prior.centres_cells(z, reference)
     has_prior = everywhere if prior.selected is None else prior.selected[..., 0] & everywhere
     return LayerMaps(attention, maps(kept["log_prior"]), has_prior, _formula(prior, z, centres), centres[0])
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fovea_detr.cli import one_line_errors
+from fovea_detr.cli import importing_torch, one_line_errors
 from fovea_detr.config.schema import Config
 from fovea_detr.errors import RunFolderError
 from fovea_detr.runs.folder import RunFolder, this_start
@@ -78,7 +78,8 @@ def refuse_replaced(folder: RunFolder, submission: Submission) -> None:
 
 def run_and_clean_up(config: Config, point: str, host: Host, folder: RunFolder) -> None:
     """Run the point, then remove the file of the ranks' rendezvous."""
-    from fovea_detr import experiment
+    with importing_torch():
+        from fovea_detr import experiment
 
     if process_rank() == 0:
         start = this_start()

@@ -8,6 +8,7 @@ from fovea_detr.config.schema import Config
 from fovea_detr.data.coco import CocoDataset
 from fovea_detr.data.flaws import shown
 from fovea_detr.data.readers import describe_layout
+from fovea_detr.machine.device import bfloat16_instructions
 from fovea_detr.training.loop import Trainer
 
 NAMES_SHOWN = 6  # of classes
@@ -43,6 +44,8 @@ def announce(trainer: Trainer) -> None:
     trainable = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
     trainer.console.log(f"{trainable / 1e6:.2f} M trainable parameters; {trainer.device.type}, {trainer.batching}")
     if trainer.device.type == "cpu":
+        if trainer.config.precision == "bf16" and bfloat16_instructions() == []:
+            trainer.console.log("warning: this CPU has no bfloat16 instructions: precision=fp32 is faster on it")
         trainer.console.log("next: one pass of the largest batch, for its memory; it takes as long as a step")
     if state.total_batch_size != schedule.usual_total_batch:
         is_larger = state.total_batch_size > schedule.usual_total_batch

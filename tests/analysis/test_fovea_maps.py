@@ -22,9 +22,9 @@ from analysis.figures.head_maps import LEAST_RANGE, Marked, View, attention_norm
 from fovea_detr.build import build_model
 from fovea_detr.compose import load_config
 from fovea_detr.data.loader import collate_images
-from fovea_detr.fovea.prior import FoveaPrior
+from fovea_detr.fovea.prior import FoveaPrior, hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention
+from fovea_detr.model.attention import CrossAttention, for_layers
 from fovea_detr.predict.capture import attention_weights, capture
 from fovea_detr.predict.cells import attention_at_pixels, cell_coordinates, prior_at_pixels
 from fovea_detr.runs.folder import RunFolder
@@ -46,15 +46,17 @@ BACKBONES = {
 @pytest.mark.parametrize("kind", ["none", "prior", "padding"])
 def test_weights_times_values_are_the_modules_own_output(kind):
     torch.manual_seed(0)
-    module = Attention(hidden=16, heads=4, dropout=0.0).eval()
-    query, key, value = torch.randn(2, 5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    module = CrossAttention(hidden=16, heads=4, dropout=0.0).eval()
+    query, value = torch.randn(10, 16), torch.randn(2, 9, 16)
+    (memory,) = for_layers([module], torch.randn(18, 16), value.flatten(0, 1), batch=2)
     columns = torch.randn(2, 4, 5, 9).masked_fill(torch.arange(9) > 6, float("-inf"))
     prior = Separable(columns, torch.zeros(2, 4, 5, 1))
-    options = {"none": {}, "prior": {"prior": prior}, "padding": {"may_attend": torch.arange(9).expand(2, 1, 1, 9) < 7}}
-    weights = attention_weights(module, query, key, value, **options[kind])
+    padding = hiding(torch.arange(9).expand(2, 9) > 6, torch.float32)
+    options = {"none": {}, "prior": {"prior": prior}, "padding": {"mask": padding}}
+    weights = attention_weights(module, query, memory, **options[kind])
     v = functional.linear(value, module.in_proj_weight.chunk(3)[2], module.in_proj_bias.chunk(3)[2])
-    attended = (weights @ v.unflatten(-1, (4, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(module.out_proj(attended), module(query, key, value, **options[kind]))
+    attended = (weights @ v.unflatten(-1, (4, -1)).transpose(1, 2)).transpose(1, 2).reshape(10, 16)
+    torch.testing.assert_close(module.out_proj(attended), module(query, memory, **options[kind]))
 
 
 @pytest.mark.parametrize("model", ["fovea_tiny", "detr_focal_tiny"])
@@ -146,7 +148,7 @@ def test_the_drawn_prior_is_the_formula_at_every_pixel(scale_type, kernel, cell_
     naive = reference.prior_at(
         dict(layer.named_parameters()),
         content[:1],
-        query_embed,
+        query_embed[0],
         None,
         sizes_hw[:1],
         torch.tensor([[(x + 0.5) / 24, (y + 0.5) / 24] for y in range(96) for x in range(144)], dtype=torch.float64),

@@ -15,7 +15,7 @@ from fovea_detr.config.schema import CONF_DIR
 from fovea_detr.fovea.dynamic_scale import DynamicScale
 from fovea_detr.fovea.kernel import Gaussian
 from fovea_detr.fovea.mixture import Everywhere
-from fovea_detr.fovea.prior import CellGrid, FoveaPrior
+from fovea_detr.fovea.prior import CellGrid, FoveaPrior, Reference
 from fovea_detr.fovea.separable import Separable
 from fovea_detr.model.transformer import FeedForward
 from tests import reference
@@ -139,15 +139,20 @@ SIZES = {
 }
 
 
+def reference_of(inputs: Inputs, grid: CellGrid) -> Reference | None:
+    return None if inputs.reference is None else Reference.of(inputs.reference, inputs.sizes_hw, grid.stride)
+
+
 def by_the_prior(prior: FoveaPrior, inputs: Inputs, grid: CellGrid) -> tuple[Separable, Tensor]:
     """-> the log-prior and the reference [B, Q, 2]: `forward`, or in float64, which it rounds away, its steps."""
     if inputs.content.dtype == torch.float32:
-        return prior(*inputs, grid)
+        log_prior, point = prior(*inputs._replace(reference=reference_of(inputs, grid)), grid)
+        return log_prior, point.logits
     z = prior.norm(inputs.content + inputs.query_embed)
-    point = inputs.reference if prior.reference is None else prior.reference(z)
-    assert point is not None
-    centres = prior.centres_cells(z, point, inputs.sizes_hw, grid.stride)
-    return prior.log_prior(z, centres, grid), point
+    logits = inputs.reference if prior.reference is None else prior.reference(z)
+    assert logits is not None
+    centres = prior.centres_cells(z, Reference.of(logits, inputs.sizes_hw, grid.stride))
+    return prior.log_prior(z, centres, grid), logits
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -13,7 +13,7 @@ from fovea_detr.fovea.dynamic_scale import LARGEST_TILT, DynamicScale, Type5
 from fovea_detr.fovea.prior import CellGrid
 from fovea_detr.fovea.separable import Separable
 from tests import reference
-from tests.fovea.priors import KERNELS, SHAPES, TYPES, Setting, randomise
+from tests.fovea.priors import KERNELS, SHAPES, TYPES, Setting, by_the_prior, randomise
 
 HIDDEN, HEADS = 8, 3
 FORMULAS = [shape for shape in SHAPES if shape[0] in reference.SCALES_PER_HEAD]
@@ -92,7 +92,7 @@ def test_priors_of_types_1_to_3_and_5_start_equal() -> None:
         prior.dynamic_scale.reset_parameters()
         prior.offset.load_state_dict(Setting("type1", dtype=torch.float32, first=False).build().offset.state_dict())
         prior.norm.load_state_dict(Setting("type1", dtype=torch.float32, first=False).build().norm.state_dict())
-        outputs[scale_type] = prior(*setting.inputs(), setting.grid)[0].dense()
+        outputs[scale_type] = by_the_prior(prior, setting.inputs(), setting.grid)[0].dense()
     for scale_type in EQUAL_STARTS:
         assert torch.equal(outputs["type1"], outputs[scale_type])
     assert not torch.allclose(outputs["type1"], outputs["type4"])

@@ -79,7 +79,7 @@ def assert_harmless(scale_type: str, mixture: str, scale: float) -> None:
     tame, _ = explosive(setting, 1.0, mixture)
     assert torch.equal(log_prior.dense(), tame(*inputs, setting.grid)[0].dense())
     leaves: list[Tensor] = [inputs.content, inputs.query_embed, *prior.parameters()]
-    for gradient in torch.autograd.grad(log_prior.dense().sum() + point.sum(), leaves):
+    for gradient in torch.autograd.grad(log_prior.dense().sum() + point.logits.sum(), leaves):
         assert gradient.isfinite().all()
 
 

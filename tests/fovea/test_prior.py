@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from fovea_detr.fovea.prior import Reference
 from tests.fovea.priors import (
     MIXTURES,
     PRECISIONS,
@@ -17,6 +20,7 @@ from tests.fovea.priors import (
     assert_near,
     by_the_prior,
     gradients,
+    reference_of,
 )
 
 
@@ -61,7 +65,8 @@ def test_the_centre_is_in_cells_of_the_images_own_size() -> None:
     nn.init.zeros_(prior.offset.weight)
     nn.init.zeros_(prior.offset.bias)
     middle = torch.zeros(2, setting.num_queries, 2)
-    centres = prior.centres_cells(inputs.content, middle, torch.tensor([[128, 192], [64, 96]]), stride=32)
+    point = Reference.of(middle, torch.tensor([[128, 192], [64, 96]]), stride=32)
+    centres = prior.centres_cells(inputs.content, point)
     assert torch.equal(centres[0], torch.tensor([3.0, 2.0]).expand_as(centres[0]))
     assert torch.equal(centres[1], torch.tensor([1.5, 1.0]).expand_as(centres[1]))
 
@@ -78,8 +83,9 @@ def test_a_cell_lies_at_its_index_or_at_its_centre(cell_centre: bool, place: tup
 def test_later_layers_get_the_reference() -> None:
     setting = Setting(first=False, dtype=torch.float32)
     prior, inputs = setting.build(), setting.inputs()
-    _, reference_point = prior(*inputs, setting.grid)
-    assert reference_point is inputs.reference
+    given = reference_of(inputs, setting.grid)
+    _, handed_on = prior(inputs.content, inputs.query_embed, given, inputs.sizes_hw, setting.grid)
+    assert handed_on is given
     with pytest.raises(AssertionError, match="first layer"):
         prior(inputs.content, inputs.query_embed, None, inputs.sizes_hw, setting.grid)
 
@@ -90,10 +96,30 @@ def test_float32_under_autocast(scale_type: str) -> None:
     prior, inputs = setting.build(), setting.inputs()
     expected, point = prior(*inputs, setting.grid)
     with torch.autocast("cpu", torch.bfloat16):
-        log_prior, reference_point = prior(*inputs, setting.grid)
-    assert log_prior.x.dtype == reference_point.dtype == torch.float32
+        log_prior, same_point = prior(*inputs, setting.grid)
+    assert log_prior.x.dtype == same_point.logits.dtype == torch.float32
     assert torch.equal(log_prior.dense(), expected.dense())
-    assert torch.equal(reference_point, point)
+    assert torch.equal(same_point.logits, point.logits)
+
+
+@pytest.mark.parametrize(("scale_type", "kernel"), SHAPES)
+def test_padding_is_hidden_and_nothing_else_changes(scale_type: str, kernel: str) -> None:
+    """-inf on the padding of rows and columns; elsewhere nothing changes, nor, through a softmax, in the gradients."""
+    setting = Setting(scale_type, kernel=kernel, dtype=torch.float32)
+    prior, inputs, grid = setting.build(), setting.inputs(), setting.grid
+    rows, columns = (torch.zeros(2, n, dtype=torch.bool) for n in (grid.rows, grid.columns))
+    rows[1, -1], columns[1, -2:] = True, True
+    padded = replace(grid, row_is_padding=rows, column_is_padding=columns)
+    is_padding = padded.is_padding()
+    assert is_padding is not None
+    hidden = is_padding.flatten(1)[:, None, None]
+    ours, plain = (prior(*inputs, one)[0].dense() for one in (padded, grid))
+    expected = plain.masked_fill(hidden, float("-inf"))
+    assert torch.equal(ours.isinf(), hidden.expand_as(ours))
+    assert_near(ours.masked_fill(hidden, 0.0), expected.masked_fill(hidden, 0.0), 1e-6)
+    leaves = [inputs.content, inputs.query_embed, *prior.parameters()]
+    for a, b in zip(gradients(ours.softmax(-1), leaves), gradients(expected.softmax(-1), leaves), strict=True):
+        assert_near(a, b, 1e-5)
 
 
 def test_bfloat16_content_is_computed_in_float32() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fovea_detr.loss.matcher import Match
+from fovea_detr.loss.criterion import Criterion
+from fovea_detr.loss.matcher import Match, Matcher
 from fovea_detr.loss.measures import measures
 from fovea_detr.types import Predictions, Target
 from tests.predictions import random_predictions, random_targets
@@ -43,5 +44,21 @@ def random_matches(targets: list[Target], queries: int) -> list[Match]:
 def test_they_equal_the_published_ones(counts: tuple[int, ...], loss: str) -> None:
     predictions, targets = random_predictions(2, len(counts), 7, loss=loss), random_targets(*counts)
     matches = random_matches(targets, 7)
-    found = {name: value.item() for name, value in measures(predictions, targets, matches).items()}
+    images = torch.tensor([b for b, (queries, _) in enumerate(matches) for _ in queries], dtype=torch.int64)
+    queries = torch.cat([queries for queries, _ in matches])
+    labels = torch.cat([target.labels[objects] for target, (_, objects) in zip(targets, matches, strict=True)])
+    measured = measures(predictions.logits[-1], images, queries, labels, torch.tensor(counts))
+    found = {name: value.item() for name, value in measured.items()}
     assert found == pytest.approx(published(predictions, targets, matches), abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 5), (0, 0), (9, 2)], ids=str)
+def test_the_criterion_measures_its_last_layer(counts: tuple[int, ...]) -> None:
+    predictions, targets = random_predictions(3, len(counts), 7), random_targets(*counts)
+    weights = {"classification": 2.0, "l1": 5.0, "giou": 2.0}
+    criterion = Criterion(
+        Matcher(2.0, 5.0, 2.0, "focal"), weights, loss="focal", class_outputs=predictions.logits.shape[-1]
+    )
+    losses = criterion(predictions, targets)
+    found = {name: value.item() for name, value in losses.measures.items()}
+    assert found == pytest.approx(published(predictions, targets, losses.matches[-1]), abs=1e-4)

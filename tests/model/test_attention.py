@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fovea_detr.fovea.prior import hiding
 from fovea_detr.fovea.separable import Separable
-from fovea_detr.model.attention import Attention, dropped_attention
+from fovea_detr.model.attention import Attention, CrossAttention, SelfAttention, dropped_attention, for_layers
 from fovea_detr.model.transformer import Dropout
 from tests import reference
 from tests.fovea.priors import assert_near, gradients, randomise
@@ -18,8 +21,8 @@ NUM_KEYS = ROWS * COLUMNS
 HEADS = pytest.mark.parametrize("heads", [1, 3, 4])
 
 
-def twins(heads: int) -> tuple[Attention, nn.MultiheadAttention]:
-    ours, theirs = Attention(HIDDEN, heads, dropout=0.0), nn.MultiheadAttention(HIDDEN, heads, batch_first=True)
+def twins(heads: int, kind: type[Attention] = CrossAttention) -> tuple[Any, nn.MultiheadAttention]:
+    ours, theirs = kind(HIDDEN, heads, dropout=0.0), nn.MultiheadAttention(HIDDEN, heads, batch_first=True)
     randomise(ours, seed=1)
     theirs.load_state_dict(ours.state_dict())  # strict: the names and the packing are the same
     return ours, theirs
@@ -31,6 +34,17 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
     shapes = [(2, NUM_QUERIES, HIDDEN), (2, NUM_KEYS, HIDDEN), (2, NUM_KEYS, HIDDEN)]
     query, key, value = (torch.randn(shape, generator=draw).requires_grad_() for shape in shapes)
     return query, key, value
+
+
+def crossed(ours: CrossAttention, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """[B, n, D] each -> [B, Q, D]."""
+    (memory,) = for_layers([ours], key.flatten(0, 1), value.flatten(0, 1), len(key))
+    return ours(query.flatten(0, 1), memory, **options).view_as(query)
+
+
+def hidden_unless(may_attend: Tensor) -> Tensor:
+    """A bool mask, True where a key is seen -> one that is added to the scores."""
+    return torch.zeros(may_attend.shape).masked_fill(~may_attend, float("-inf"))
 
 
 def padding() -> Tensor:
@@ -70,16 +84,43 @@ def test_equals_torch(heads: int, masked: str) -> None:
     query, key, value = inputs()
     options, torchs = {}, {}
     if masked == "padding":
-        options, torchs = {"may_attend": ~padding()[:, None, None]}, {"key_padding_mask": padding()}
+        options, torchs = {"mask": hiding(padding(), torch.float32)}, {"key_padding_mask": padding()}
     elif masked == "some_keys":
-        options, torchs = {"may_attend": some_keys(heads)}, {"attn_mask": ~some_keys(heads).flatten(0, 1)}
+        options, torchs = {"mask": hidden_unless(some_keys(heads))}, {"attn_mask": ~some_keys(heads).flatten(0, 1)}
     elif masked != "nothing":
         prior = random_prior(heads, padded=masked == "prior_and_padding")
         options, torchs = {"prior": prior}, {"attn_mask": prior.dense().flatten(0, 1)}
     expected, _ = theirs(query, key, value, **torchs, need_weights=True)
     named = dict(theirs.named_parameters())
     pairs = [(x, x) for x in (query, key, value)] + [(p, named[name]) for name, p in ours.named_parameters()]
-    assert_same_with_gradients(ours(query, key, value, **options), expected, pairs)
+    assert_same_with_gradients(crossed(ours, query, key, value, **options), expected, pairs)
+
+
+@HEADS
+@pytest.mark.parametrize("padded", [False, True])
+def test_self_attention_equals_torch(heads: int, padded: bool) -> None:
+    ours, theirs = twins(heads, SelfAttention)
+    _, place, value = inputs()
+    mask, torchs = (hiding(padding(), torch.float32), {"key_padding_mask": padding()}) if padded else (None, {})
+    expected, _ = theirs(place, place, value, **torchs, need_weights=True)
+    result = ours(place.flatten(0, 1), value.flatten(0, 1), 2, mask).view_as(expected)
+    named = dict(theirs.named_parameters())
+    pairs = [(x, x) for x in (place, value)] + [(p, named[name]) for name, p in ours.named_parameters()]
+    assert_same_with_gradients(result, expected, pairs)
+
+
+def test_the_keys_and_values_of_all_layers_equal_those_of_each() -> None:
+    """With gradients, of layers that see the same cells."""
+    layers = [twins(3)[0] for _ in range(3)]
+    for seed, layer in enumerate(layers):
+        randomise(layer, seed)
+    query, key, value = inputs()
+    rows, keys, values = (x.flatten(0, 1) for x in (query, key, value))
+    seen_by_layer = for_layers(layers, keys, values, batch=2)
+    together = torch.stack([layer(rows, seen) for layer, seen in zip(layers, seen_by_layer, strict=True)])
+    alone = torch.stack([crossed(layer, query, key, value).flatten(0, 1) for layer in layers])
+    leaves = [query, key, value, *(parameter for layer in layers for parameter in layer.parameters())]
+    assert_same_with_gradients(together, alone, [(x, x) for x in leaves])
 
 
 @HEADS
@@ -89,13 +130,13 @@ def test_equals_the_formula(heads: int) -> None:
     log_prior = random_prior(heads, padded=False).dense()
     expected = reference.attention(dict(ours.named_parameters()), query, key, value, heads, log_prior, padding())
     leaves = [query, key, value, *ours.parameters()]
-    result = ours(query, key, value, prior=random_prior(heads, padded=True))
+    result = crossed(ours, query, key, value, prior=random_prior(heads, padded=True))
     assert_same_with_gradients(result, expected, [(x, x) for x in leaves])
 
 
 def test_a_mask_and_a_prior_exclude_each_other() -> None:
     with pytest.raises(AssertionError):
-        twins(1)[0](*inputs(), may_attend=some_keys(1), prior=random_prior(1, padded=False))
+        crossed(twins(1)[0], *inputs(), mask=hidden_unless(some_keys(1)), prior=random_prior(1, padded=False))
 
 
 def test_starts_as_torch_does() -> None:
@@ -109,11 +150,10 @@ def test_starts_as_torch_does() -> None:
 
 def test_dropout_only_while_training() -> None:
     torch.manual_seed(0)
-    attention = Attention(HIDDEN, 3, dropout=0.5)
-    query, key, value = inputs()
-    assert not torch.equal(attention(query, key, value), attention(query, key, value))
+    attention = CrossAttention(HIDDEN, 3, dropout=0.5)
+    assert not torch.equal(crossed(attention, *inputs()), crossed(attention, *inputs()))
     attention.eval()
-    assert torch.equal(attention(query, key, value), attention(query, key, value))
+    assert torch.equal(crossed(attention, *inputs()), crossed(attention, *inputs()))
 
 
 @pytest.mark.parametrize("masked", ["nothing", "padding", "some_keys"])
@@ -123,7 +163,8 @@ def test_attention_with_dropout_is_the_formulas_with_what_was_dropped(masked: st
     shapes = [(2, 3, NUM_QUERIES, 4), (2, 3, NUM_KEYS, 4), (2, 3, NUM_KEYS, 4)]
     leaves = [torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_() for shape in shapes]
     query, key, value = leaves
-    mask = {"nothing": None, "padding": ~padding()[:, None, None], "some_keys": some_keys(3)}[masked]
+    masks = {"padding": hiding(padding(), torch.float64), "some_keys": hidden_unless(some_keys(3)).double()}
+    mask = masks.get(masked)
 
     def dropped(values: Tensor) -> Tensor:
         torch.manual_seed(3)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fovea_detr.build import build_decoder
-from fovea_detr.fovea.prior import CellGrid
+from fovea_detr.fovea.prior import CellGrid, hiding
+from fovea_detr.model.attention import for_layers
 from fovea_detr.model.transformer import DecoderLayer, EncoderLayer, FeedForward
 from tests import reference
 from tests.fovea.priors import assert_near, randomise
@@ -49,8 +50,9 @@ def test_encoder_layer_equals_torch(pre_norm: bool) -> None:
     randomise(layer, seed=1)
     cells = drawn(2, 7, HIDDEN, seed=2)
     theirs = torch_twin(layer, nn.TransformerEncoderLayer, pre_norm)(cells, src_key_padding_mask=padding())
-    ours = layer(cells, torch.zeros_like(cells), ~padding()[:, None, None])
-    assert_near(ours, theirs, 1e-5)
+    rows = cells.flatten(0, 1)
+    ours = layer(rows, torch.zeros_like(rows), hiding(padding(), torch.float32))
+    assert_near(ours.view_as(theirs), theirs, 1e-5)
 
 
 @NORM_PLACES
@@ -60,23 +62,23 @@ def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
     content, memory = drawn(2, 5, HIDDEN, seed=2), drawn(2, 7, HIDDEN, seed=3)
     twin = torch_twin(layer, nn.TransformerDecoderLayer, pre_norm)
     theirs = twin(content, memory, memory_key_padding_mask=padding())
-    ours = layer(content, torch.zeros(5, HIDDEN), memory, memory, may_attend=~padding()[:, None, None])
-    assert_near(ours, theirs, 1e-5)
+    rows, cells = content.flatten(0, 1), memory.flatten(0, 1)
+    (seen,) = for_layers([layer.cross_attention], cells, cells, batch=2)
+    ours = layer(rows, torch.zeros_like(rows), seen, mask=hiding(padding(), torch.float32))
+    assert_near(ours.view_as(theirs), theirs, 1e-5)
 
 
 def test_positions_reach_queries_and_keys_but_not_values() -> None:
     """Attention to a single cell returns the value of that cell, wherever the cell is."""
     layer = EncoderLayer(HIDDEN, HEADS, WIDE, 0.0, pre_norm=False)
     randomise(layer, seed=1)
-    cells = drawn(2, 7, HIDDEN, seed=2)
-    one_cell = torch.zeros(2, 1, 1, 7, dtype=torch.bool)
-    one_cell[..., 3] = True
-    near, far = (layer(cells, place, one_cell) for place in (torch.zeros_like(cells), drawn(2, 7, HIDDEN, seed=4)))
+    cells, nowhere = drawn(14, HIDDEN, seed=2), torch.zeros(14, HIDDEN)
+    places = nowhere, drawn(14, HIDDEN, seed=4)
+    one_cell = hiding(torch.arange(7).expand(2, -1) != 3, torch.float32)
+    near, far = (layer(cells, place, one_cell) for place in places)
     assert_near(near, far, 1e-6)
-    everywhere = torch.ones_like(one_cell)
-    assert not torch.allclose(
-        layer(cells, torch.zeros_like(cells), everywhere), layer(cells, drawn(2, 7, HIDDEN, seed=4), everywhere)
-    )
+    near, far = (layer(cells, place, torch.zeros_like(one_cell)) for place in places)
+    assert not torch.allclose(near, far)
 
 
 @pytest.mark.parametrize("fovea", [True, False], ids=["fovea", "plain"])
@@ -112,7 +114,7 @@ def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
     decoder = build_decoder(small_config("model.decoder_layers=3"))
     priors: list[Any] = [layer.prior for layer in decoder.layers]
     assert [prior.reference is not None for prior in priors] == [True, False, False]
-    handed: list[Tensor | None] = []
+    handed: list[Any] = []
     for prior in priors:
         prior.register_forward_pre_hook(lambda _module, inputs: handed.append(inputs[2]))
     memory = drawn(1, 6, 16, seed=0)
@@ -125,7 +127,8 @@ def test_layer_0_alone_owns_the_reference_and_later_layers_reuse_it() -> None:
     )
     assert len(outputs) == 3
     assert handed[0] is None
-    assert handed[1] is handed[2] is reference
+    assert handed[1] is handed[2]
+    assert handed[1].logits is reference
     assert reference.shape == (1, 7, 2)
 
 

@@ -26,9 +26,12 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2)
 WORKERS = ("data.workers=2", "data.in_memory=false", "data.bucketing=true")
 MASKS = ("model.masks=true", "data=shapes_panoptic", "panoptic.score=sigmoid", "panoptic.threshold=0.3")
 MASKS += ("panoptic.crop=true",)
+BF16 = ("precision=bf16",)
 
 
-@pytest.mark.parametrize(("ranks", "kills", "more"), [(1, 10, ()), (2, 5, ()), (1, 4, WORKERS), (2, 4, MASKS)])
+@pytest.mark.parametrize(
+    ("ranks", "kills", "more"), [(1, 10, ()), (2, 5, ()), (1, 4, WORKERS), (2, 4, MASKS), (1, 3, BF16)]
+)
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, ranks: int, kills: int, more: tuple[str, ...]) -> None:
     images = f"data.train_images={160 * ranks}"
     arguments = (*SHORT, images, f"data.cache={tmp_path / 'cache'}", *more)
