@@ -21,6 +21,7 @@ def test_ten_thousand_folders(tmp_path):
     assert len(table) >= 10_000 / 3 / 2, "half of them are plain DETR, which reads no axis of the fovea"
 
 
+@pytest.mark.slow
 def test_a_small_study_is_complete(tmp_path):
     broken = write_study(tmp_path / "study", 90, broken_share=0.2)
     assert {path.parent.name for path in broken} == {"study"}

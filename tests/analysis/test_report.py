@@ -204,6 +204,7 @@ def test_header_and_names_stay_and_the_metric_comes_first(page_file, tab, width)
     assert tab.ask(f"getComputedStyle({wide}.querySelector('thead th')).position") == "sticky"
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [380, 1400])

@@ -202,6 +202,7 @@ def test_published_names_and_back() -> None:
     assert not any(name.startswith("detr.") for name in in_published_names(small_model().state_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [saved, published])
 def test_a_checkpoint_with_masks_fits_with_and_without(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(tmp_path / "a.pt", MASKS)
