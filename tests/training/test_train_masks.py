@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from fovea_detr import assembly, experiment
@@ -202,18 +202,22 @@ def test_published_names_and_back() -> None:
     assert not any(name.startswith("detr.") for name in in_published_names(small_model().state_dict()))
 
 
-@pytest.mark.slow
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    expected = other.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("make", [saved, published])
 def test_a_checkpoint_with_masks_fits_with_and_without(make: Callable[..., Path], tmp_path: Path) -> None:
     path = make(tmp_path / "a.pt", MASKS)
     model = small_model(MASKS, seed=1)
     assert load_weights(model, path).notes == []
-    assert all(torch.equal(value, small_model(MASKS).state_dict()[name]) for name, value in model.state_dict().items())
+    assert_same(model, small_model(MASKS))
     boxes = small_model(seed=1)
     report = load_weights(boxes, path)
     assert "its mask head is left out, for the model has none (model.masks=false)" in report.describe()
     assert report.missing == []
-    assert all(torch.equal(value, small_model().state_dict()[name]) for name, value in boxes.state_dict().items())
+    assert_same(boxes, small_model())
 
 
 @pytest.mark.parametrize("make", [saved, published])
