@@ -7,7 +7,8 @@ Both sides load both splits in every rank, shuffle, and run worker processes: ou
 published way with torchvision's CocoDetection and torch's DataLoader, as DETR's main.py does. CPU seconds and memory
 (proportional set size: a shared page counts once) are those of the whole process tree. The start of ours ends when the
 data, the model and the ranks are ready, that of the published way when its workers are. The first start parses the
-annotations and stores them below data.cache (of `tiny`: generates the images), the second one finds them there.
+annotations and stores them below data.cache (of `tiny`: generates the images), the second one finds them
+there: name both with --only.
 """
 
 from __future__ import annotations
