@@ -354,6 +354,7 @@ def test_what_torchs_import_creates_is_never_searched_for_garbage() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["fovea_detr.data", "fovea_detr.evaluation", "fovea_detr.export", "fovea_detr.predict", "fovea_detr.study"],

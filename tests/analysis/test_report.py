@@ -95,6 +95,7 @@ def test_the_page_contains_question_failures_provenance_and_commands(page_file):
     assert "https://" not in text
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [380, 1400])
@@ -113,6 +114,7 @@ def test_nothing_overflows_and_the_console_is_silent(page_file, tab, width, dark
     assert {url for url in tab.requests if not url.startswith("data:")} == {page_file.as_uri()}
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [380, 1400])
 def test_a_click_sorts_and_a_second_click_reverses(page_file, tab, width):
@@ -148,6 +150,7 @@ def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "page.html"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_paper_loses_no_column(page_file, forty, tab):
     for file, width in ((page_file, 1047), (forty, 1047)):  # A4 across, without its margins, at 96 pixels an inch
@@ -156,6 +159,7 @@ def test_paper_loses_no_column(page_file, forty, tab):
         assert tab.ask("getComputedStyle(document.querySelector('.wide')).overflow") == "visible"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_forty_rows_have_eight_in_colour_and_a_tick_chooses_another(forty, tab):
     tab.open(forty, 1400)
@@ -169,6 +173,7 @@ def test_forty_rows_have_eight_in_colour_and_a_tick_chooses_another(forty, tab):
     assert tab.ask("document.querySelectorAll('#results input:checked').length") == 8
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_filter_keeps_the_rows_that_hold_every_word(page_file, tab):
     tab.open(page_file, 1400)
@@ -179,6 +184,7 @@ def test_the_filter_keeps_the_rows_that_hold_every_word(page_file, tab):
     assert tab.ask(shown) == ["type2, mixture=none"]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_pointer_reads_a_value_off_a_curve(page_file, tab):
     tab.open(page_file, 1400)
@@ -191,6 +197,7 @@ def test_the_pointer_reads_a_value_off_a_curve(page_file, tab):
     assert told == f"type3, mixture=none: {printed.split()[0]} at epoch 50"
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("width", [380, 1400])
 def test_header_and_names_stay_and_the_metric_comes_first(page_file, tab, width):
@@ -260,6 +267,7 @@ def test_the_printed_command_runs(tmp_path):
         assert "done already" in again
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_page_of_a_study_with_nothing_finished(write, tab, tmp_path):
     write("seed=0", result=None).write_state("queued")
