@@ -68,7 +68,7 @@ class Case:
 
     def layer_ours(self) -> Tensor:
         prior, _ = self.prior(self.content, self.query_embed, None, self.sizes_hw, self.grid)
-        queries, keys, values = ((self.content + self.query_embed), self.places, self.memory)
+        queries, keys, values = (self.content + self.query_embed, self.places, self.memory)
         (seen,) = for_layers([self.attention], keys.flatten(0, 1), values.flatten(0, 1), len(keys))
         return self.attention(queries.flatten(0, 1), seen, prior=prior).view_as(queries)
 

@@ -55,7 +55,8 @@ def resampled_metrics(file: MatchFile) -> list[str]:
 def asked_of(metrics: Sequence[str]) -> Iterator[tuple[MatchFile, list[str]]]:
     """The files of matches that these metrics need, each with its own."""
     for file in MATCH_FILES:
-        if asked := [name for name in metrics if name in resampled_metrics(file)]:
+        known = resampled_metrics(file)
+        if asked := [name for name in metrics if name in known]:
             yield file, asked
 
 
@@ -87,10 +88,11 @@ def noted(run: Run) -> Iterator[None]:
 def samples(rows: Iterable[Row], metric: str, resampled: Resampled) -> dict[str, verdict.Row]:
     """The finished rows that have the metric, by label."""
     found, resamples = {}, resampled.get(metric, {})
+    arrays = {path: one.values for path, one in resamples.items()}
     for row in rows:
         numbers = {run.path: run.numbers[metric] for run in row.counted if metric in run.numbers}
         if numbers and row.is_finished:
-            found[row.label] = _sample(numbers, {p: one.values for p, one in resamples.items()}, metric, resamples)
+            found[row.label] = _sample(numbers, arrays, metric, resamples)
     return found
 
 

@@ -49,10 +49,10 @@ WORKS_WITH = {("kernel", "laplace"): ("dynamic_scale", ("type1", "type2", "type3
 
 # What a model, a mode or data do not read: (leaf, its value as text) -> nodes, leaves. Blank in tables; no condition
 # holds on it.
-OF_MASKS = ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS))
+MASK_KEYS = ("model.mask_prior", "model.freeze_detector", *(f"model.loss_weights.{part}" for part in MASK_PARTS))
 UNREAD = {("model.fovea", "false"): (*AXES, "fovea", "model.mask_prior")}
 UNREAD |= {("mode", "eval"): ("schedule", "train", "model.freeze_detector")}
-UNREAD |= {("model.masks", "false"): (*OF_MASKS, "panoptic")}
+UNREAD |= {("model.masks", "false"): (*MASK_KEYS, "panoptic")}
 UNREAD |= {("data", name): ("panoptic",) for name in CHOICES["data.name"] if name not in PANOPTIC}
 
 
@@ -189,7 +189,7 @@ def _check_model(model: Model) -> None:
 
 def _check_masks(model: Model) -> None:
     usual, values = leaves(Model(), "model"), leaves(model, "model")
-    for key in OF_MASKS:
+    for key in MASK_KEYS:
         _refuse(
             not model.masks and values[key] != usual[key],
             f"{key}={str(values[key]).lower()} needs a mask head: add model.masks=true, or leave it out",

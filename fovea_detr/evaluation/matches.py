@@ -155,9 +155,9 @@ def read_matches(folder: Path, name: str = MATCHES) -> Matches:
     return _read(folder, name, Matches)
 
 
-def read_segments(folder: Path, name: str = OF_SEGMENTS.name()) -> Segments:
+def read_segments(folder: Path) -> Segments:
     """As `read_matches`, of panoptic segments, with the PQ of result.json."""
-    return _read(folder, name, Segments)
+    return _read(folder, OF_SEGMENTS.name(), Segments)
 
 
 def check_result(folder: Path, score: float, source: str, file: MatchFile = OF_BOXES) -> None:

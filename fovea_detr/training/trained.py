@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from fovea_detr.config.checks import check_panoptic
+from fovea_detr.config.checks import MASK_KEYS, check_panoptic
 from fovea_detr.config.schema import AXES, Config, Data
 from fovea_detr.errors import ConfigError, WeightsError
 from fovea_detr.model.published import in_our_names, is_torchvision
@@ -23,7 +23,7 @@ from fovea_detr.training.files import read, tensors_of
 # Settings of the model that change no evaluation.
 OF_TRAINING = ("model.backbone_weights", "model.batch_norm", "model.dropout", "model.loss_weights", "model.match_costs")
 OF_TRAINING += ("model.freeze_detector",)
-OF_MASKS = ("masks", "mask_prior", "freeze_detector", "loss_weights")  # keys of `model` that need a mask head
+OF_MASKS = ("masks", *dict.fromkeys(key.split(".")[1] for key in MASK_KEYS))  # keys of `model` that need a mask head
 ARGUMENTS = {  # of the published training script -> keys of `model`
     "hidden_dim": "hidden",
     "nheads": "heads",
